@@ -1,0 +1,41 @@
+# Two commands matter: `make course` (set up, run everything) and `make test` (set up, check everything).
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+# TORCH=cpu adds PyTorch's own index of CPU-only builds: a far smaller download for laptops, where it can be reached.
+ifeq ($(TORCH),cpu)
+TORCH_INDEX := --extra-index-url https://download.pytorch.org/whl/cpu
+endif
+
+.PHONY: course test lab notebooks record data clean
+
+course: $(READY)
+	$(BIN)/python tools/run_course.py
+
+test: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest tests --nbmake notebooks --nbmake-timeout=600
+
+lab: $(READY)
+	$(BIN)/jupyter lab notebooks/00_start_here.ipynb
+
+# notebooks/text/*.py -> notebooks/*.ipynb, executed, outputs kept
+notebooks: $(READY)
+	$(BIN)/python tools/build_notebooks.py
+
+# Rewrites the bundled rows, questions and probes; `tools/build_tiny_model.py` then pre-trains the tiny model (about 10 min).
+data: $(READY)
+	$(BIN)/python tools/build_data.py
+
+clean:
+	rm -rf .venv runs .pytest_cache .ruff_cache *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else "Python 3.11 to 3.13 is needed, this is %d.%d. Try: make PYTHON=python3.12 ..." % v)'
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "This Python has no venv module. On Debian or Ubuntu: apt install python3-venv"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH_INDEX) -c constraints.txt -e '.[dev]'
+	@touch $@

@@ -1,0 +1,265 @@
+"""Rows -> conversations: one reader for the layouts in which the paper's three datasets were released (section 3.1)."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from datasets import Dataset, Features, List, Value
+
+from aurora_lib.scale import DATA
+
+# name: (the released file, patterns of samples and parts of it, repository and folder on the hub)
+SOURCES = {
+    "alpaca_zh": ("alpaca_data_zh_51k.json", ("alpaca_zh*", "alpaca_data_zh*"), "llamafactory/alpaca_zh", ""),
+    "alpaca_gpt4_zh": (
+        "alpaca_gpt4_data_zh.json",
+        ("alpaca_gpt4_zh*", "alpaca_gpt4_data_zh*"),
+        "llamafactory/alpaca_gpt4_zh",
+        "",
+    ),
+    "sharegpt_zh": (
+        "common_zh_70k.jsonl",
+        ("sharegpt_zh*", "common_zh*"),
+        "shareAI/ShareGPT-Chinese-English-90k",
+        "sharegpt_jsonl/",
+    ),
+}
+TURN = {"role": Value("string"), "content": Value("string")}
+FEATURES = Features(dict.fromkeys(("id", "source", "category"), Value("string")) | {"messages": List(TURN)})
+ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+CHINESE_KEYS = {"指示": "instruction", "指令": "instruction", "输入": "input", "输出": "output"}
+AGAIN = "Download it again, or point AURORA_DATA at a complete copy."
+JSON = json.JSONDecoder(strict=False)  # strict would refuse raw tabs and line breaks inside a text
+SPACE, NEXT_ROW = re.compile(r"\s*"), re.compile(r"\}\s*(,)\s*\{")
+SURROGATE = re.compile(r"[\ud800-\udfff]")
+
+
+class DataError(ValueError):
+    """Data that cannot be used; the message names the file, the row and the remedy."""
+
+
+class _NotAConversation(ValueError):
+    """Why one row is no conversation."""
+
+
+def load(name: str, path: str | Path | None = None, *, revision: str | None = None) -> Dataset:
+    """One source as conversations: columns `id, source, category, messages` (a list of `{role, content}`).
+
+    `path` is a file, a folder, None for the bundled sample, or "hub" for the released file from the Hugging
+    Face hub, at `revision` where one is given (see `files`). Rows that are no conversation are left out and
+    listed by `rejected`: loaded + rejected == rows in the file. Raises DataError for an unknown name, and for
+    a file that is missing, empty, truncated or not UTF-8.
+    """
+    found = []
+    for file in files(name, path, revision=revision):
+        within = file.relative_to(path) if path not in (None, "hub") and Path(path).is_dir() else file.name
+        for number, (_, _, row, messages) in enumerate(_conversations(file), 1):
+            if isinstance(messages, list):
+                category = row["category"] if isinstance(row.get("category"), str) else ""
+                found.append(
+                    dict(id=f"{name}:{within}:{number}", source=name, category=category, messages=messages)
+                )
+    return Dataset.from_list(found, features=FEATURES)
+
+
+def rejected(path: str | Path | None = None) -> list[dict]:
+    """The rows that are no conversation: dicts of `file`, `line` (from 1), `reason`, `row` (80 characters).
+
+    `path` is a file, or a folder in which the files of all three sources are read; None is the bundled sample.
+    Raises DataError as `load` does.
+    """
+    path = Path(path or DATA / "rows")
+    chosen = [file for name in SOURCES for file in _in_folder(name, path)] if path.is_dir() else [path]
+    return [
+        {"file": str(file), "line": line, "reason": messages, "row": text[:80]}
+        for file in chosen
+        for line, text, _, messages in _conversations(file)
+        if isinstance(messages, str)
+    ]
+
+
+def files(name: str, path: str | Path | None = None, *, revision: str | None = None) -> list[Path]:
+    """The files `load` reads: `path` itself or, in a folder at any depth, the released file, else parts of it.
+
+    Raises DataError for an unknown name, and where there is nothing to read.
+    """
+    if name not in SOURCES:
+        raise DataError(f"There is no source {name!r}. The three are: {', '.join(SOURCES)}.")
+    if path == "hub":
+        return [_download(name, revision)]
+    path = Path(path or DATA / "rows")
+    released, parts, *_ = SOURCES[name]
+    if not path.exists():
+        raise DataError(f"{path} does not exist. Point AURORA_DATA at a folder that holds {released}.")
+    found = _in_folder(name, path) if path.is_dir() else [path]
+    if not found:
+        wanted = ", ".join([released, *(f"{part}.json[l]" for part in parts)])
+        raise DataError(
+            f"{path} holds no file of {name} ({wanted}). Point AURORA_DATA at a folder that does."
+        )
+    return found
+
+
+def _in_folder(name: str, folder: Path) -> list[Path]:
+    released, parts, *_ = SOURCES[name]
+    whole = sorted(folder.rglob(released), key=lambda file: (len(file.parts), file))
+    found = {file for part in parts for file in folder.rglob(part) if file.suffix in (".json", ".jsonl")}
+    return whole[:1] or sorted(found)
+
+
+def _download(name: str, revision: str | None) -> Path:
+    """The released file, fetched as a file: our own reader then treats its bad rows as it does anywhere."""
+    from huggingface_hub import hf_hub_download
+
+    released, _, repository, folder = SOURCES[name]
+    try:
+        return Path(hf_hub_download(repository, folder + released, repo_type="dataset", revision=revision))
+    except Exception as error:  # offline, moved, disk full: many kinds, and one remedy for all of them
+        raise DataError(
+            f"{released} could not be had from the Hugging Face hub ({repository}: {type(error).__name__}). Check "
+            "the network or set HF_ENDPOINT to a mirror; or download it by hand and set AURORA_DATA to its folder."
+        ) from error
+
+
+def _rows(file: Path) -> Iterator[tuple[int, str, object]]:
+    """Each row of a JSON array or JSON Lines file: its first line, its text, its value or _NotAConversation."""
+    if not file.exists():
+        raise DataError(f"{file} does not exist. Check the path, or AURORA_DATA.")
+    # Bytes that are not UTF-8 become lone surrogates: they spoil their own row and no other.
+    text = file.read_bytes().decode("utf-8-sig", "surrogateescape")
+    if not text.strip():
+        raise DataError(f"{file} is empty. {AGAIN}")
+    is_array = text.lstrip().startswith("[") and file.suffix != ".jsonl"
+    yield from _array(file, text) if is_array else _lines(file, text)
+
+
+def _lines(file: Path, text: str) -> Iterator[tuple[int, str, object]]:
+    lines = text.split("\n")
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            value = JSON.decode(line)
+        except (ValueError, RecursionError) as error:
+            if number == len(lines) and line.startswith("{"):
+                raise DataError(
+                    f"{file} stops in the middle of its last row, line {number}. {AGAIN}"
+                ) from error
+            value = _invalid(error)
+        yield number, line, value
+
+
+def _array(file: Path, text: str) -> Iterator[tuple[int, str, object]]:
+    """Walk the array row by row: true line numbers, and a broken row does not hide those behind it."""
+    at, end = text.index("[") + 1, len(text.rstrip()) - 1  # `end`: where the closing bracket should be
+    row, line, counted = 0, 1, 0
+    while (at := SPACE.match(text, at).end()) < end or text[end] != "]":
+        row, line, counted = row + 1, line + text.count("\n", counted, at), at
+        try:
+            value, stop = JSON.raw_decode(text, at)
+            stop = SPACE.match(text, stop).end()
+            if text[stop : stop + 1] != "," and (stop != end or text[end] != "]"):
+                raise json.JSONDecodeError("Expecting ',' delimiter", text, stop)
+        except (ValueError, RecursionError) as error:
+            if text[end] != "]" or getattr(error, "pos", 0) > end:
+                raise DataError(f"{file} stops in the middle of row {row}, line {line}. {AGAIN}") from error
+            following = NEXT_ROW.search(text, at)
+            value, stop = _invalid(error), following.start(1) if following else end
+        yield line, text[at:stop], value
+        at = stop + 1
+
+
+def _invalid(error: Exception) -> _NotAConversation:
+    deep = isinstance(error, RecursionError)
+    return _NotAConversation(
+        "nested too deeply" if deep else f"not valid JSON ({getattr(error, 'msg', error)})"
+    )
+
+
+def _conversations(file: Path) -> Iterator[tuple[int, str, object, list[dict] | str]]:
+    """Each row as line, text, value, and its messages or the reason why it has none."""
+    good, spoilt = 0, None
+    for line, text, row in _rows(file):
+        try:
+            messages = _messages(row)
+            good += 1
+        except _NotAConversation as error:
+            messages = str(error)
+            spoilt = spoilt or (line if SURROGATE.search(text) else None)
+        yield line, text, row, messages
+    if spoilt and not good:
+        raise DataError(f"{file} is not UTF-8 (line {spoilt}). Convert it to UTF-8, or check AURORA_DATA.")
+
+
+def _messages(row: object) -> list[dict]:
+    """The conversation in one row, whatever its layout. Raises _NotAConversation with the reason."""
+    if isinstance(row, _NotAConversation):
+        raise row
+    if not isinstance(row, dict):
+        raise _NotAConversation(f"the row is {_kind(row)}, not an object")
+    row = {CHINESE_KEYS.get(key, key): value for key, value in row.items()}
+    key = next((key for key in ("messages", "conversations", "conversation") if key in row), None)
+    if key:
+        if not isinstance(row[key], list):
+            raise _NotAConversation(f"`{key}` is {_kind(row[key])}, not a list of turns")
+        messages = [message for turn in row[key] for message in _turn(turn)]
+    elif row.keys() & {"instruction", "input", "output"}:
+        messages = _alpaca(row)
+    else:
+        raise _NotAConversation(f"no known layout (its keys: {', '.join(row)[:60] or 'none'})")
+    for role in ("user", "assistant"):
+        if not any(message["role"] == role for message in messages):
+            raise _NotAConversation(f"no {role} turn")
+    return messages
+
+
+def _alpaca(row: dict) -> list[dict]:
+    """`{instruction, input, output}`, with earlier `[question, answer]` pairs in an optional `history`."""
+    history = row.get("history") or []
+    if not isinstance(history, list) or not all(
+        isinstance(pair, list) and len(pair) == 2 for pair in history
+    ):
+        raise _NotAConversation("`history` is not a list of [question, answer] pairs")
+    about = _text(row, "input") if row.get("input") is not None else ""
+    asked = "\n".join(filter(None, (_text(row, "instruction"), about)))
+    texts = [_text({"history": text}, "history") for pair in history for text in pair] + [
+        asked,
+        _text(row, "output"),
+    ]
+    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+
+
+def _turn(turn: object) -> list[dict]:
+    """One turn: `{human, assistant}` is up to two messages, `{from, value}` and `{role, content}` are one."""
+    if not isinstance(turn, dict):
+        raise _NotAConversation(f"a turn is {_kind(turn)}, not an object")
+    if "human" in turn:
+        keys = ("human", "assistant") if turn.get("assistant") is not None else ("human",)
+        return [{"role": ROLES[key], "content": _text(turn, key)} for key in keys]
+    by, said = ("from", "value") if "from" in turn else ("role", "content")
+    if not isinstance(turn.get(by), str) or turn[by] not in ROLES:
+        raise _NotAConversation(f"a turn is by {turn.get(by)!r:.40}: not a user, assistant or system")
+    return [{"role": ROLES[turn[by]], "content": _text(turn, said)}]
+
+
+def _text(holder: dict, key: str) -> str:
+    if key not in holder:
+        raise _NotAConversation(f"`{key}` is missing")
+    if not isinstance(holder[key], str):
+        raise _NotAConversation(f"`{key}` is {_kind(holder[key])}, not text")
+    if SURROGATE.search(holder[key]):
+        raise _NotAConversation(f"`{key}` holds bytes that are not UTF-8, or half a surrogate pair")
+    return holder[key]
+
+
+def _kind(value: object) -> str:
+    names = {
+        bool: "a truth value",
+        int: "a number",
+        float: "a number",
+        str: "text",
+        list: "a list",
+        dict: "an object",
+    }
+    return names.get(type(value), "null")
