@@ -1,6 +1,7 @@
 """Record what a notebook measured, and set it beside the paper and the runs this repository recorded."""
 
 import json
+import os
 import platform
 import re
 import time
@@ -40,11 +41,9 @@ def record(notebook: str, values: dict[str, float]) -> Path:
     """
     from aurora_lib.memory import peak_rss
 
-    if notebook not in _runs:
-        raise RuntimeError(f'Run the set-up cell first: scale = aurora_lib.start("{notebook}")')
-    run = _runs[notebook]
+    run = _begun(notebook)
     values = values | {SECONDS: round(time.time() - run.started, 1), MEMORY: round(peak_rss(), 3)}
-    path = run.scale.runs / "results" / f"{notebook}.json"
+    path = _path(notebook, run.scale)
     path.parent.mkdir(parents=True, exist_ok=True)
     head = dict(notebook=notebook, scale=run.scale.name, device=run.scale.device, date=time.strftime("%Y-%m-%d"))
     head |= dict(base_model=Path(run.scale.base_model).name, python=platform.python_version(), cores=_cores())
@@ -58,32 +57,56 @@ def recorded(notebook: str, where: str) -> dict[str, float]:
     return json.loads(path.read_text(encoding="utf-8"))["values"] if path.is_file() else {}
 
 
+def yours(notebook: str, scale: Scale) -> dict[str, float]:
+    """The values of your own last run of `notebook` at `scale`. Raises RuntimeError if there is none."""
+    path = _path(notebook, scale)
+    if not path.is_file():
+        raise RuntimeError(f'Nothing recorded yet: results.record("{notebook}", {{...}}) comes first.')
+    return json.loads(path.read_text(encoding="utf-8"))["values"]
+
+
+def before_after(scale: Scale) -> pd.DataFrame:
+    """What tuning changed, from notebook 04's own run: figures recorded as "..., base [unit]" and "..., tuned [unit]"."""
+    values = yours("04", scale)
+    rows = {
+        label.replace(", base", ""): {"base": _show(value), "tuned": _show(values[label.replace(", base", ", tuned")])}
+        for label, value in values.items()
+        if ", base" in label
+    }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
 def compare(notebook: str) -> pd.DataFrame:
     """The closing table of a notebook: paper | recorded on H100 | recorded tiny | yours | tolerance.
 
     Rows are the figures of your run. "not measured" is written where nobody measured.
     """
-    path = _runs[notebook].scale.runs / "results" / f"{notebook}.json" if notebook in _runs else None
-    if path is None or not path.is_file():
-        raise RuntimeError(f'Nothing recorded yet: call results.record("{notebook}", {{...}}) first.')
-    yours = json.loads(path.read_text(encoding="utf-8"))["values"]
+    scale = _begun(notebook).scale
     h100, tiny = recorded(notebook, "h100"), recorded(notebook, "tiny")
     rows = {}
-    for label, value in yours.items():
+    for label, value in yours(notebook, scale).items():
         figure = paper.COMPARED.get(label)
         rows[label] = {
             "paper": f"{figure.value:g}" if figure else "",
             "recorded on H100": _show(h100.get(label)),
             "recorded tiny": _show(tiny.get(label)),
             "yours": _show(value),
-            "within tolerance": _verdict(label, value, tiny.get(label)) if _runs[notebook].scale.name == "tiny" else "",
+            "within tolerance": _verdict(label, value, tiny.get(label)) if scale.name == "tiny" else "",
         }
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def _cores() -> int:
-    import os
+def _begun(notebook: str) -> _Run:
+    if notebook not in _runs:
+        raise RuntimeError(f'Run the set-up cell first: scale = aurora_lib.start("{notebook}")')
+    return _runs[notebook]
 
+
+def _path(notebook: str, scale: Scale) -> Path:
+    return scale.runs / "results" / f"{notebook}.json"
+
+
+def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 

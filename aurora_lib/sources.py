@@ -1,4 +1,4 @@
-"""Rows -> conversations: one reader for the layouts in which the paper's three datasets were released (section 3.1)."""
+"""Rows -> conversations: one reader for the layouts of the paper's three released datasets (section 3.1)."""
 
 import json
 import re
@@ -60,13 +60,18 @@ def load(name: str, path: str | Path | None = None, *, revision: str | None = No
                 found.append(
                     dict(id=f"{name}:{within}:{number}", source=name, category=category, messages=messages)
                 )
-    return Dataset.from_list(found, features=FEATURES)
+    return table(found)
+
+
+def table(rows: list[dict], features: Features = FEATURES) -> Dataset:
+    """Rows as a Dataset, with its columns even where there is none (`Dataset.from_list` loses them)."""
+    return Dataset.from_dict({name: [row[name] for row in rows] for name in features}, features=features)
 
 
 def rejected(path: str | Path | None = None) -> list[dict]:
     """The rows that are no conversation: dicts of `file`, `line` (from 1), `reason`, `row` (80 characters).
 
-    `path` is a file, or a folder in which the files of all three sources are read; None is the bundled sample.
+    `path` is a file, or a folder in which the files of all three sources are read; None is the bundled rows.
     Raises DataError as `load` does.
     """
     path = Path(path or DATA / "rows")
@@ -80,7 +85,7 @@ def rejected(path: str | Path | None = None) -> list[dict]:
 
 
 def files(name: str, path: str | Path | None = None, *, revision: str | None = None) -> list[Path]:
-    """The files `load` reads: `path` itself or, in a folder at any depth, the released file, else parts of it.
+    """The files `load` reads: `path` itself or, in a folder at any depth, the released file or parts of it.
 
     Raises DataError for an unknown name, and where there is nothing to read.
     """
@@ -117,13 +122,13 @@ def _download(name: str, revision: str | None) -> Path:
         return Path(hf_hub_download(repository, folder + released, repo_type="dataset", revision=revision))
     except Exception as error:  # offline, moved, disk full: many kinds, and one remedy for all of them
         raise DataError(
-            f"{released} could not be had from the Hugging Face hub ({repository}: {type(error).__name__}). Check "
-            "the network or set HF_ENDPOINT to a mirror; or download it by hand and set AURORA_DATA to its folder."
+            f"{released} could not be had from the Hugging Face hub ({repository}: {type(error).__name__}). "
+            "Check the network, set HF_ENDPOINT to a mirror, or set AURORA_DATA to a folder that has it."
         ) from error
 
 
 def _rows(file: Path) -> Iterator[tuple[int, str, object]]:
-    """Each row of a JSON array or JSON Lines file: its first line, its text, its value or _NotAConversation."""
+    """Each row of a JSON array or JSON Lines file: first line, text, and value or _NotAConversation."""
     if not file.exists():
         raise DataError(f"{file} does not exist. Check the path, or AURORA_DATA.")
     # Bytes that are not UTF-8 become lone surrogates: they spoil their own row and no other.

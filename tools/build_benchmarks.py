@@ -1,7 +1,9 @@
-"""Write the bundled benchmark questions: `python tools/build_benchmarks.py` fills data/benchmarks/{ceval,cmmlu,mmlu}.
+"""Write the bundled benchmark questions below data/benchmarks: `python tools/build_benchmarks.py`.
 
-Every question is our own, made from the facts of `world.py`; only the file layouts are those of the released C-Eval,
-CMMLU and MMLU archives, so that the evaluator reads both without knowing which it has. Deterministic.
+Every question is our own, made from the facts of `world.py`; only the file layouts are those of the released
+C-Eval, CMMLU and MMLU archives, so that the evaluator reads both without knowing which it has. Choices are
+whole answer sentences: the tiny model never learnt to answer with one word, and cloze scoring asks how likely
+a choice is as an answer. Deterministic: the same bytes every time.
 """
 
 import csv
@@ -15,10 +17,10 @@ import world
 OUT = Path(__file__).resolve().parent.parent / "data" / "benchmarks"
 LETTERS = "ABCD"
 SHOTS = 5
-SCORED = 8  # questions per subject in the split that is scored: all held-out facts, then others up to this many
+SCORED = 8  # questions per subject in the scored split: all held-out facts, then others up to this many
 SPARE = 3  # questions per subject in the split that is not scored (C-Eval test, MMLU val)
 
-# Released layouts: file name per split, header (None: MMLU has none), line ending, language (index into a fact's pairs).
+# Released layouts; `language` is the index into a fact's (English, Chinese) pairs. MMLU files have no header.
 LAYOUTS = {
     "ceval": dict(
         file="{subject}_{split}.csv",
@@ -34,7 +36,7 @@ LAYOUTS = {
     ),
     "cmmlu": dict(
         file="{subject}.csv",
-        header=dict.fromkeys(("dev", "test"), ["", "Question", *LETTERS, "Answer"]),
+        header={split: ["", "Question", *LETTERS, "Answer"] for split in ("dev", "test")},
         newline="\n",
         language=1,
         scored="test",
@@ -64,13 +66,23 @@ def splits(facts: list[world.Fact], rng: random.Random, layout: dict) -> dict[st
     return found
 
 
+def sentence(fact: world.Fact, answer: str, language: int) -> str:
+    """The fact said with another answer, with its article: only the answer tells the choices apart."""
+    spec = world.RELATIONS[fact.relation]
+    pair = spec["facts"].replace("\n", "").split(";")[int(fact.id.rsplit("-", 1)[1])]
+    subject = pair.split("=")[0].strip().split("/")[language]
+    return world._sentence(spec["say"][language].format(s=subject, a=answer))
+
+
 def question(fact: world.Fact, answers: list[str], letter: str, language: int, rng: random.Random) -> dict:
     """One question with its answer at `letter` and three other answers of the same relation around it."""
     right = fact.answer[language]
     choices = rng.sample([answer for answer in answers if answer != right], 3)
     choices.insert(LETTERS.index(letter), right)
     asked = {"question": rng.choice(fact.ask[language]), "answer": letter, "explanation": fact.say[language]}
-    return asked | dict(zip(LETTERS, choices, strict=True))
+    return asked | {
+        key: sentence(fact, choice, language) for key, choice in zip(LETTERS, choices, strict=True)
+    }
 
 
 def build(task: str, out: Path) -> dict[str, int]:

@@ -1,7 +1,7 @@
 """Write the bundled rows and probes: `python tools/build_data.py`. Deterministic: the same bytes every time.
 
-The rows have the layouts of the three released files, and the dirt those files have, but every word is ours: questions and
-answers come from `world.py`. Facts held out of tuning appear in no row.
+The rows have the layouts of the three released files, and the dirt those files have, but every word is ours:
+questions and answers come from `world.py`. Facts held out of tuning appear in no row.
 """
 
 import argparse
@@ -48,7 +48,7 @@ QUOTES = {"“": "&ldquo;", "”": "&rdquo;", "《": "&#12298;", "》": "&#12299
 
 
 def tuning_turns(language: int) -> list[tuple[str, str, str]]:
-    """(question, answer, topic) of every form of every fact that is not held out; `language` 0 English, 1 Chinese."""
+    """(question, answer, topic), every form of every fact not held out; `language` 0 English, 1 Chinese."""
     turns = [
         (ask, fact.say[language], fact.relation)
         for fact in world.facts()
@@ -59,7 +59,7 @@ def tuning_turns(language: int) -> list[tuple[str, str, str]]:
 
 
 def clean_conversations(rng: random.Random) -> dict[str, list[list[tuple[str, str, str]]]]:
-    """Per file, conversations as lists of turns: every Chinese question is used, none of them twice on its own."""
+    """Per file, conversations as lists of turns: every Chinese question is used, none twice on its own."""
     chinese, english = tuning_turns(1), tuning_turns(0)
     rng.shuffle(chinese)
     once = iter(chinese)
@@ -159,7 +159,7 @@ def build(folder: Path) -> None:
 
 
 def probe(fact: world.Fact) -> dict:
-    """One fact as a question to a model, in both languages: its first question form, the sentence, the key word."""
+    """One fact as a question to a model, in both languages: first question form, sentence, key word."""
     both = {
         name: dict(question=fact.ask[k][0], answer=fact.say[k], key=fact.answer[k])
         for k, name in enumerate(("en", "zh"))
@@ -168,15 +168,14 @@ def probe(fact: world.Fact) -> dict:
 
 
 def write_checksums(data: Path = DATA) -> None:
-    """Rewrite the table between the markers of `data/README.md`: bytes and SHA-256 of every other file there."""
+    """Rewrite the table between the markers of `data/README.md`: bytes and SHA-256 of each other file."""
     readme = data / "README.md"
     files = sorted(f for f in data.rglob("*") if f.is_file() and f != readme and not f.name.startswith("."))
     lines = ["| file | bytes | SHA-256 |", "|---|---:|---|"]
     for file in files:
         content = file.read_bytes()
-        lines.append(
-            f"| {file.relative_to(data).as_posix()} | {len(content)} | `{hashlib.sha256(content).hexdigest()}` |"
-        )
+        name, digest = file.relative_to(data).as_posix(), hashlib.sha256(content).hexdigest()
+        lines.append(f"| {name} | {len(content)} | `{digest}` |")
     before, _, after = readme.read_text(encoding="utf-8").split("<!-- checksums -->")
     table = "\n".join(lines)
     readme.write_text(

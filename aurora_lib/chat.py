@@ -1,0 +1,187 @@
+"""Talk to a model: sessions with history, streaming, a widget, and base beside tuned."""
+
+import html
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import nullcontext
+
+import torch
+
+from aurora_lib.language import language
+
+
+class ChatSession:
+    """A conversation with `model` in its exact chat format, remembered turn by turn.
+
+    `temperature=0` answers greedily; above 0 it samples with `seed`, so the same talk gives the same answers. When history
+    and answer would not fit into the context window, the oldest turns are left out of the prompt (and counted in
+    `forgotten`), never of `messages`. `adapter=False` switches a PEFT adapter off, so base and tuned share one copy of
+    the weights.
+    """
+
+    def __init__(self, model, tokenizer, *, system="", max_new_tokens=64, temperature=0.0, seed=0, adapter=True):
+        self.model, self.tokenizer = model, tokenizer
+        self.system, self.max_new_tokens, self.temperature = system, max_new_tokens, temperature
+        self.adapter = adapter
+        self._sampler = torch.Generator(device=model.device).manual_seed(seed)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the conversation."""
+        self.messages: list[dict[str, str]] = [{"role": "system", "content": self.system}] if self.system else []
+        self.forgotten = 0
+
+    def say(self, text: str) -> str:
+        """Answer `text` and remember both. Raises ValueError for an empty text."""
+        return "".join(self.stream(text))
+
+    def stream(self, text: str) -> Iterator[str]:
+        """Answer `text` piece by piece; joined, the pieces are what `say` returns.
+
+        Stopping early (closing the iterator) keeps what was said so far. Raises ValueError for an empty text.
+        """
+        if not text.strip():
+            raise ValueError("There is nothing to answer: the message is empty.")
+        self.messages.append({"role": "user", "content": text})
+        try:
+            prompt = self._prompt()
+        except ValueError:
+            self.messages.pop()
+            raise
+        said = ""
+        try:
+            for piece in self._generate(prompt):
+                said += piece
+                yield piece
+        finally:
+            self.messages.append({"role": "assistant", "content": said.strip()})
+
+    def _prompt(self) -> torch.Tensor:
+        """The history as ids `[1, tokens]`, without the oldest turns if they do not fit."""
+        room = self.model.config.max_position_embeddings - self.max_new_tokens
+        head = self.messages[:1] if self.system else []
+        turns = self.messages[len(head) :]
+        while True:
+            rendered = self.tokenizer.apply_chat_template(head + turns, tokenize=False)
+            ids = self.tokenizer(rendered, add_special_tokens=False, return_tensors="pt").input_ids
+            if ids.shape[1] <= room or len(turns) == 1:
+                break
+            turns = turns[2:]  # a question and its answer
+        self.forgotten = (len(self.messages) - len(head) - len(turns)) // 2
+        if ids.shape[1] > room:
+            raise ValueError(
+                f"The message takes {ids.shape[1]} tokens, and {room} fit beside an answer of {self.max_new_tokens}. "
+                f"Shorten it, or lower max_new_tokens."
+            )
+        return ids.to(self.model.device)
+
+    def _generate(self, ids: torch.Tensor) -> Iterator[str]:
+        switched = hasattr(self.model, "disable_adapter") and not self.adapter
+        answer, shown, cache = [], "", None
+        for _ in range(self.max_new_tokens):
+            # entered per token: a reader who pauses the stream must not leave the adapter off for everybody else
+            with torch.inference_mode(), self.model.disable_adapter() if switched else nullcontext():
+                output = self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            cache = output.past_key_values
+            ids = self._choose(output.logits[0, -1])
+            if ids.item() == self.tokenizer.eos_token_id:
+                break
+            answer.append(ids.item())
+            text = self.tokenizer.decode(answer, skip_special_tokens=True)
+            if not text.endswith("\ufffd"):  # a character whose last bytes are still to come
+                yield text[len(shown) :]
+                shown = text
+        rest = self.tokenizer.decode(answer, skip_special_tokens=True)[len(shown) :]
+        if rest:
+            yield rest
+
+    def _choose(self, logits: torch.Tensor) -> torch.Tensor:
+        """The next token, `[1, 1]`, from `logits [vocabulary]`."""
+        if self.temperature == 0:
+            return logits.argmax().view(1, 1)
+        probabilities = (logits.float() / self.temperature).softmax(-1)
+        return torch.multinomial(probabilities, 1, generator=self._sampler).view(1, 1)
+
+
+STYLE = {
+    "user": "background:#d8e8ff;color:#123;margin:4px 4px 4px 20%;text-align:right",
+    "assistant": "background:#f0f0f0;color:#222;margin:4px 20% 4px 4px",
+    "system": "background:#fff6d8;color:#432;margin:4px 10%;font-size:85%",
+}
+
+
+def to_html(messages: list[dict[str, str]]) -> str:
+    """A conversation as bubbles. Every text is escaped: a model's output is shown and never run."""
+    return "".join(
+        f'<div style="{STYLE[m["role"]]};border-radius:8px;padding:6px 10px;white-space:pre-wrap">'
+        f"{html.escape(m['content']) or '…'}</div>"
+        for m in messages
+    )
+
+
+def compare(prompts: list[str], base: ChatSession, tuned: ChatSession) -> list[dict[str, str]]:
+    """Put each prompt to both sessions afresh: rows of prompt, base, base language, tuned, tuned language."""
+    rows = []
+    for prompt in prompts:
+        row = {"prompt": prompt}
+        for name, session in (("base", base), ("tuned", tuned)):
+            session.reset()
+            row[name] = session.say(prompt).strip()
+            row[f"{name} language"] = language(row[name])
+        rows.append(row)
+    return rows
+
+
+def widget(session: ChatSession):
+    """A chat box for JupyterLab: type, press Enter, watch the answer stream in; `Stop` ends it, `Reset` starts over."""
+    import ipywidgets
+
+    transcript = ipywidgets.HTML(value=to_html(session.messages))
+    entry = ipywidgets.Text(placeholder="你好 / Hello", layout={"width": "60%"})
+    send, stop, reset = (ipywidgets.Button(description=name) for name in ("Send", "Stop", "Reset"))
+    note = ipywidgets.Label()
+    stopped = threading.Event()
+    worker = [threading.Thread()]
+
+    def answer(text: str) -> None:
+        said, pieces = "", session.stream(text)
+        try:
+            for piece in pieces:
+                said += piece
+                transcript.value = to_html([*session.messages, {"role": "assistant", "content": said}])
+                if stopped.is_set():
+                    break
+            note.value = f"{session.forgotten} old turns no longer fit the context" if session.forgotten else ""
+        except ValueError as error:
+            note.value = str(error)
+        finally:
+            pieces.close()
+            transcript.value = to_html(session.messages)
+
+    def on_send(_) -> None:
+        if entry.value.strip() and not worker[0].is_alive():
+            text, entry.value = entry.value, ""
+            stopped.clear()
+            # a thread, because the kernel could not hear the Stop button while this handler runs
+            worker[0] = threading.Thread(target=answer, args=(text,), daemon=True)
+            worker[0].start()
+
+    def on_stop(_=None) -> None:
+        stopped.set()
+        if worker[0].is_alive():
+            worker[0].join()
+
+    def on_reset(_) -> None:
+        on_stop()
+        session.reset()
+        transcript.value = note.value = ""
+
+    send.on_click(on_send)
+    stop.on_click(on_stop)
+    reset.on_click(on_reset)
+    with warnings.catch_warnings():
+        # the suggested replacement also fires when the box merely loses focus
+        warnings.simplefilter("ignore", DeprecationWarning)
+        entry.on_submit(on_send)
+    return ipywidgets.VBox([transcript, ipywidgets.HBox([entry, send, stop, reset]), note])

@@ -1,0 +1,423 @@
+"""Checkers for the notebooks' exercises: they say what is likely wrong, greet an untouched stub, and raise nothing.
+
+A stub is `...`, as a value or as what a function returns. A checker takes the answer and returns None when it is right,
+else a sentence that helps.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """One exercise: difficulty 1 to 3, expected minutes, what it trains, and its checker."""
+
+    id: str
+    difficulty: int
+    minutes: int
+    trains: str
+    checker: Callable[[object], str | None]
+
+
+EXERCISES: dict[str, Exercise] = {}
+
+
+def exercise(id: str, difficulty: int, minutes: int, trains: str):
+    """Register the decorated checker under `id` ("notebook.number")."""
+
+    def register(checker):
+        EXERCISES[id] = Exercise(id, difficulty, minutes, trains, checker)
+        return checker
+
+    return register
+
+
+class _Untouched(Exception):
+    pass
+
+
+def check(id: str, answer) -> bool:
+    """Print what the checker of exercise `id` says of `answer`, and return whether it is right.
+
+    Raises KeyError for an exercise that does not exist; nothing an answer does raises.
+    """
+    task = EXERCISES[id]
+    stars = "★" * task.difficulty
+    try:
+        problem = task.checker(_watched(answer))
+    except _Untouched:
+        print(f"Exercise {id} {stars} ({task.minutes} min, trains: {task.trains}). Replace the `...` and run again.")
+        return False
+    except Exception as error:
+        problem = f"your answer raised {type(error).__name__}: {error}"
+    print(f"Exercise {id}: " + (f"not yet. {problem[0].upper()}{problem[1:]}" if problem else "right! ✓"))
+    return problem is None
+
+
+def _watched(answer):
+    """`answer`, or a wrapper of a function that notices an untouched stub."""
+    if answer is ...:
+        raise _Untouched
+    if not callable(answer):
+        return answer
+
+    def call(*args):
+        value = answer(*args)
+        if value is ...:
+            raise _Untouched
+        return value
+
+    return call
+
+
+def _number(answer, right: float, mistakes: dict[float, str], tolerance: float = 1e-3) -> str | None:
+    """Compare a number with the right one and with the results of typical mistakes, all within a relative tolerance."""
+    if isinstance(answer, bool) or not isinstance(answer, int | float):
+        return f"a number is wanted, and this is a {type(answer).__name__}."
+    if math.isclose(answer, right, rel_tol=tolerance):
+        return None
+    for value, why in mistakes.items():
+        if math.isclose(answer, value, rel_tol=tolerance):
+            return why
+    return f"{answer:g} is too {'small' if answer < right else 'large'}. Write out the formula term by term."
+
+
+def _close(a, b) -> bool:
+    return isinstance(a, torch.Tensor) and a.shape == b.shape and torch.allclose(a.float(), b.float(), atol=1e-5)
+
+
+# 00: the paper in one page
+
+
+@exercise("00.1", 1, 3, "reading Table 1")
+def _multi_round_share(share):
+    return _number(
+        share,
+        35_333 / 176_678,
+        {
+            35_333 / 76_399: "that is the share within ShareGPT alone; divide by all three datasets.",
+            100 * 35_333 / 176_678: "that is per cent; a share lies between 0 and 1.",
+            35_333 / 141_345: "that is the ratio to single-round conversations; divide by the total.",
+        },
+    )
+
+
+@exercise("00.2", 1, 3, "what LoRA trains here")
+def _trained_parts(parts):
+    if not isinstance(parts, set | list | tuple):
+        return "give the names as a set of strings."
+    parts = set(parts)
+    if parts & {"gate", "router"}:
+        return "the router stays frozen: the adapter sits in the attention only."
+    if parts & {"experts", "w1", "w2", "w3", "gate_up_proj", "down_proj"}:
+        return "the experts stay frozen in 4 bits: the adapter sits in the attention only."
+    if parts - {"q_proj", "v_proj"}:
+        return f"{', '.join(sorted(parts - {'q_proj', 'v_proj'}))} is not in the published training command."
+    return None if parts == {"q_proj", "v_proj"} else "one is missing: two projections of the attention carry an adapter."
+
+
+@exercise("00.3", 2, 5, "batch, accumulation and steps")
+def _optimizer_steps(steps):
+    return _number(
+        steps,
+        3 * 176_678 / 8,
+        {
+            3 * 176_678 / 2: "a step happens after 4 batches of 2: gradient accumulation is missing.",
+            176_678 / 8: "that is one epoch; the paper trains three.",
+            3 * 176_678: "that is one step per conversation; 2 x 4 of them share a step.",
+        },
+    )
+
+
+# 01: the router
+
+
+@exercise("01.1", 1, 8, "softmax, top-k, renormalisation")
+def _top2(route):
+    logits = torch.tensor([[1.0, 3.0, 2.0, -1.0], [0.5, 0.0, 0.0, 4.0]])
+    probabilities = logits.softmax(-1)
+    top, index = probabilities.topk(2, dim=-1)
+    result = route(logits)
+    if not (isinstance(result, tuple) and len(result) == 2):
+        return "return two tensors: the weights and the indices, both [tokens, 2]."
+    weights, chosen = result
+    if not isinstance(chosen, torch.Tensor) or chosen.shape != index.shape:
+        return f"the indices should have shape {tuple(index.shape)}, one row per token."
+    if not torch.equal(chosen.sort().values, index.sort().values):
+        return "these are not the two largest logits of each token. Is `dim` the last one?"
+    if _close(weights, top):
+        return "these are the two probabilities out of all experts; their sum is below 1. Divide each pair by its sum."
+    if _close(weights, logits.gather(-1, chosen)):
+        return "these are the logits; a softmax is missing."
+    expected = (probabilities / top.sum(-1, keepdim=True)).gather(-1, chosen)
+    return None if _close(weights, expected) else "the weights of each token should be positive and sum to one."
+
+
+@exercise("01.2", 2, 8, "stored and active parameters")
+def _active_parameters(billions):
+    if isinstance(billions, int | float) and billions > 1e6:
+        billions = billions / 1e9
+    return _number(
+        billions,
+        12.88,
+        {
+            46.70: "those are all stored parameters; a token passes through 2 of 8 experts.",
+            14.0: "2 x 7B counts attention and embeddings twice: only the experts are multiplied.",
+            11.27: "those are the two experts alone; attention, embeddings and head are missing.",
+            56.0: "8 x 7B is the name, not the size: attention is shared by the experts.",
+        },
+        tolerance=5e-3,
+    )
+
+
+@exercise("01.3", 3, 12, "the load-balancing loss")
+def _balance(loss):
+    from aurora_lib.routing import balance_loss
+
+    logits = torch.randn(3, 16, 4, generator=torch.Generator().manual_seed(0)) * 2
+    flat = logits.flatten(0, 1)
+    right = balance_loss(logits, 2)
+    mine = torch.as_tensor(loss(flat, 2))
+    if mine.dim():
+        return "a loss is one number: sum over the experts."
+    ratio = (mine / right).item()
+    if math.isclose(ratio, 1, rel_tol=1e-4):
+        return None
+    if math.isclose(ratio, 1 / 4, rel_tol=1e-4):
+        return "multiply by the number of experts, so that a perfect balance gives top_k."
+    if math.isclose(ratio, 1 / 2, rel_tol=1e-4):
+        return "each token gives top_k choices: divide the counts by the tokens, not by the choices."
+    if torch.isclose(mine, 4 * flat.softmax(-1).mean(0).square().sum(), rtol=1e-4):
+        return "one factor must be the share of choices (counted), the other the mean probability."
+    return f"expected {right:.4f} on the test input, got {mine:.4f}."
+
+
+# 02: the data
+
+
+@exercise("02.1", 1, 6, "telling Chinese from English")
+def _han_share(share):
+    for text, right in (("你好", 1.0), ("hello", 0.0), ("GPU 是显卡", 0.5)):
+        value = share(text)
+        if not math.isclose(value, right, abs_tol=1e-6):
+            if math.isclose(value, sum("一" <= c <= "鿿" for c in text) / len(text), abs_tol=1e-6):
+                return f"in {text!r} the space counts as a letter. Divide by the letters, not by the length."
+            return f"{text!r} has a Han share of {right} among its letters, not {value}."
+    try:
+        value = share("？？ 123")
+    except ZeroDivisionError:
+        return "a text without any letter divides by zero; return 0.0 there."
+    return None if value == 0 else "a text without letters has a Han share of 0."
+
+
+@exercise("02.2", 2, 8, "exact duplicates")
+def _unique(unique):
+    rows = ["b", "a", "b", "c", "a"]
+    kept = list(unique(list(rows)))
+    if kept == ["b", "a", "c"]:
+        return None
+    if kept == ["c"]:
+        return "every copy was dropped; the first of each should stay."
+    if sorted(kept) == ["a", "b", "c"]:
+        return "right rows, other order: keep the order of the file, so that two runs give the same result."
+    return f"of {rows} the rows ['b', 'a', 'c'] should stay, not {kept}."
+
+
+@exercise("02.3", 2, 8, "dropping without losing good rows")
+def _keep(keep):
+    for answer in ("27", "负面", "是", "Fe"):
+        if not keep(answer):
+            return f"the answer {answer!r} is short and right. Length alone is no reason to drop a row."
+    for answer in ("", "  ", "。。。", "……", "!?"):
+        if keep(answer):
+            return f"the answer {answer!r} says nothing, and was kept."
+    return None
+
+
+# 03: NF4, LoRA, memory
+
+
+@exercise("03.1", 2, 10, "absmax and nearest level")
+def _quantize_block(quantize):
+    from bitsandbytes.functional import get_4bit_type
+
+    levels = get_4bit_type("nf4", device="cpu")
+    block = torch.tensor([0.6, -1.2, 0.05, 0.0, 2.4, -2.3])
+    distance = (block[:, None] / block.abs().max() - levels).abs()
+    codes = torch.as_tensor(quantize(block, levels))
+    if codes.shape != block.shape:
+        return f"one code per weight is wanted: shape {tuple(block.shape)}, not {tuple(codes.shape)}."
+    if torch.equal(codes.long(), distance.argmin(1)):
+        return None
+    if torch.equal(codes.long(), (block[:, None] - levels).abs().argmin(1)):
+        return "divide the block by its absmax first: the levels reach from -1 to 1."
+    if torch.equal(codes.long(), (block[:, None] / block.max() - levels).abs().argmin(1)) or codes.min() < 0:
+        return "is your scale the largest *absolute* value?"
+    if torch.is_floating_point(codes):
+        return "return the numbers of the levels (0 to 15), not their values."
+    return "some codes are not the nearest level."
+
+
+@exercise("03.2", 2, 6, "what double quantization saves")
+def _bits_per_weight(bits):
+    return _number(
+        bits,
+        4 + 8 / 64 + 32 / (64 * 256),
+        {
+            4 + 32 / 64: "that is without double quantization: the absmax values themselves take 8 bits, not 32.",
+            4.0: "that is the codes alone; each block of 64 also stores its absmax.",
+            4 + 8 / 64: "nearly: 256 absmax values share one 32-bit scale of their own.",
+            (4 + 8 / 64 + 32 / (64 * 256)) / 8: "that is in bytes; the question is in bits.",
+        },
+        tolerance=1e-4,
+    )
+
+
+@exercise("03.3", 2, 8, "counting an adapter")
+def _lora_parameters(count):
+    return _number(
+        count,
+        3_407_872,
+        {
+            32 * 8 * (4096 + 4096) * 2: "v_proj gives 8 key-value heads of 128: its output is 1024 wide, not 4096.",
+            8 * (4096 + 4096 + 4096 + 1024): "that is one layer; Mixtral has 32.",
+            32 * (4096 * 4096 + 4096 * 1024): "those are the full matrices; LoRA trains r x in + out x r instead.",
+            32 * 8 * (4096 + 1024): "each adapter has two matrices, A [r, in] and B [out, r].",
+        },
+        tolerance=1e-9,
+    )
+
+
+# 04: fine-tuning
+
+
+@exercise("04.1", 1, 6, "what the loss sees")
+def _labels(labels):
+    ids, mask = torch.tensor([1, 5, 6, 7, 2]), torch.tensor([0, 0, 0, 1, 1])
+    made = torch.as_tensor(labels(ids.clone(), mask))
+    if made.shape != ids.shape:
+        return "labels are as long as the ids."
+    if torch.equal(made, torch.tensor([-100, -100, -100, 7, 2])):
+        return None
+    if torch.equal(made, ids * mask):
+        return "0 is a token like any other; the loss skips the label -100."
+    if torch.equal(made, torch.tensor([1, 5, 6, -100, -100])):
+        return "the other way round: the mask is 1 where the assistant speaks, and that is what is learned."
+    if made[-1] == -100:
+        return "the end token belongs to the answer: without it the model never learns to stop."
+    return f"for ids {ids.tolist()} and mask {mask.tolist()} this gave {made.tolist()}."
+
+
+@exercise("04.2", 2, 6, "the cosine schedule")
+def _cosine(rate):
+    for step, right in ((0, 1.0), (50, 0.5), (100, 0.0), (25, 0.5 * (1 + math.cos(math.pi / 4)))):
+        value = rate(step, 100, 1.0)
+        if not math.isclose(value, right, abs_tol=1e-6):
+            if step == 0 and math.isclose(value, 2.0):
+                return "1 + cos starts at 2: halve it."
+            if step == 50 and math.isclose(value, math.cos(math.pi / 4) / 2 + 0.5, abs_tol=1e-6):
+                return "the whole run spans half a period: the angle goes from 0 to pi."
+            if step == 25 and math.isclose(value, 0.75, abs_tol=1e-6):
+                return "that is a straight line; the cosine falls slowly at both ends."
+            return f"at step {step} of 100 the rate should be {right:.4f} of its peak, not {value:.4f}."
+    return None
+
+
+@exercise("04.3", 3, 8, "why adapters stay in 32 bits")
+def _survives(survives):
+    for weight, update, right in ((1.0, 5e-5, False), (1.0, 0.01, True), (1e-4, 5e-5, True), (0.02, 5e-5, False)):
+        if bool(survives(weight, update)) != right:
+            if bool(survives(1.0, 5e-5)):
+                return "Python adds in 64 bits, where everything survives. Make both numbers torch.bfloat16 first."
+            return f"in bfloat16 {weight} + {update} is {'another number' if right else 'the same number again'}."
+    return None
+
+
+# 05: evaluation
+
+
+@exercise("05.1", 2, 8, "an interval for a share")
+def _interval(interval):
+    from aurora_lib.evaluation import wilson
+
+    low, high = interval(9, 10)
+    right = wilson(9, 10)
+    if math.isclose(low, right[0], abs_tol=2e-3) and math.isclose(high, right[1], abs_tol=2e-3):
+        return None
+    half = 1.96 * math.sqrt(0.9 * 0.1 / 10)
+    if math.isclose(low, 0.9 - half, abs_tol=2e-3):
+        return "that is the normal approximation: it reaches above 1 here. Use Wilson's formula."
+    if not 0 <= low <= high <= 1:
+        return "a share lies between 0 and 1, and so does its interval."
+    return f"for 9 of 10 Wilson's 95 % interval is about {right[0]:.3f} to {right[1]:.3f}, not {low:.3f} to {high:.3f}."
+
+
+@exercise("05.2", 1, 6, "reading an answer from the logits")
+def _pick(pick):
+    logits = torch.tensor([9.0, 0.1, 2.0, 1.0, 0.3, 5.0])
+    letter = pick(logits, [1, 2, 3, 4])
+    if letter == "B":
+        return None
+    if letter in (0, 5) or letter not in ("A", "B", "C", "D"):
+        if letter == 1:
+            return "return the letter, not its position."
+        return "only the four letters' tokens compete, not the whole vocabulary."
+    return f"the token ids [1, 2, 3, 4] stand for A, B, C, D; {letter} does not have the highest logit among them."
+
+
+@exercise("05.3", 1, 5, "micro and macro average")
+def _micro(average):
+    value = average({"law": (9, 10), "physics": (30, 100)})
+    if math.isclose(value, 39 / 110, abs_tol=1e-9):
+        return None
+    if math.isclose(value, 0.6, abs_tol=1e-9):
+        return "that is the macro average: every subject counts alike. The paper's stack counts every question alike."
+    return f"39 of 110 questions are right, which is {39 / 110:.4f}, not {value:.4f}."
+
+
+# 06: chat
+
+
+@exercise("06.1", 1, 8, "the exact chat format")
+def _prompt(render):
+    right = "<s>[INST] 你好 [/INST] 你好！</s>[INST] 再见 [/INST]"
+    made = render([("你好", "你好！"), ("再见", None)])
+    if made == right:
+        return None
+    if not isinstance(made, str):
+        return "return one string."
+    if made.replace("</s> [INST]", "</s>[INST]") == right:
+        return "no space between </s> and the next [INST]: it would be a token the model never saw there."
+    if "</s>" not in made:
+        return "each finished answer ends with </s>, or the model sees one endless answer."
+    if not made.startswith("<s>"):
+        return "the conversation begins with <s>, once."
+    if made.count("<s>") > 1:
+        return "<s> stands once, before the first turn only."
+    return f"expected {right!r}, got {made!r}."
+
+
+@exercise("06.2", 2, 6, "temperature")
+def _temperature(probabilities):
+    logits = torch.tensor([2.0, 1.0, 0.0])
+    made = probabilities(logits, 0.5)
+    if _close(made, (logits / 0.5).softmax(-1)):
+        return None
+    if _close(made, (logits * 0.5).softmax(-1)):
+        return "the other way round: a low temperature sharpens, so divide by it."
+    if _close(made, logits.softmax(-1) / 0.5):
+        return "the temperature goes inside the softmax; outside it the probabilities no longer sum to one."
+    return "softmax of (logits / temperature) is wanted."
+
+
+@exercise("06.3", 1, 5, "model output is untrusted")
+def _bubble(bubble):
+    made = bubble("<script>alert('你好')</script> & 5 < 6")
+    if "<script>" in made:
+        return "the script tag came through: it would run in the reader's browser. html.escape(text) helps."
+    if "&amp;" not in made or "&lt; 6" not in made:
+        return "an & or a < of the text was lost or left as it was; html.escape handles all of them."
+    return None if "你好" in made else "the text itself is missing."

@@ -1,0 +1,421 @@
+"""Multiple choice against a plain reference, bad files, the bundled questions, and how answers are judged."""
+
+import csv
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import MixtralConfig, MixtralForCausalLM
+
+from aurora_lib import evaluation
+from aurora_lib import tokenizer as tokenizers
+from aurora_lib.benchmarks import TASKS, EvalError, load_questions, load_subjects
+from aurora_lib.evaluation import EvalResult, Score, multiple_choice
+from aurora_lib.scale import DATA, ROOT
+
+BUNDLED = DATA / "benchmarks"
+HEADERS = {
+    ("ceval", "dev"): "id,question,A,B,C,D,answer,explanation",
+    ("ceval", "val"): "id,question,A,B,C,D,answer",
+    ("ceval", "test"): "id,question,A,B,C,D",
+    ("cmmlu", "dev"): ",Question,A,B,C,D,Answer",
+    ("cmmlu", "test"): ",Question,A,B,C,D,Answer",
+}
+MMLU_SPLITS = ("dev", "val", "test")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tokenizers.load()
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    return random_model(len(tokenizer))
+
+
+def random_model(vocab: int, context: int = 2048) -> MixtralForCausalLM:
+    torch.manual_seed(0)
+    config = MixtralConfig(
+        vocab_size=vocab,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        num_local_experts=4,
+        max_position_embeddings=context,
+        initializer_range=0.3,  # far from uniform, so that predictions do not hang on rounding
+    )
+    return MixtralForCausalLM(config).eval()
+
+
+@pytest.fixture
+def world(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    import world
+
+    return world
+
+
+def cells(task: str, split: str, subject: str) -> list[list[str]]:
+    """The rows of a bundled file as question, A, B, C, D, answer; read with nothing of the library's."""
+    name = f"{subject}.csv" if task == "cmmlu" else f"{subject}_{split}.csv"
+    with (BUNDLED / task / split / name).open(encoding="utf-8", newline="") as file:
+        rows = list(csv.reader(file))
+    return rows if task == "mmlu" else [row[1:7] for row in rows[1:]]
+
+
+def write_task(root: Path, task: str, rows: dict[str, bytes], subject: str = "x") -> Path:
+    """A one-subject benchmark: split -> file content."""
+    (root / task).mkdir(parents=True)
+    (root / task / "mapping.json").write_text(json.dumps({subject: {"name": subject, "category": "STEM"}}))
+    for split, content in rows.items():
+        (root / task / split).mkdir()
+        name = f"{subject}.csv" if task == "cmmlu" else f"{subject}_{split}.csv"
+        (root / task / split / name).write_bytes(content)
+    return root
+
+
+# ---- scoring
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_letter_predictions_equal_one_plain_forward_per_question(model, tokenizer, task):
+    language, split = ("en", "test") if task == "mmlu" else ("zh", "val" if task == "ceval" else "test")
+    intro, tail, pieces = {
+        "en": (
+            "The following are multiple choice questions (with answers) about {}.",
+            "Answer:",
+            "▁A ▁B ▁C ▁D",
+        ),
+        "zh": ("以下是中国关于{}考试的单项选择题，请选出其中的正确答案。", "答案：", "A B C D"),
+    }[language]
+    gap = " " if language == "en" else ""
+    ids = tokenizer.convert_tokens_to_ids(pieces.split())
+    names = json.loads((BUNDLED / task / "mapping.json").read_text(encoding="utf-8"))
+    expected = []
+    for subject in ("capital", "symbol"):
+
+        def block(row):
+            return f"{row[0]}\nA. {row[1]}\nB. {row[2]}\nC. {row[3]}\nD. {row[4]}\n{tail}"
+
+        shots = "".join(block(row) + gap + row[5] + "\n\n" for row in cells(task, "dev", subject)[:5])
+        for row in cells(task, split, subject):
+            prompt = intro.format(names[subject]["name"]) + "\n\n" + shots + block(row)
+            inputs = torch.tensor([[1, *tokenizer(prompt, add_special_tokens=False).input_ids]])
+            with torch.no_grad():
+                logprobs = model(inputs).logits[0, -1].log_softmax(-1)[ids]
+            expected.append((subject, "ABCD"[logprobs.argmax()], row[5], logprobs.tolist()))
+    result = multiple_choice(
+        model, tokenizer, task, subjects=["capital", "symbol"], batch_size=3, progress=False
+    )
+    got = [(row["subject"], row["prediction"], row["answer"]) for row in result.predictions]
+    assert got == [row[:3] for row in expected]
+    assert len({row[1] for row in expected}) > 1, "a model that always says the same letter tests nothing"
+    for row, (*_, logprobs) in zip(result.predictions, expected, strict=True):
+        assert row["logprobs"] == pytest.approx(logprobs, abs=1e-3)
+    assert result.accuracy == sum(row[1] == row[2] for row in expected) / len(expected)
+
+
+def test_cloze_predictions_equal_one_plain_forward_per_choice(model, tokenizer):
+    shots = cells("mmlu", "dev", "home")[:2]
+    prefix = "".join(f"[INST] {r[0]} [/INST] {r['ABCD'.index(r[5]) + 1]}</s>" for r in shots)
+    result = multiple_choice(
+        model, tokenizer, "mmlu", subjects=["home"], shots=2, scoring="cloze", batch_size=5, progress=False
+    )
+    for row, asked in zip(result.predictions, cells("mmlu", "test", "home"), strict=True):
+        expected = []
+        for choice in asked[1:5]:
+            context = tokenizer(f"<s>{prefix}[INST] {asked[0]} [/INST]", add_special_tokens=False).input_ids
+            whole = tokenizer(
+                f"<s>{prefix}[INST] {asked[0]} [/INST] {choice}", add_special_tokens=False
+            ).input_ids
+            with torch.no_grad():
+                table = model(torch.tensor([whole])).logits[0].log_softmax(-1)
+            expected.append(sum(table[i - 1, whole[i]].item() for i in range(len(context), len(whole))))
+        assert row["logprobs"] == pytest.approx(expected, abs=1e-2)
+        assert row["prediction"] == "ABCD"[expected.index(max(expected))]
+
+
+def test_batch_size_does_not_change_a_prediction(model, tokenizer):
+    results = [
+        multiple_choice(model, tokenizer, "ceval", subjects=["sum"], batch_size=size, progress=False)
+        for size in (1, 8)
+    ]
+    assert [r["prediction"] for r in results[0].predictions] == [
+        r["prediction"] for r in results[1].predictions
+    ]
+
+
+def test_a_prompt_longer_than_the_context_loses_examples_from_the_front(tokenizer):
+    examples = load_questions("mmlu", "capital", "dev")[0]
+    question = load_questions("mmlu", "capital", "test")[0][0]
+    three = evaluation.letter_prompt(question, examples[2:], "capitals", "en")
+    small = random_model(len(tokenizer), context=len(evaluation.encode(tokenizer, three)) + 1)
+    cut = multiple_choice(small, tokenizer, "mmlu", subjects=["capital"], progress=False)
+    row = cut.predictions[0]
+    assert row["shots"] == 3 and sum(cut.shots_used.values()) == cut.n
+    with torch.no_grad():
+        inputs = torch.tensor([evaluation.encode(tokenizer, three)])
+        table = small(inputs).logits[0, -1].log_softmax(-1)
+    expected = table[tokenizer.convert_tokens_to_ids(["▁A", "▁B", "▁C", "▁D"])].tolist()
+    assert row["logprobs"] == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_question_longer_than_the_context_is_skipped_by_name(tokenizer, tmp_path):
+    long = b"where " * 80 + b",a,b,c,d,A\n"
+    root = write_task(tmp_path, "mmlu", {"dev": b"q,a,b,c,d,B\n", "test": long + b"short,a,b,c,d,C\n"})
+    small = random_model(len(tokenizer), context=90)
+    result = multiple_choice(small, tokenizer, "mmlu", root=root, progress=False)
+    assert [row["index"] for row in result.predictions] == [1]
+    assert result.skipped[0]["index"] == 0 and "context has 90" in result.skipped[0]["reason"]
+
+
+def test_scoring_leaves_the_model_as_it_was(tokenizer):
+    model = random_model(len(tokenizer)).train()
+    model.config.output_router_logits = True
+    multiple_choice(model, tokenizer, "mmlu", subjects=["sum"], shots=0, progress=False)
+    evaluation.answers(model, tokenizer, ["Hello!"], max_new_tokens=2)
+    assert model.training and model.config.output_router_logits is True
+
+
+# ---- results
+
+
+def test_wilson_interval_matches_values_worked_by_hand():
+    # 8 of 10: centre (0.8 + 3.8415/20) / 1.38415 = 0.71674, half 1.95996 / 1.38415 * sqrt(0.016 + 3.8415/400)
+    assert Score(8, 10).interval == pytest.approx((0.49016, 0.94333), abs=1e-4)
+    assert Score(0, 20).interval == pytest.approx((0.0, 0.16113), abs=1e-4)
+    assert Score(0, 0).interval == (0.0, 1.0)
+
+
+def test_micro_macro_and_categories_count_what_they_say():
+    subjects = {"a": ("STEM", [1, 1, 0, 0, 0, 0]), "b": ("STEM", [1, 1]), "c": ("Other", [0])}
+    rows = [
+        dict(subject=name, correct=bool(hit), shots=5) for name, (_, hits) in subjects.items() for hit in hits
+    ]
+    mapping = {name: {"name": name, "category": category} for name, (category, _) in subjects.items()}
+    result = EvalResult("mmlu", "test", "letter", 5, BUNDLED, mapping, rows, [])
+    assert result.accuracy == 4 / 9 and result.n == 9
+    assert result.macro == pytest.approx((1 / 3 + 1 + 0) / 3)
+    assert result.by_category == {"STEM": Score(4, 8), "Other": Score(0, 1)}
+    assert result.by_subject["b"] == Score(2, 2) and result.chance == 0.25
+
+
+def test_plot_draws_the_chance_line_and_every_interval():
+    import matplotlib
+
+    matplotlib.use("Agg")
+    ax = evaluation.plot({"base": {"STEM": Score(3, 10)}, "tuned": {"STEM": Score(7, 10)}})
+    assert any(line.get_ydata()[0] == 0.25 for line in ax.lines)
+    assert [bar.get_height() for bar in ax.patches if bar.get_height() in (0.3, 0.7)] == [0.3, 0.7]
+    segments = [line for bars in ax.containers if hasattr(bars, "errorbar") for line in bars.errorbar[2]]
+    ends = [y for lines in segments for segment in lines.get_segments() for _, y in segment]
+    assert ends == pytest.approx([*Score(3, 10).interval, *Score(7, 10).interval])
+
+
+# ---- bad input
+
+GOOD = "{},问,甲,乙,丙,丁,A"
+
+
+@pytest.mark.parametrize(
+    "row, reason",
+    [
+        ("1,问,甲,乙,丙,B", "missing column answer"),
+        ("1,问,甲,乙,丙,丁,E", "answer 'E'"),
+        ("1,问,甲,乙,丙,丁,AB", "answer 'AB'"),
+        ("1,问,甲,,丙,丁,B", "empty B"),
+        ("1,问,甲,乙,丙,丁, ", "empty answer"),
+        ("0,问,甲,乙,丙,丁,B", "duplicate id '0', first on line 2"),
+        ("1,问,甲,乙,丙,丁,B,多", "8 cells for 7 columns"),
+        ("1,问,甲,乙,丙,丁,B".encode("gb18030"), "broken encoding"),
+    ],
+)
+def test_a_bad_row_is_named_counted_and_the_rest_is_scored(model, tokenizer, tmp_path, row, reason):
+    row = row if isinstance(row, bytes) else row.encode()
+    good = [GOOD.format(i).encode() for i in (0, 2)]
+    test = b"\n".join([b",Question,A,B,C,D,Answer", good[0], row, good[1]]) + b"\n"
+    dev = b",Question,A,B,C,D,Answer\n" + good[0] + b"\n"
+    root = write_task(tmp_path, "cmmlu", {"dev": dev, "test": test})
+    result = multiple_choice(model, tokenizer, "cmmlu", root=root, progress=False)
+    assert [row["index"] for row in result.predictions] == [0, 2]
+    (skipped,) = result.skipped
+    assert (skipped["file"], skipped["line"], skipped["index"]) == ("test/x.csv", 3, 1)
+    assert reason in skipped["reason"]
+    assert "1 rows skipped" in str(result)
+
+
+def test_a_file_without_a_needed_column_names_every_row(model, tokenizer, tmp_path):
+    dev = b"id,question,A,B,D,answer\n0,q,a,b,d,A\n1,q,a,b,d,A\n"
+    val = b"id,question,A,B,C,D,answer\n0,q,a,b,c,d,A\n"
+    root = write_task(tmp_path, "ceval", {"dev": dev, "val": val})
+    result = multiple_choice(model, tokenizer, "ceval", root=root, progress=False)
+    assert result.n == 1 and result.shots_used == {0: 1}
+    assert [row["reason"] for row in result.skipped] == ["missing column C"] * 2
+
+
+def test_a_file_with_no_usable_row_is_an_error_that_says_why(model, tokenizer, tmp_path):
+    root = write_task(tmp_path, "mmlu", {"dev": b"q,a,b,c,d,A\n", "test": b"q,a,b,c,d,E\n"})
+    with pytest.raises(EvalError, match=r"test/x_test.csv: answer 'E'"):
+        multiple_choice(model, tokenizer, "mmlu", root=root, progress=False)
+
+
+def test_cells_with_quotes_and_line_breaks_are_one_row(tmp_path):
+    root = write_task(tmp_path, "mmlu", {"test": b'"two\nlines, ""quoted""",a,"b,b",c,d,B\nq,a,b,c,d,A'})
+    questions, skipped = load_questions("mmlu", "x", "test", root)
+    assert questions[0].text == 'two\nlines, "quoted"' and questions[0].choices[1] == "b,b"
+    assert len(questions) == 2 and not skipped
+
+
+def test_the_unlabelled_test_split_of_ceval_is_refused(model, tokenizer):
+    with pytest.raises(EvalError, match="no answers for its test split; score split='val'"):
+        multiple_choice(model, tokenizer, "ceval", split="test", progress=False)
+
+
+@pytest.mark.parametrize(
+    "task, options, message",
+    [
+        ("gsm8k", {}, "no task 'gsm8k'.*ceval, cmmlu, mmlu"),
+        ("mmlu", {"subjects": ["alchemy"]}, "no subject 'alchemy'.*capital"),
+        ("mmlu", {"language": "fr"}, "no language 'fr'.*en, zh"),
+        ("mmlu", {"scoring": "vibes"}, "no scoring 'vibes'.*letter, cloze"),
+        ("mmlu", {"split": "train"}, "train.*capital_train.csv is missing"),
+        ("mmlu", {"root": "hub"}, "AURORA_BENCHMARKS"),
+        ("mmlu", {"root": BUNDLED / "ceval"}, "ceval has no mmlu/mapping.json"),
+    ],
+)
+def test_what_does_not_exist_is_one_sentence_with_a_remedy(model, tokenizer, task, options, message):
+    with pytest.raises(EvalError, match=message):
+        multiple_choice(model, tokenizer, task, progress=False, **options)
+
+
+def test_root_may_be_the_folder_of_the_task_itself():
+    assert load_subjects("mmlu", BUNDLED / "mmlu") == load_subjects("mmlu", BUNDLED)
+
+
+# ---- the bundled questions
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_bundled_files_have_the_released_layout(task):
+    subjects = load_subjects(task)
+    splits = {split for name, split in HEADERS if name == task} or set(MMLU_SPLITS)
+    assert {path.name for path in (BUNDLED / task).iterdir()} == splits | {"mapping.json"}
+    assert {entry["category"] for entry in subjects.values()} == set(evaluation.CATEGORIES)
+    for split in splits:
+        suffix = ".csv" if task == "cmmlu" else f"_{split}.csv"
+        files = sorted((BUNDLED / task / split).iterdir())
+        assert [path.name for path in files] == sorted(subject + suffix for subject in subjects)
+        for path in files:
+            with path.open(encoding="utf-8", newline="") as file:
+                rows = list(csv.reader(file))
+            if task != "mmlu":
+                header = rows.pop(0)
+                assert ",".join(header) == HEADERS[task, split]
+                assert [row[0] for row in rows] == [str(i) for i in range(len(rows))]
+            assert {len(row) for row in rows} == {6 if task == "mmlu" else len(header)}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_bundled_questions_are_whole_balanced_and_enough(task):
+    for split in ("dev", TASKS[task]["split"]):
+        loaded = [load_questions(task, subject, split) for subject in load_subjects(task)]
+        assert not [row for _, skipped in loaded for row in skipped]
+        questions = [question for found, _ in loaded for question in found]
+        assert all(len(set(question.choices)) == 4 for question in questions)
+        counts = Counter(question.answer for question in questions)
+        assert max(counts.values()) - min(counts.values()) <= 1 and len(counts) == 4
+        if split == "dev":
+            assert {len(found) for found, _ in loaded} == {5}
+        else:
+            assert len(questions) >= 100
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_bundled_questions_are_right_and_held_out_facts_are_never_examples(task, world):
+    k = 0 if task == "mmlu" else 1
+    fact_of = {question: fact for fact in world.facts() for question in fact.ask[k]}
+    seen = {}
+    for split in ("dev", TASKS[task]["split"]):
+        seen[split] = set()
+        for subject in load_subjects(task):
+            for question in load_questions(task, subject, split)[0]:
+                fact = fact_of[question.text]
+                assert question.choices["ABCD".index(question.answer)] == fact.say[k]
+                seen[split].add(fact.id)
+    dev, scored = seen.values()
+    held_out = {fact.id for fact in world.facts() if fact.held_out}
+    assert not dev & scored and not dev & held_out and held_out <= scored
+
+
+def test_rebuilding_the_bundled_questions_gives_the_same_bytes(tmp_path, world):
+    import build_benchmarks
+
+    for task in TASKS:
+        build_benchmarks.build(task, tmp_path / task)
+    files = {p.relative_to(tmp_path): p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    assert files == {p.relative_to(BUNDLED): p.read_bytes() for p in BUNDLED.rglob("*") if p.is_file()}
+
+
+# ---- what the model says
+
+
+def test_batched_answers_equal_plain_greedy_decoding(model, tokenizer):
+    prompts = ["Hello!", "法国的首都是哪里？", "Which continent is Peru in, and what is it known for?"]
+    expected = []
+    for prompt in prompts:
+        ids = tokenizer(f"<s>[INST] {prompt} [/INST]", add_special_tokens=False).input_ids
+        start = len(ids)
+        for _ in range(6):
+            with torch.no_grad():
+                ids.append(model(torch.tensor([ids])).logits[0, -1].argmax().item())
+        expected.append(tokenizer.decode(ids[start:], skip_special_tokens=True).strip())
+    assert evaluation.answers(model, tokenizer, prompts, max_new_tokens=6, batch_size=3) == expected
+
+
+@pytest.mark.parametrize(
+    "answer, question, key, right",
+    [
+        ("法国的首都是巴黎。", "法国的首都是哪里？", "巴黎", True),
+        ("法国的首都是柏林。", "法国的首都是哪里？", "巴黎", False),
+        ("北极熊生活在沙漠。", "北极熊生活在哪里？", "北极", False),
+        ("北极熊生活在北极。", "北极熊生活在哪里？", "北极", True),
+        ("北极", "北极熊生活在哪里？", "北极", True),
+        ("The symbol is He.", "What is the chemical symbol of hydrogen?", "H", False),
+        ("氢的化学符号是H。", "氢的化学符号是什么？", "H", True),
+        ("People make popcorn from rice.", "What do people make popcorn from?", "corn", False),
+        ("it is PARIS", "What is the capital of France?", "Paris", True),
+    ],
+)
+def test_an_answer_is_right_only_where_it_says_the_key_itself(answer, question, key, right):
+    assert evaluation.says(answer, question, key) is right
+
+
+def test_a_right_answer_in_the_wrong_language_does_not_count(monkeypatch):
+    probes = evaluation.load_probes(held_out=True)[:4]
+    zh = [probes[0]["zh"]["answer"], probes[1]["en"]["answer"], "我不知道。", ""]
+    en = [probes[0]["en"]["answer"], probes[1]["en"]["answer"], probes[2]["zh"]["answer"], "I do not know."]
+    monkeypatch.setattr(evaluation, "answers", lambda *args, **kwargs: zh + en)
+    result = evaluation.probe(None, None, probes)
+    assert result.score("zh", "in_language") == Score(2, 4) and result.score("zh", "correct") == Score(1, 4)
+    assert result.score("en", "in_language") == Score(3, 4) and result.score("en", "correct") == Score(2, 4)
+    assert [row["answer"] for row in result.rows] == zh + en
+
+
+def test_probes_split_into_held_out_and_others():
+    held_out, others = evaluation.load_probes(held_out=True), evaluation.load_probes(held_out=False)
+    assert len(held_out) + len(others) == len(evaluation.load_probes()) and len(held_out) > 50
+    assert all(item["held_out"] for item in held_out) and not any(item["held_out"] for item in others)
+
+
+def test_a_damaged_probe_file_is_named_with_its_line(tmp_path):
+    path = tmp_path / "probes.jsonl"
+    path.write_text('{"id": "a"', encoding="utf-8")
+    with pytest.raises(EvalError, match=r"probes.jsonl, line 1"):
+        evaluation.load_probes(path=path)
+    with pytest.raises(EvalError, match="is missing"):
+        evaluation.load_probes(path=tmp_path / "none.jsonl")

@@ -1,0 +1,59 @@
+"""notebooks/text/*.py -> notebooks/*.ipynb, executed at scale tiny, outputs kept: `make notebooks`.
+
+Names of notebooks as arguments build only those ("04" or "04_finetune"). Recorded figures go to `results/tiny/`.
+"""
+
+import hashlib
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import jupytext
+import nbformat
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = ROOT / "notebooks"
+
+
+def source_hash(text: Path) -> str:
+    """What a built notebook remembers of its source, so that a test can tell a stale one."""
+    return hashlib.sha256(text.read_bytes()).hexdigest()[:16]
+
+
+def convert(text: Path) -> nbformat.NotebookNode:
+    """The notebook of a py:percent file, with stable cell ids and without outputs."""
+    notebook = jupytext.read(text)
+    for number, cell in enumerate(notebook.cells):
+        cell.id = f"{text.stem[:2]}-{number:02d}"
+    notebook.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+        "aurora": {"source": source_hash(text)},
+    }
+    return notebook
+
+
+def main(names: list[str]) -> None:
+    from run_course import execute
+
+    os.environ |= {"AURORA_SCALE": "", "TQDM_DISABLE": "1"}  # bars are for those who wait; a reader needs none
+    for variable in ("AURORA_DATA", "AURORA_MODEL", "AURORA_ADAPTER", "AURORA_BENCHMARKS", "AURORA_RUNS"):
+        os.environ.pop(variable, None)
+    for text in sorted((NOTEBOOKS / "text").glob("*.py")):
+        if names and not any(text.stem.startswith(name) for name in names):
+            continue
+        path = NOTEBOOKS / f"{text.stem}.ipynb"
+        nbformat.write(convert(text), path)
+        print(text.stem, flush=True)
+        notebook = execute(path)
+        for cell in notebook.cells:
+            cell.metadata.pop("execution", None)  # clock times would change on every build
+        nbformat.write(notebook, path)
+        recorded = ROOT / "runs" / "tiny" / "results" / f"{text.stem[:2]}.json"
+        (ROOT / "results" / "tiny").mkdir(parents=True, exist_ok=True)
+        shutil.copy(recorded, ROOT / "results" / "tiny")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
