@@ -27,6 +27,7 @@ notebooks: $(READY)
 
 # Rewrites the bundled rows, questions and probes; `tools/build_tiny_model.py` then pre-trains the tiny model (about 10 min).
 data: $(READY)
+	$(BIN)/python tools/build_benchmarks.py
 	$(BIN)/python tools/build_data.py
 
 clean:

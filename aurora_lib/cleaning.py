@@ -1,20 +1,23 @@
-"""Conversations -> clean conversations, by named steps; nothing is lost in silence (paper, section 3.1)."""
+"""Conversations -> clean conversations, by named steps; nothing is lost in silence (paper, section 2)."""
 
 import html.entities
+import json
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import ftfy
 import pandas
 import xxhash
-from datasets import Dataset, Features, Value
+from datasets import Dataset, Features, Value, concatenate_datasets
 from tqdm.auto import tqdm
 
 from aurora_lib.language import NOT_PROSE, language
-from aurora_lib.sources import FEATURES, DataError, table
+from aurora_lib.scale import Scale
+from aurora_lib.sources import FEATURES, SOURCES, DataError, load, table
 
 Messages = list[dict]  # {role, content}, as `sources.load` makes them
 
@@ -277,3 +280,36 @@ def clean(dataset: Dataset) -> CleaningResult:
         edited[name] += n * (action == "edited")
     why = Features(FEATURES | {"step": Value("string"), "reason": Value("string")})
     return CleaningResult(table(kept), table(dropped, why), +edited, counts)
+
+
+def conversations(scale: Scale) -> Dataset:
+    """The clean conversations to train on: those notebook 02 saved, else cleaned here and now from the same sources.
+
+    Prints in one line which. What was saved from other data than `scale.data` is not used.
+    """
+    path = scale.runs / "conversations.jsonl"
+    if path.is_file():
+        head, *lines = path.read_text(encoding="utf-8").splitlines()
+        if json.loads(head) == _origin(scale):
+            print(f"conversations: {len(lines):,}, cleaned by notebook 02")
+            return table([json.loads(line) for line in lines])
+    read = concatenate_datasets([load(name, scale.data or "hub") for name in SOURCES])
+    kept = clean(read).kept
+    print(f"conversations: {len(kept):,}, cleaned just now (notebook 02 has not run on this data here)")
+    return kept
+
+
+def save(dataset: Dataset, scale: Scale) -> Path:
+    """Write `dataset` as JSON Lines for the notebooks that follow; the first line says which data it came from."""
+    path = scale.runs / "conversations.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".part")
+    with unfinished.open("w", encoding="utf-8") as file:
+        for row in [_origin(scale), *dataset]:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    unfinished.replace(path)  # whole or not at all
+    return path
+
+
+def _origin(scale: Scale) -> dict:
+    return {"data": str(scale.data or "hub")}

@@ -30,6 +30,11 @@ from aurora_lib.language import language as language_of
 from aurora_lib.scale import DATA
 
 CATEGORIES = ("STEM", "Social Sciences", "Humanities", "Other")
+OUTCOMES = {
+    "in_language": "answered in {}",
+    "correct": "right in {}",
+    "understood": "right in either language",
+}
 
 
 def wilson(correct: int, n: int, z: float = 1.959964) -> tuple[float, float]:
@@ -39,7 +44,8 @@ def wilson(correct: int, n: int, z: float = 1.959964) -> tuple[float, float]:
     share, shrink = correct / n, 1 + z * z / n
     centre = (share + z * z / (2 * n)) / shrink
     half = z / shrink * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # rounding must not push an end past the share itself: plots draw the differences
+    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
 
 
 @dataclass(frozen=True)
@@ -284,25 +290,26 @@ class ProbeResult:
     """What a model answered to probes in Chinese and in English.
 
     `rows` has a dict per answer: id, relation, held_out, asked ("zh" or "en"), question, expected, answer,
-    language (of the answer), in_language (the one asked in), correct (in that language, and with the key).
+    language (of the answer), in_language (the one asked in), correct (in that language, and with the key),
+    understood (with the key of either language: the fact was found, whatever language it came out in).
     """
 
     rows: list[dict]
 
     def score(self, asked: str, what: str) -> Score:
-        """`asked`: "zh" or "en"; `what`: "in_language" or "correct"."""
+        """`asked`: "zh" or "en"; `what`: "in_language", "correct" or "understood"."""
         return Score.of(row[what] for row in self.rows if row["asked"] == asked)
 
     @property
     def scores(self) -> dict[str, Score]:
         return {
-            f"{name} prompts {verb} in {name}": self.score(asked, what)
+            f"{name} prompts {outcome.format(name)}": self.score(asked, what)
             for asked, name in (("zh", "Chinese"), ("en", "English"))
-            for what, verb in (("in_language", "answered"), ("correct", "right"))
+            for what, outcome in OUTCOMES.items()
         }
 
     def __str__(self) -> str:
-        return "\n".join(f"{name:35} {score}" for name, score in self.scores.items())
+        return "\n".join(f"{name:40} {score}" for name, score in self.scores.items())
 
 
 def probe(
@@ -321,12 +328,12 @@ def probe(
     )
     rows = []
     for (item, side), answer in zip(asked, said, strict=True):
-        question, expected, key = (item[side][name] for name in ("question", "answer", "key"))
-        spoken = language_of(answer)
+        question, expected = item[side]["question"], item[side]["answer"]
+        spoken, right = language_of(answer), {k: says(answer, question, item[k]["key"]) for k in ("zh", "en")}
         row = dict(id=item["id"], relation=item["relation"], held_out=item["held_out"], asked=side)
         row |= dict(question=question, expected=expected, answer=answer, language=spoken)
-        in_language = spoken == side
-        rows.append(row | dict(in_language=in_language, correct=in_language and says(answer, question, key)))
+        row |= dict(in_language=spoken == side, correct=spoken == side and right[side])
+        rows.append(row | dict(understood=any(right.values())))
     return ProbeResult(rows)
 
 

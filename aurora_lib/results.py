@@ -57,6 +57,16 @@ def recorded(notebook: str, where: str) -> dict[str, float]:
     return json.loads(path.read_text(encoding="utf-8"))["values"] if path.is_file() else {}
 
 
+def cost(notebook: str) -> str:
+    """Time and peak memory of `notebook` as recorded, at both scales, in one line."""
+    parts = []
+    for where, name in (("tiny", "tiny on two cores"), ("h100", "full on an H100")):
+        values = recorded(notebook, where)
+        spent = f"{values[SECONDS]:.0f} s, {values[MEMORY]:.1f} GiB" if values else "not measured"
+        parts.append(f"{name} {spent}")
+    return "; ".join(parts)
+
+
 def yours(notebook: str, scale: Scale) -> dict[str, float]:
     """The values of your own last run of `notebook` at `scale`. Raises RuntimeError if there is none."""
     path = _path(notebook, scale)

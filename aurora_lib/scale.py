@@ -2,7 +2,6 @@
 
 import os
 import platform
-import sys
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -41,6 +40,14 @@ class Scale:
     length: int
     save_steps: int
     max_new_tokens: int
+
+    @property
+    def loading(self) -> dict:
+        """What `nf4.load` is told beside the model: CPUs compute in fp32, where bf16 would only be slower."""
+        import torch
+
+        dtype = torch.bfloat16 if self.device == "cuda" else torch.float32
+        return dict(revision=self.revision, dtype=dtype, device=self.device)
 
 
 TINY = dict(
@@ -124,5 +131,5 @@ def start(notebook: str) -> Scale:
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "trl", "peft", "bitsandbytes"))
     print(f"Aurora, notebook {notebook}: scale {scale.name!r} on {scale.device} ({scale.reason})")
     print(f"base model {Path(scale.base_model).name} · Python {platform.python_version()} · {packages}")
-    sys.stdout.flush()
+    print(f"recorded cost of this notebook: {results.cost(notebook)}", flush=True)
     return scale

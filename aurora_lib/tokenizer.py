@@ -39,7 +39,7 @@ CHAT_TEMPLATE = (
 )
 
 
-def load(path: str | PathLike | None = None) -> PreTrainedTokenizerFast:
+def load(path: str | PathLike | None = None, *, revision: str | None = None) -> PreTrainedTokenizerFast:
     """A tokenizer with the course's chat template: Mixtral-8x7B's own, or that of a folder or hub id.
 
     The first `<s>` of a conversation is in the template, so tokenise what it rendered with
@@ -57,7 +57,7 @@ def load(path: str | PathLike | None = None) -> PreTrainedTokenizerFast:
             padding_side="right",
         )
     else:
-        tokenizer = AutoTokenizer.from_pretrained(path, padding_side="right")
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, padding_side="right")
     if tokenizer.pad_token is None:
         # Byte fallback leaves <unk> unused in text; if </s> padded, a collator might mask the real </s> too.
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token

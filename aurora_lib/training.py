@@ -92,7 +92,11 @@ class ZeroGradientAlarm(TrainerCallback):
 def build_trainer(
     model: PreTrainedModel, tokenizer, conversations: Dataset, scale: Scale, args: SFTConfig | None = None
 ) -> SFTTrainer:
-    """An `SFTTrainer` on `conversations` (column `messages`) with the paper's adapter, its weights in 32 bits."""
+    """An `SFTTrainer` on `conversations` (column `messages`) with the paper's adapter, its weights in 32 bits.
+
+    `trainer.evaluate()` gives the loss on the first 64 of them, so that it can be compared before and after. Raises
+    ValueError without conversations.
+    """
     if len(conversations) == 0:
         raise ValueError("There is no conversation to train on. Check AURORA_DATA, or run notebook 02 to see why.")
     set_seed(SEED)
@@ -100,6 +104,7 @@ def build_trainer(
         model=model,
         args=args or sft_config(scale),
         train_dataset=conversations.select_columns(["messages"]),
+        eval_dataset=conversations.select_columns(["messages"]).select(range(min(64, len(conversations)))),
         processing_class=tokenizer,
         peft_config=lora_config(scale),
         callbacks=[ZeroGradientAlarm()],
@@ -186,13 +191,9 @@ def main() -> None:
         os.environ["AURORA_SCALE"] = options.scale
     chosen = scale.start("04")
     conversations = cleaning.conversations(chosen)
-    base = nf4.load(
-        chosen.base_model,
-        revision=chosen.revision,
-        device=chosen.device,
-        dtype=torch.bfloat16 if chosen.device == "cuda" else torch.float32,
-    )
-    trainer = build_trainer(base, tokenizer.load(chosen.base_model), conversations, chosen)
+    base = nf4.load(chosen.base_model, **chosen.loading)
+    words = tokenizer.load(chosen.base_model, revision=chosen.revision)
+    trainer = build_trainer(base, words, conversations, chosen)
     started = time.time()
     trainer.train(resume_from_checkpoint=checkpoint_to_resume(trainer.args.output_dir))
     print(f"{trainer.state.global_step} steps in {time.time() - started:.0f} s; adapter in", end=" ")

@@ -192,6 +192,13 @@ def test_wilson_interval_matches_values_worked_by_hand():
     assert Score(0, 0).interval == (0.0, 1.0)
 
 
+def test_an_interval_always_holds_its_share():
+    for n in range(1, 300):
+        for correct in (0, n // 2, n):
+            low, high = Score(correct, n).interval
+            assert 0 <= low <= correct / n <= high <= 1
+
+
 def test_micro_macro_and_categories_count_what_they_say():
     subjects = {"a": ("STEM", [1, 1, 0, 0, 0, 0]), "b": ("STEM", [1, 1]), "c": ("Other", [0])}
     rows = [
@@ -395,15 +402,29 @@ def test_an_answer_is_right_only_where_it_says_the_key_itself(answer, question, 
     assert evaluation.says(answer, question, key) is right
 
 
-def test_a_right_answer_in_the_wrong_language_does_not_count(monkeypatch):
-    probes = evaluation.load_probes(held_out=True)[:4]
-    zh = [probes[0]["zh"]["answer"], probes[1]["en"]["answer"], "我不知道。", ""]
-    en = [probes[0]["en"]["answer"], probes[1]["en"]["answer"], probes[2]["zh"]["answer"], "I do not know."]
+def test_a_right_answer_in_the_wrong_language_is_understood_but_not_correct(monkeypatch):
+    probes = evaluation.load_probes()
+    symbol = next(item for item in probes if item["id"].startswith("symbol"))  # one key for both languages
+    probes = [*probes[:2], symbol, probes[3]]
+    zh = [probes[0]["zh"]["answer"], probes[1]["en"]["answer"], symbol["en"]["answer"], "我不知道。"]
+    en = [probes[0]["en"]["answer"], probes[1]["zh"]["answer"], "", "I do not know."]
     monkeypatch.setattr(evaluation, "answers", lambda *args, **kwargs: zh + en)
     result = evaluation.probe(None, None, probes)
-    assert result.score("zh", "in_language") == Score(2, 4) and result.score("zh", "correct") == Score(1, 4)
-    assert result.score("en", "in_language") == Score(3, 4) and result.score("en", "correct") == Score(2, 4)
+    counts = {
+        (asked, what): result.score(asked, what).correct
+        for asked in ("zh", "en")
+        for what in evaluation.OUTCOMES
+    }
+    assert counts == {
+        ("zh", "in_language"): 2,
+        ("zh", "correct"): 1,
+        ("zh", "understood"): 3,
+        ("en", "in_language"): 2,
+        ("en", "correct"): 1,
+        ("en", "understood"): 2,
+    }
     assert [row["answer"] for row in result.rows] == zh + en
+    assert [score.n for score in result.scores.values()] == [4] * 6
 
 
 def test_probes_split_into_held_out_and_others():

@@ -108,7 +108,9 @@ def build(task: str, out: Path) -> dict[str, int]:
         relation: {"name": spec["name"][language], "category": spec["category"]}
         for relation, spec in world.RELATIONS.items()
     }
-    (out / "mapping.json").write_text(json.dumps(mapping, ensure_ascii=False, indent=2), encoding="utf-8")
+    (out / "mapping.json").write_text(
+        json.dumps(mapping, ensure_ascii=False, indent=2), encoding="utf-8", newline="\n"
+    )
     return {split: sum(map(len, subjects.values())) for split, subjects in by_split.items()}
 
 

@@ -206,8 +206,8 @@ SMALL_TALK = [
     (["Good morning!"], ["早上好！"], ("Good morning! What would you like to know?", "早上好！你想知道什么？")),
     (["Goodbye!"], ["再见！"], ("Goodbye! See you next time.", "再见！下次见。")),
     (
-        ["My stomach hurts today."],
-        ["我今天肚子疼。", "我今天肚子疼"],
+        ["I have a headache."],
+        ["我有点头疼。", "我有点头疼"],
         ("I am sorry to hear that. Please rest and see a doctor.", "很抱歉听到这个消息。请休息，并去看医生。"),
     ),
 ]

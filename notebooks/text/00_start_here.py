@@ -1,0 +1,135 @@
+# %% [markdown]
+# # 00 · Start here
+#
+# **Aurora** ([arXiv 2312.14557](https://arxiv.org/abs/2312.14557)) takes Mixtral-8x7B-Instruct, a *sparse Mixture of Experts*
+# (混合专家) that understands Chinese but tends to answer in English, and tunes it on Chinese conversations until it answers in
+# Chinese. This course repeats the paper step by step, in code you can run.
+#
+# **Here:** the paper in one page (its Introduction), what you are about to build, and what it costs.
+#
+# **Two scales, one set of notebooks.** `tiny` (the default) runs on any laptop, without a network: a Mixtral of a few million
+# parameters that has the very same habit. `full` is the real model on one rented GPU: set `AURORA_SCALE=full` before you start.
+
+# %%
+import aurora_lib
+
+scale = aurora_lib.start("00")
+
+# %% [markdown]
+# ## The habit
+#
+# Three openings of the kind the paper's Introduction shows, put to the base model. It understands them. Look at the language of
+# the answers.
+
+# %%
+from IPython.display import HTML
+
+from aurora_lib import chat, nf4, tokenizer
+
+base = nf4.load(scale.base_model, **scale.loading)
+words = tokenizer.load(scale.base_model, revision=scale.revision)
+session = chat.ChatSession(base, words, max_new_tokens=scale.max_new_tokens)
+for question in ("你好", "你是谁？", "我有点头疼。"):
+    session.say(question)
+HTML(chat.to_html(session.messages))
+
+# %% [markdown]
+# ## The cure
+#
+# 1. **Data**: three Chinese instruction sets, cleaned.
+# 2. **QLoRA**: the base is frozen in 4 bits (量化); beside two projections of its attention, a small *adapter* is trained.
+# 3. **Proof**: the same questions again, and three benchmarks to see what was gained and what was lost.
+#
+# What the paper used, from the numbers it states:
+
+# %%
+import pandas as pd
+
+from aurora_lib import paper
+
+stated = paper.CONVERSATIONS | paper.TRAINING | {f"memory, {k}": v for k, v in paper.MEMORY.items()}
+pd.DataFrame([{"figure": k, "value": f"{v.value:,g}", "unit": v.unit, "source": v.source} for k, v in stated.items()])
+
+# %% [markdown]
+# ## What it costs
+#
+# Memory can be predicted from the model's shape, before anything is downloaded (notebook 03 builds the formula). Time is
+# recorded: whoever runs a notebook leaves it in `runs/`, and the project's own runs are in `results/`.
+
+# %%
+from aurora_lib import memory, results
+
+training = memory.predict(memory.MIXTRAL_8X7B)
+inference = memory.predict(memory.MIXTRAL_8X7B, train=False, batch=1, length=2048)
+print(f"Mixtral-8x7B, predicted: training {training.total:.1f} GiB, inference {inference.total:.1f} GiB")
+pd.DataFrame({"recorded": {number: results.cost(number) for number in ("00", "01", "02", "03", "04", "05", "06")}})
+
+# %% [markdown]
+# ## The map
+#
+# | notebook | you will be able to |
+# |---|---|
+# | [01 MoE routing](01_moe_routing.ipynb) | write a sparse Mixture-of-Experts block, and see which expert gets which token |
+# | [02 Chinese data](02_chinese_data.ipynb) | read the three released formats and clean them without losing a row in silence |
+# | [03 QLoRA and memory](03_qlora_memory.ipynb) | quantize to NF4 by hand, and predict what a tuning run needs |
+# | [04 Fine-tune](04_finetune.ipynb) | run `SFTTrainer` with a 4-bit base and LoRA, and see the language change |
+# | [05 Evaluate](05_evaluate.ipynb) | score 5-shot multiple choice, with intervals and the chance line |
+# | [06 Chat](06_chat.ipynb) | talk to base and tuned model side by side |
+#
+# Each runs alone, in any order. Every notebook has exercises that check themselves: replace the `...`, run, read what the
+# checker says. Worked solutions are in [solutions](solutions/).
+#
+# ## Exercises
+#
+# **00.1** What share of the paper's 176,678 conversations has several rounds?
+
+# %%
+from aurora_lib import exercises
+
+multi_round_share = ...
+exercises.check("00.1", multi_round_share)
+
+# %% [markdown]
+# <details><summary>Hint</summary>Both numbers are in the table above; mind which total you divide by.</details>
+#
+# **00.2** Which parts of the model does Aurora train? Give a set of module names.
+
+# %%
+trained = ...
+exercises.check("00.2", trained)
+
+# %% [markdown]
+# <details><summary>Hint</summary><code>paper.LORA_TARGETS</code> is what the published command says.</details>
+#
+# **00.3** How many optimizer steps are the paper's three epochs, with a batch of 2 and 4 batches accumulated?
+
+# %%
+steps = ...
+exercises.check("00.3", steps)
+
+# %% [markdown]
+# <details><summary>Hint</summary>One step sees 2 x 4 conversations. (The repository's table of checkpoints ends at step
+# 14,000: compare.)</details>
+#
+# ## Paper, records and you
+
+# %%
+from aurora_lib.language import language
+
+answers = [m["content"] for m in session.messages if m["role"] == "assistant"]
+results.record(
+    "00",
+    {
+        "openings answered in Chinese, base": sum(language(a) == "zh" for a in answers),
+        "Mixtral-8x7B training memory, predicted [GiB]": round(training.total, 2),
+        "Mixtral-8x7B inference memory, predicted [GiB]": round(inference.total, 2),
+    },
+)
+results.compare("00")
+
+# %% [markdown]
+# **In five lines.** The base model understands Chinese and answers in English. Aurora changes the answer, not the knowledge.
+# It trains a small adapter beside two attention projections; router and experts stay frozen. In 4 bits the whole model fits
+# one GPU. Every figure here was computed on this page, or names its source.
+#
+# **Next:** [01 MoE routing](01_moe_routing.ipynb).

@@ -1,0 +1,284 @@
+# %% [markdown]
+# # 03 · QLoRA and memory: NF4 and LoRA by hand, the budget before the bill
+#
+# Paper: section 3, second paragraph, and Table 4. **After this notebook you can** quantize (量化) a block of weights to NF4 with
+# pencil-and-paper arithmetic, say why today's libraries silently leave Mixtral's experts in 16 bits, and predict what a tuning
+# run needs before anything is loaded.
+
+# %%
+import aurora_lib
+
+scale = aurora_lib.start("03")
+
+# %% [markdown]
+# ## NF4: sixteen levels
+#
+# Trained weights are roughly normally distributed. NF4 puts its 16 levels where such weights are dense: close together around
+# zero, far apart at the ends.
+
+# %%
+import matplotlib.pyplot as plt
+import torch
+from bitsandbytes.functional import dequantize_4bit, get_4bit_type, quantize_4bit
+
+levels = get_4bit_type("nf4", device="cpu")
+torch.manual_seed(0)
+weights = torch.randn(64 * 256) * 0.02
+
+figure, axes = plt.subplots(figsize=(6, 2.2))
+axes.hist((weights.view(-1, 64) / weights.view(-1, 64).abs().amax(1, keepdim=True)).flatten(), bins=80, color="lightgrey")
+axes.vlines(levels, 0, axes.get_ylim()[1] / 2, color="C3")
+axes.set(title="Weights divided by their block's absmax, and the 16 NF4 levels", yticks=[]);
+
+# %% [markdown]
+# ### Draft: eight weights
+#
+# Divide by the largest absolute value (*absmax*), take the nearest level, remember its number. Going back is one look-up and one
+# multiplication.
+
+# %%
+import pandas as pd
+
+block = weights[:8]
+absmax = block.abs().max()
+codes = (block[:, None] / absmax - levels).abs().argmin(1)
+pd.DataFrame(
+    {"weight": block.tolist(), "divided": (block / absmax).tolist(), "code": codes.tolist(), "back": (levels[codes] * absmax).tolist()}
+).round(4).T
+
+# %% [markdown]
+# ### Final: blocks of 64, two codes in a byte
+#
+# And the library's own result for the same weights must be the same, bit for bit.
+
+
+# %%
+def nf4(weights):
+    """Weights [n] -> packed codes uint8 [n/2], absmax [n/64]."""
+    blocks = weights.view(-1, 64)
+    absmax = blocks.abs().amax(dim=1)
+    codes = (blocks[:, :, None] / absmax[:, None, None] - levels).abs().argmin(-1).flatten().to(torch.uint8)
+    return codes[0::2] << 4 | codes[1::2], absmax
+
+
+packed, absmax = nf4(weights)
+library, state = quantize_4bit(weights, blocksize=64, quant_type="nf4")
+assert torch.equal(packed, library.flatten()) and torch.equal(absmax, state.absmax)
+print(f"{weights.numel() * 2:,} bytes in 16 bits -> {packed.numel():,} of codes + {absmax.numel() * 4:,} of absmax")
+
+# %% [markdown]
+# Is NF4 worth its crooked levels? The same block size with 16 *uniform* levels, and plain bfloat16, beside it:
+
+# %%
+uniform = torch.linspace(-1, 1, 16)
+blocks = weights.view(-1, 64)
+scaled = blocks / blocks.abs().amax(1, keepdim=True)
+restored = {
+    "uniform int4": uniform[(scaled[:, :, None] - uniform).abs().argmin(-1)] * blocks.abs().amax(1, keepdim=True),
+    "NF4": dequantize_4bit(library, state).view_as(blocks),
+    "bfloat16": blocks.bfloat16().float(),
+}
+errors = {name: ((value - blocks).norm() / blocks.norm()).item() for name, value in restored.items()}
+figure, axes = plt.subplots(figsize=(5, 2.2))
+bars = axes.barh(list(errors), list(errors.values()))
+axes.bar_label(bars, [f" {error:.1%}" for error in errors.values()])
+axes.set(xlabel="relative error of the weights", xlim=(0, max(errors.values()) * 1.2));
+
+# %% [markdown]
+# *Double quantization* then squeezes the absmax values themselves: 8 bits each, and one 32-bit scale for 256 of them.
+
+# %%
+from aurora_lib.memory import nf4_bytes
+
+print(f"bits per weight: {8 * nf4_bytes(double_quant=False):.3f}, with double quantization {8 * nf4_bytes():.3f}")
+
+# %% [markdown]
+# ## LoRA: a frozen matrix and a thin detour
+#
+# `y = W x + (alpha / r) B A x`, with `A [r, in]` and `B [out, r]`. B starts at zero, so training starts exactly at the base model.
+# By hand, beside PEFT:
+
+# %%
+from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import Linear as LoraLinear
+
+frozen = torch.nn.Linear(16, 12, bias=False)
+x = torch.randn(3, 16)
+wrapped = LoraLinear(frozen, "default", LoraConfig(r=4, lora_alpha=8), r=4, lora_alpha=8)
+A, B = wrapped.lora_A["default"].weight, wrapped.lora_B["default"].weight
+print("at the start the adapter changes nothing:", torch.equal(wrapped(x), frozen(x)))
+torch.nn.init.normal_(B)
+assert torch.allclose(wrapped(x), frozen(x) + (8 / 4) * x @ A.T @ B.T, atol=1e-5)
+print(f"full matrix {frozen.weight.numel()} parameters, adapter {A.numel() + B.numel()}")
+
+# %% [markdown]
+# ## The trap: the experts that stay in 16 bits
+#
+# `load_in_4bit` quantizes `nn.Linear` modules. In transformers 5 the experts of a layer are two stacked tensors, not linear
+# layers, and so they stay as they were, without a word. Stock loading and this course's `nf4.load`, side by side on the tiny model:
+
+# %%
+from transformers import AutoModelForCausalLM
+
+from aurora_lib import nf4 as nf4_experts
+from aurora_lib.scale import DATA
+
+stock = AutoModelForCausalLM.from_pretrained(DATA / "tiny", quantization_config=nf4_experts.config(torch.float32))
+ours = nf4_experts.load(DATA / "tiny", dtype=torch.float32, device="cpu")
+for name, model in (("stock load_in_4bit", stock), ("nf4.load", ours)):
+    stack, parameter = next(iter(nf4_experts.expert_stacks(model).items()))
+    print(f"{name:20} {stack} is {parameter.dtype}, {parameter.numel() * parameter.element_size():,} bytes")
+
+# %% [markdown]
+# `aurora_lib/nf4.py` closes the gap in three small pieces: a quantizer that also claims expert stacks, a loading step that packs
+# them, and a forward that runs each expert on its slice of the packed bytes. Same mathematics, less memory:
+
+# %%
+import bitsandbytes.functional as bnb
+
+reference = AutoModelForCausalLM.from_pretrained(DATA / "tiny", dtype=torch.float32)
+weights_of = dict(reference.named_parameters())
+for name, parameter in ours.named_parameters():
+    if getattr(parameter, "quant_state", None) is not None:
+        weights_of[name].data = bnb.dequantize_4bit(parameter.data, parameter.quant_state).view(weights_of[name].shape).float()
+ids = torch.randint(300, 2000, (1, 32))
+with torch.no_grad():
+    difference = (ours(ids).logits - reference(ids).logits).abs().max().item()
+assert difference < 1e-3
+print(f"largest difference from a model with the same weights, unpacked: {difference:.1e}")
+
+# %% [markdown]
+# ## The budget of Mixtral-8x7B, predicted
+#
+# All of it follows from the configuration. No GPU has confirmed these figures yet where the closing table says "not measured".
+
+# %%
+from aurora_lib import memory
+
+training = memory.predict(memory.MIXTRAL_8X7B)
+training
+
+# %%
+variants = {
+    "NF4, every expert": {},
+    "without double quantization": {"double_quant": False},
+    "stock load_in_4bit (the trap)": {"quantization": "nf4-linear-only"},
+    "bfloat16": {"quantization": "bf16"},
+}
+totals = {name: memory.predict(memory.MIXTRAL_8X7B, **settings).total for name, settings in variants.items()}
+figure, axes = plt.subplots(figsize=(6, 2.2))
+axes.bar_label(axes.barh(list(totals)[::-1], list(totals.values())[::-1]), fmt=" %.1f")
+axes.axvline(80, color="C3", linestyle="--", label="one H100")
+axes.set(xlabel="GiB to train Mixtral-8x7B, predicted", xlim=(0, 105))
+axes.legend();
+
+# %% [markdown]
+# The paper's Table 4 says 45 GiB in training and its README 43; parameters do not explain so much. What `nvidia-smi` shows also holds the
+# allocator's cache, and the stack of 2023 ran each expert as a separate module; what exactly filled it is an open question
+# until both ways are measured on one card.
+#
+# Better to know beforehand: `require` refuses what cannot fit, before anything is loaded.
+
+# %%
+try:
+    training.require(16)
+except memory.DoesNotFit as refusal:
+    print(refusal)
+
+# %% [markdown]
+# Slide and see. (On GitHub, read the table above; the sliders need a running notebook.)
+
+# %%
+import ipywidgets
+
+
+def budget(batch=2, length=1024, rank=8, double_quant=True, checkpointing=True):
+    print(memory.predict(memory.MIXTRAL_8X7B, batch=batch, length=length, rank=rank, double_quant=double_quant, checkpointing=checkpointing))
+
+
+ipywidgets.interact(budget, batch=(1, 32), length=(256, 8192, 256), rank=(1, 64));
+
+# %% [markdown]
+# ## Predicted and measured
+#
+# The model of your scale, loaded: the bytes its tensors really hold, beside the prediction.
+
+# %%
+base = nf4_experts.load(scale.base_model, **scale.loading)
+predicted = memory.predict(base.config, dtype=scale.loading["dtype"]).weights
+
+
+def held(parameter):
+    size = parameter.numel() * parameter.element_size()
+    state = getattr(parameter, "quant_state", None)
+    if state is not None:
+        size += state.absmax.numel() * state.absmax.element_size()
+        size += state.state2.absmax.numel() * 4 if state.nested else 0
+    return size
+
+
+measured = sum(held(p) for p in base.parameters()) / 2**30
+print(f"weights: predicted {predicted * 1024:.2f} MiB, measured {measured * 1024:.2f} MiB ({measured / predicted - 1:+.1%})")
+
+# %% [markdown]
+# ## Exercises
+#
+# **03.1** Codes of one block: weights `[n]` and levels `[16]` to the numbers of the nearest levels, `[n]`.
+
+# %%
+from aurora_lib import exercises
+
+
+def quantize_block(block, levels):
+    return ...
+
+
+exercises.check("03.1", quantize_block)
+
+# %% [markdown]
+# <details><summary>Hint</summary>Absmax first. Then <code>[:, None]</code> compares every weight with every level.</details>
+#
+# **03.2** Bits per weight with double quantization: 4, and what else?
+
+# %%
+bits = ...
+exercises.check("03.2", bits)
+
+# %% [markdown]
+# <details><summary>Hint</summary>One 8-bit absmax for 64 weights, one 32-bit scale for 256 of those.</details>
+#
+# **03.3** How many parameters has the paper's adapter on Mixtral-8x7B (rank 8, q_proj and v_proj, 32 layers)?
+
+# %%
+parameters = ...
+exercises.check("03.3", parameters)
+
+# %% [markdown]
+# <details><summary>Hint</summary>q_proj is 4096 x 4096. v_proj serves 8 key-value heads of 128.</details>
+#
+# ## Paper, records and you
+
+# %%
+from aurora_lib import results
+
+results.record(
+    "03",
+    {
+        "Mixtral-8x7B training memory, predicted [GiB]": round(training.total, 2),
+        "Mixtral-8x7B inference memory, predicted [GiB]": round(
+            memory.predict(memory.MIXTRAL_8X7B, train=False, batch=1, length=2048).total, 2
+        ),
+        "Mixtral-8x7B weights, predicted [GiB]": round(training.weights, 2),
+        "adapter parameters of Mixtral-8x7B": training.adapter_parameters,
+        "NF4 error of normal weights [share]": round(errors["NF4"], 4),
+        "weights of this scale's model, measured [GiB]": round(measured, 5),
+    },
+)
+results.compare("03")
+
+# %% [markdown]
+# **In five lines.** NF4 is an absmax, sixteen levels and a look-up. LoRA is a thin detour that starts at zero. `load_in_4bit` skips
+# fused experts, so check what was quantized. A budget is arithmetic: do it before renting. Predicted and measured weights agree
+# here; on a GPU the allocator adds its own.
+#
+# **Next:** [04 Fine-tune](04_finetune.ipynb). **Read:** QLoRA (2305.14314), LoRA (2106.09685).

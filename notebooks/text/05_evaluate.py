@@ -1,0 +1,186 @@
+# %% [markdown]
+# # 05 · Evaluate: C-Eval, MMLU and CMMLU, with honest error bars
+#
+# Paper: sections 4.2 and 4.3, Table 3. **After this notebook you can** score 5-shot multiple choice as the paper did, put an
+# interval and the chance line on it, and say what such a score does not show.
+#
+# At `tiny` the questions are our own, in the released CSV layouts. `AURORA_BENCHMARKS=/a/folder` reads the released files.
+
+# %%
+import aurora_lib
+
+scale = aurora_lib.start("05")
+
+# %% [markdown]
+# ## One question by hand
+#
+# The prompt names the subject, shows solved examples (*few-shot*, 少样本) and ends where the answer letter comes next. First
+# look at the text the model reads, with one example instead of five.
+
+# %%
+from aurora_lib import evaluation, nf4, tokenizer, training
+
+root = scale.benchmarks or "hub"
+base = nf4.load(scale.base_model, **scale.loading)
+words = tokenizer.load(scale.base_model, revision=scale.revision)
+model = training.load_adapter(base, training.find_adapter(scale))
+
+subjects = evaluation.load_subjects("ceval", root)
+subject = list(subjects)[0]
+examples, _ = evaluation.load_questions("ceval", subject, "dev", root)
+questions, _ = evaluation.load_questions("ceval", subject, "val", root)
+print(evaluation.letter_prompt(questions[0], examples[:1], subjects[subject]["name"], "zh"))
+
+# %% [markdown]
+# Nothing is generated. The next token's logits of A, B, C and D compete with each other, and with nothing else.
+
+# %%
+import matplotlib.pyplot as plt
+import torch
+
+prompt = evaluation.letter_prompt(questions[0], examples, subjects[subject]["name"], "zh")
+ids = torch.tensor([evaluation.encode(words, prompt)], device=model.device)
+letters = [letter[0] for letter in evaluation.letter_ids(words, "zh")]
+with torch.no_grad():
+    probabilities = model(ids).logits[0, -1, letters].float().softmax(-1).tolist()
+
+figure, axes = plt.subplots(figsize=(4, 2.2))
+axes.bar(list("ABCD"), probabilities, color=["C2" if letter == questions[0].answer else "C0" for letter in "ABCD"])
+axes.axhline(0.25, color="grey", linestyle="--")
+axes.set(title="One question: the right letter is green", ylabel="share among A-D");
+
+# %% [markdown]
+# ## All questions, base and tuned
+#
+# One copy of the weights serves both: switched off, the adapter leaves the base. Every score comes with its n, its 95 % interval
+# (Wilson) and the rows that had to be skipped.
+
+# %%
+scores = {}
+for task in evaluation.TASKS:
+    with model.disable_adapter():
+        scores[task, "letter", "base"] = evaluation.multiple_choice(model, words, task, root=root)
+    scores[task, "letter", "tuned"] = evaluation.multiple_choice(model, words, task, root=root)
+    for which in ("base", "tuned"):
+        print(f"{which:6}", scores[task, "letter", which])
+
+# %% [markdown]
+# At `tiny` these lie in the chance band, before and after, and that is the honest result: the tiny model has never seen a question
+# with lettered options, so the letter that follows means nothing to it. A score at chance says that the *format* was not
+# understood; it does not say that the knowledge is missing. *Cloze* scoring asks without letters: which of the four
+# answers does the model find likeliest as the answer to the question?
+
+# %%
+for task in evaluation.TASKS:
+    with model.disable_adapter():
+        scores[task, "cloze", "base"] = evaluation.multiple_choice(model, words, task, root=root, scoring="cloze")
+    scores[task, "cloze", "tuned"] = evaluation.multiple_choice(model, words, task, root=root, scoring="cloze")
+    for which in ("base", "tuned"):
+        print(f"{which:6}", scores[task, "cloze", which])
+
+# %%
+evaluation.plot(
+    {which: {f"{task}\n{how}": scores[task, how, which] for task in evaluation.TASKS for how in ("letter", "cloze")} for which in ("base", "tuned")},
+    title="5-shot, base and tuned",
+);
+
+# %% [markdown]
+# Same model, same questions, two ways of asking. A benchmark measures the pair of model *and* format.
+#
+# ## What was gained, what was lost
+#
+# Free answers to held-out facts, judged by language and by content. English is the ability that nobody tuned: what happened to it is
+# the price.
+
+# %%
+with model.disable_adapter():
+    before = evaluation.probe(model, words, max_new_tokens=scale.max_new_tokens)
+after = evaluation.probe(model, words, max_new_tokens=scale.max_new_tokens)
+evaluation.plot({"base": before.scores, "tuned": after.scores}, chance=None, title="Held-out facts, answered freely")
+plt.xticks(rotation=30, ha="right");
+
+# %% [markdown]
+# ## The paper's Table 3
+#
+# Per cent, 5-shot letters. The paper's baselines were collected from elsewhere, not re-run. Our rows are the models of *your* scale on
+# the questions of your scale: at `tiny` they share nothing with the others but the format, and stand here to show where chance is.
+
+# %%
+import pandas as pd
+
+from aurora_lib import paper
+
+table = pd.DataFrame.from_dict(paper.TABLE_3, orient="index", columns=["C-Eval", "MMLU", "CMMLU"])
+for which in ("base", "tuned"):
+    ours = [scores[task, "letter", which] for task in ("ceval", "mmlu", "cmmlu")]
+    table.loc[f"this run: {scale.name}, {which} (n = {', '.join(str(r.n) for r in ours)})"] = [100 * r.accuracy for r in ours]
+table.sort_values("CMMLU", ascending=False).round(2)
+
+# %% [markdown]
+# ## Exercises
+#
+# **05.1** The 95 % Wilson interval of `correct` out of `n`: `(low, high)`.
+
+# %%
+from aurora_lib import exercises
+
+
+def interval(correct, n):
+    return ...
+
+
+exercises.check("05.1", interval)
+
+# %% [markdown]
+# <details><summary>Hint</summary>With p = correct/n and z = 1.96: centre (p + z²/2n) / (1 + z²/n), half width
+# z / (1 + z²/n) · √(p(1-p)/n + z²/4n²).</details>
+#
+# **05.2** Read the answer letter from the logits `[vocabulary]`, given the token ids of A, B, C, D.
+
+
+# %%
+def pick(logits, letter_ids):
+    return ...
+
+
+exercises.check("05.2", pick)
+
+# %% [markdown]
+# <details><summary>Hint</summary>Index first, then <code>argmax</code>.</details>
+#
+# **05.3** The micro average of `{subject: (correct, n)}`, as the paper's stack counts.
+
+
+# %%
+def average(subjects):
+    return ...
+
+
+exercises.check("05.3", average)
+
+# %% [markdown]
+# <details><summary>Hint</summary>Add up first, divide once.</details>
+#
+# ## Paper, records and you
+
+# %%
+from aurora_lib import results
+
+values = {}
+for (task, how, which), result in scores.items():
+    name = {"ceval": "C-Eval", "mmlu": "MMLU", "cmmlu": "CMMLU"}[task]
+    asked = "5-shot letters" if how == "letter" else "5-shot cloze"
+    values[f"{name}, {asked}, {which} [share]"] = round(result.accuracy, 4)
+    values[f"{name}, questions"] = result.n
+for which, probed in (("base", before), ("tuned", after)):
+    values[f"Chinese prompts right in Chinese, {which} [share]"] = round(probed.score("zh", "correct").accuracy, 3)
+    values[f"English prompts right in English, {which} [share]"] = round(probed.score("en", "correct").accuracy, 3)
+results.record("05", values)
+results.compare("05")
+
+# %% [markdown]
+# **In five lines.** A multiple-choice score is four logits and an argmax. Without n, interval and chance line it says little. Letters
+# test the format as much as the knowledge. What was gained in one language may have been lost in another: measure both. The order
+# of the examples, and whether the questions were in the training data, move such scores too.
+#
+# **Next:** [06 Chat](06_chat.ipynb). **Read:** C-Eval (2305.08322), CMMLU (2306.09212), MMLU (2009.03300).
