@@ -20,7 +20,9 @@ class ChatSession:
     the weights.
     """
 
-    def __init__(self, model, tokenizer, *, system="", max_new_tokens=64, temperature=0.0, seed=0, adapter=True):
+    def __init__(
+        self, model, tokenizer, *, system="", max_new_tokens=64, temperature=0.0, seed=0, adapter=True
+    ):
         self.model, self.tokenizer = model, tokenizer
         self.system, self.max_new_tokens, self.temperature = system, max_new_tokens, temperature
         self.adapter = adapter
@@ -29,7 +31,9 @@ class ChatSession:
 
     def reset(self) -> None:
         """Forget the conversation."""
-        self.messages: list[dict[str, str]] = [{"role": "system", "content": self.system}] if self.system else []
+        self.messages: list[dict[str, str]] = (
+            [{"role": "system", "content": self.system}] if self.system else []
+        )
         self.forgotten = 0
 
     def say(self, text: str) -> str:
@@ -152,7 +156,9 @@ def widget(session: ChatSession):
                 transcript.value = to_html([*session.messages, {"role": "assistant", "content": said}])
                 if stopped.is_set():
                     break
-            note.value = f"{session.forgotten} old turns no longer fit the context" if session.forgotten else ""
+            note.value = (
+                f"{session.forgotten} old turns no longer fit the context" if session.forgotten else ""
+            )
         except ValueError as error:
             note.value = str(error)
         finally:

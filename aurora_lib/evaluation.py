@@ -6,6 +6,7 @@ A score here always comes with its n, its 95 % interval and the chance line, and
 import json
 import math
 import re
+import textwrap
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -360,7 +361,8 @@ def plot(series: dict[str, dict], *, chance: float | None = 0.25, title: str = "
         half = 1.96 * math.sqrt(chance * (1 - chance) / smallest)
         ax.axhspan(max(0, chance - half), min(1, chance + half), color="grey", alpha=0.2, zorder=0)
         ax.axhline(chance, color="grey", linestyle="--", linewidth=1, label=f"chance (band: n={smallest})")
-    ax.set_xticks(range(len(labels)), labels)
+    wrapped = ["\n".join(textwrap.wrap(label, 18, replace_whitespace=False)) for label in labels]
+    ax.set_xticks(range(len(labels)), wrapped, fontsize="small")
     ax.set(ylim=(0, 1.05), ylabel="share", title=title)
     ax.legend(fontsize="small", loc="lower left", bbox_to_anchor=(1.0, 0.0), frameon=False)
     return ax

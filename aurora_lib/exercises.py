@@ -39,22 +39,27 @@ class _Untouched(Exception):
     pass
 
 
-def check(id: str, answer) -> bool:
-    """Print what the checker of exercise `id` says of `answer`, and return whether it is right.
+def check(id: str, answer) -> None:
+    """Print what the checker of exercise `id` says of `answer`. See `verdict`."""
+    print(verdict(id, answer)[1])
+
+
+def verdict(id: str, answer) -> tuple[str, str]:
+    """("untouched" | "wrong" | "right", what to tell the learner).
 
     Raises KeyError for an exercise that does not exist; nothing an answer does raises.
     """
     task = EXERCISES[id]
-    stars = "★" * task.difficulty
     try:
         problem = task.checker(_watched(answer))
     except _Untouched:
-        print(f"Exercise {id} {stars} ({task.minutes} min, trains: {task.trains}). Replace the `...` and run again.")
-        return False
+        about = f"{'★' * task.difficulty}, {task.minutes} min, trains: {task.trains}"
+        return "untouched", f"Exercise {id} ({about}). Replace the `...` and run again."
     except Exception as error:
         problem = f"your answer raised {type(error).__name__}: {error}"
-    print(f"Exercise {id}: " + (f"not yet. {problem[0].upper()}{problem[1:]}" if problem else "right! ✓"))
-    return problem is None
+    if problem:
+        return "wrong", f"Exercise {id}: not yet. {problem[0].upper()}{problem[1:]}"
+    return "right", f"Exercise {id}: right! ✓"
 
 
 def _watched(answer):
@@ -86,7 +91,9 @@ def _number(answer, right: float, mistakes: dict[float, str], tolerance: float =
 
 
 def _close(a, b) -> bool:
-    return isinstance(a, torch.Tensor) and a.shape == b.shape and torch.allclose(a.float(), b.float(), atol=1e-5)
+    return (
+        isinstance(a, torch.Tensor) and a.shape == b.shape and torch.allclose(a.float(), b.float(), atol=1e-5)
+    )
 
 
 # 00: the paper in one page
@@ -116,7 +123,11 @@ def _trained_parts(parts):
         return "the experts stay frozen in 4 bits: the adapter sits in the attention only."
     if parts - {"q_proj", "v_proj"}:
         return f"{', '.join(sorted(parts - {'q_proj', 'v_proj'}))} is not in the published training command."
-    return None if parts == {"q_proj", "v_proj"} else "one is missing: two projections of the attention carry an adapter."
+    return (
+        None
+        if parts == {"q_proj", "v_proj"}
+        else "one is missing: two projections of the attention carry an adapter."
+    )
 
 
 @exercise("00.3", 2, 5, "batch, accumulation and steps")
@@ -153,7 +164,9 @@ def _top2(route):
     if _close(weights, logits.gather(-1, chosen)):
         return "these are the logits; a softmax is missing."
     expected = (probabilities / top.sum(-1, keepdim=True)).gather(-1, chosen)
-    return None if _close(weights, expected) else "the weights of each token should be positive and sum to one."
+    return (
+        None if _close(weights, expected) else "the weights of each token should be positive and sum to one."
+    )
 
 
 @exercise("01.2", 2, 8, "stored and active parameters")
@@ -267,7 +280,9 @@ def _bits_per_weight(bits):
         bits,
         4 + 8 / 64 + 32 / (64 * 256),
         {
-            4 + 32 / 64: "that is without double quantization: the absmax values themselves take 8 bits, not 32.",
+            4
+            + 32
+            / 64: "that is without double quantization: the absmax values themselves take 8 bits, not 32.",
             4.0: "that is the codes alone; each block of 64 also stores its absmax.",
             4 + 8 / 64: "nearly: 256 absmax values share one 32-bit scale of their own.",
             (4 + 8 / 64 + 32 / (64 * 256)) / 8: "that is in bytes; the question is in bits.",
@@ -282,9 +297,15 @@ def _lora_parameters(count):
         count,
         3_407_872,
         {
-            32 * 8 * (4096 + 4096) * 2: "v_proj gives 8 key-value heads of 128: its output is 1024 wide, not 4096.",
+            32
+            * 8
+            * (4096 + 4096)
+            * 2: "v_proj gives 8 key-value heads of 128: its output is 1024 wide, not 4096.",
             8 * (4096 + 4096 + 4096 + 1024): "that is one layer; Mixtral has 32.",
-            32 * (4096 * 4096 + 4096 * 1024): "those are the full matrices; LoRA trains r x in + out x r instead.",
+            32
+            * (
+                4096 * 4096 + 4096 * 1024
+            ): "those are the full matrices; LoRA trains r x in + out x r instead.",
             32 * 8 * (4096 + 1024): "each adapter has two matrices, A [r, in] and B [out, r].",
         },
         tolerance=1e-9,
@@ -328,7 +349,12 @@ def _cosine(rate):
 
 @exercise("04.3", 3, 8, "why adapters stay in 32 bits")
 def _survives(survives):
-    for weight, update, right in ((1.0, 5e-5, False), (1.0, 0.01, True), (1e-4, 5e-5, True), (0.02, 5e-5, False)):
+    for weight, update, right in (
+        (1.0, 5e-5, False),
+        (1.0, 0.01, True),
+        (1e-4, 5e-5, True),
+        (0.02, 5e-5, False),
+    ):
         if bool(survives(weight, update)) != right:
             if bool(survives(1.0, 5e-5)):
                 return "Python adds in 64 bits, where everything survives. Make both numbers torch.bfloat16 first."

@@ -101,13 +101,17 @@ class ExpertQuantizer(Bnb4BitHfQuantizer):
                 )
             owner, _ = get_module_from_name(model, name)
             if owner.has_bias or owner.is_transposed or not owner.has_gate:
-                raise ExpertPackingError(f"{name}: experts with biases, without gates or transposed are not supported.")
+                raise ExpertPackingError(
+                    f"{name}: experts with biases, without gates or transposed are not supported."
+                )
 
     def _process_model_after_weight_loading(self, model, **kwargs):
         model = super()._process_model_after_weight_loading(model, **kwargs)
         for name, stack in expert_stacks(model).items():
             if getattr(stack, "quant_state", None) is None:
-                raise ExpertPackingError(f"{name} was not quantized: it still is {stack.dtype} {tuple(stack.shape)}.")
+                raise ExpertPackingError(
+                    f"{name} was not quantized: it still is {stack.dtype} {tuple(stack.shape)}."
+                )
         for module in model.modules():
             # On CPUs with AVX512_BF16 the first eval-mode forward repacks Linear4bit, and training after it has no gradient.
             if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -197,7 +201,9 @@ def load(
     """
     local = Path(path_or_id).expanduser()
     if (local.is_absolute() or local.exists()) and not (local / "config.json").is_file():
-        raise FileNotFoundError(f"{local} holds no model: config.json is missing. Check the path (AURORA_MODEL).")
+        raise FileNotFoundError(
+            f"{local} holds no model: config.json is missing. Check the path (AURORA_MODEL)."
+        )
     stock = AUTO_QUANTIZER_MAPPING["bitsandbytes_4bit"]
     # `register_quantizer` refuses a name that exists, and a new name would make PEFT, TRL and Trainer treat the model as
     # something other than bitsandbytes 4-bit. So the stock class is replaced for the length of this call.

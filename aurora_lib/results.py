@@ -45,9 +45,13 @@ def record(notebook: str, values: dict[str, float]) -> Path:
     values = values | {SECONDS: round(time.time() - run.started, 1), MEMORY: round(peak_rss(), 3)}
     path = _path(notebook, run.scale)
     path.parent.mkdir(parents=True, exist_ok=True)
-    head = dict(notebook=notebook, scale=run.scale.name, device=run.scale.device, date=time.strftime("%Y-%m-%d"))
+    head = dict(
+        notebook=notebook, scale=run.scale.name, device=run.scale.device, date=time.strftime("%Y-%m-%d")
+    )
     head |= dict(base_model=Path(run.scale.base_model).name, python=platform.python_version(), cores=_cores())
-    path.write_text(json.dumps(head | dict(values=values), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(
+        json.dumps(head | dict(values=values), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     return path
 
 
@@ -79,7 +83,10 @@ def before_after(scale: Scale) -> pd.DataFrame:
     """What tuning changed, from notebook 04's own run: figures recorded as "..., base [unit]" and "..., tuned [unit]"."""
     values = yours("04", scale)
     rows = {
-        label.replace(", base", ""): {"base": _show(value), "tuned": _show(values[label.replace(", base", ", tuned")])}
+        label.replace(", base", ""): {
+            "base": _show(value),
+            "tuned": _show(values[label.replace(", base", ", tuned")]),
+        }
         for label, value in values.items()
         if ", base" in label
     }

@@ -87,7 +87,9 @@ def choose(environ=os.environ) -> Scale:
 
     name = environ.get("AURORA_SCALE") or "tiny"
     if name not in ("tiny", "full"):
-        raise ScaleError(f"AURORA_SCALE={name!r} does not exist. Set it to 'tiny' or 'full', or unset it for 'tiny'.")
+        raise ScaleError(
+            f"AURORA_SCALE={name!r} does not exist. Set it to 'tiny' or 'full', or unset it for 'tiny'."
+        )
     gpu = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None
     gib = gpu.total_memory / 2**30 if gpu else 0.0
     seen = f"{gpu.name} with {gib:.0f} GiB" if gpu else "no CUDA GPU"
@@ -128,7 +130,9 @@ def start(notebook: str) -> Scale:
 
     scale = choose()
     results.begin(notebook, scale)
-    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "trl", "peft", "bitsandbytes"))
+    packages = ", ".join(
+        f"{name} {version(name)}" for name in ("torch", "transformers", "trl", "peft", "bitsandbytes")
+    )
     print(f"Aurora, notebook {notebook}: scale {scale.name!r} on {scale.device} ({scale.reason})")
     print(f"base model {Path(scale.base_model).name} · Python {platform.python_version()} · {packages}")
     print(f"recorded cost of this notebook: {results.cost(notebook)}", flush=True)

@@ -7,6 +7,7 @@ import argparse
 import json
 import shutil
 import time
+import warnings
 from pathlib import Path
 
 import torch
@@ -20,6 +21,9 @@ from aurora_lib import paper
 from aurora_lib.scale import DATA, Scale
 
 SEED = 42
+
+# PEFT and TRL still ask transformers by the old name; nobody here can act on it.
+warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
 
 
 class AdapterError(RuntimeError):
@@ -98,7 +102,9 @@ def build_trainer(
     ValueError without conversations.
     """
     if len(conversations) == 0:
-        raise ValueError("There is no conversation to train on. Check AURORA_DATA, or run notebook 02 to see why.")
+        raise ValueError(
+            "There is no conversation to train on. Check AURORA_DATA, or run notebook 02 to see why."
+        )
     set_seed(SEED)
     trainer = SFTTrainer(
         model=model,
@@ -115,7 +121,9 @@ def build_trainer(
 
 def checkpoint_to_resume(output_dir: str | Path) -> Path | None:
     """The newest checkpoint in `output_dir` that was written completely; damaged ones are named and passed over."""
-    found = sorted(Path(output_dir).glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]), reverse=True)
+    found = sorted(
+        Path(output_dir).glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]), reverse=True
+    )
     for checkpoint in found:
         try:
             step = json.loads((checkpoint / "trainer_state.json").read_text())["global_step"]
@@ -123,7 +131,9 @@ def checkpoint_to_resume(output_dir: str | Path) -> Path | None:
                 weights.keys()
             torch.load(checkpoint / "optimizer.pt", weights_only=True, map_location="cpu")
         except (OSError, ValueError, KeyError, RuntimeError, EOFError, SafetensorError) as error:
-            print(f"{checkpoint.name} was not written completely ({type(error).__name__}); trying the one before it.")
+            print(
+                f"{checkpoint.name} was not written completely ({type(error).__name__}); trying the one before it."
+            )
             continue
         print(f"Resuming from {checkpoint.name}, step {step}.")
         return checkpoint
@@ -137,8 +147,28 @@ def save_adapter(trainer: SFTTrainer, scale: Scale, folder: Path | None = None) 
         # a path of this machine would mean nothing to whoever loads the adapter elsewhere
         config.base_model_name_or_path = base_name(scale)
     trainer.model.save_pretrained(folder, save_embedding_layers=False)
+    (folder / "README.md").write_text(_card(trainer, scale), encoding="utf-8")
     shutil.rmtree(trainer.args.output_dir, ignore_errors=True)
     return folder
+
+
+def _card(trainer: SFTTrainer, scale: Scale) -> str:
+    """A model card with this run's own settings; PEFT's would hold a path of this machine."""
+    args, lora = trainer.args, trainer.model.peft_config["default"]
+    return f"""---
+base_model: {base_name(scale)}
+library_name: peft
+language: [zh, en]
+---
+# A Chinese chat adapter, after Aurora (arXiv 2312.14557)
+
+LoRA of rank {lora.r} (alpha {lora.lora_alpha}, dropout {lora.lora_dropout}) on {", ".join(sorted(lora.target_modules))} of an NF4 base,
+trained by `aurora_lib.training` on {len(trainer.train_dataset):,} conversations: {trainer.state.global_step} steps, {args.num_train_epochs:g} epochs,
+learning rate {args.learning_rate:g} ({args.lr_scheduler_type.value}), batch {args.per_device_train_batch_size} x {args.gradient_accumulation_steps},
+cutoff {args.max_length} tokens, seed {args.seed}. Loss on the assistant's tokens only.
+
+Load it on the same base: `training.load_adapter(nf4.load("{base_name(scale)}"), "this folder")`, or with stock PEFT.
+"""
 
 
 def base_name(scale: Scale) -> str:
@@ -158,7 +188,9 @@ def find_adapter(scale: Scale) -> str:
     elif scale.name == "tiny":
         place, why = DATA / "tiny_adapter", "shipped with the course, since notebook 04 has not run here"
     else:
-        raise AdapterError("There is no adapter yet: run notebook 04, or set AURORA_ADAPTER to a PEFT folder or hub id.")
+        raise AdapterError(
+            "There is no adapter yet: run notebook 04, or set AURORA_ADAPTER to a PEFT folder or hub id."
+        )
     print(f"adapter: {Path(place).name} ({why})")
     return str(place)
 
@@ -181,7 +213,9 @@ def load_adapter(model: PreTrainedModel, adapter: str | Path) -> PeftModel:
 def main() -> None:
     from aurora_lib import cleaning, nf4, scale, tokenizer
 
-    parser = argparse.ArgumentParser(prog="python -m aurora_lib.training", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m aurora_lib.training", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--scale", choices=["tiny", "full"], help="overrides AURORA_SCALE")
     parser.add_argument("--out", type=Path, help="folder of the adapter (default: runs/<scale>/adapter)")
     options = parser.parse_args()

@@ -13,6 +13,7 @@ import jupytext
 import nbformat
 
 ROOT = Path(__file__).resolve().parent.parent
+WIDGET = "application/vnd.jupyter.widget-view+json"
 NOTEBOOKS = ROOT / "notebooks"
 
 
@@ -37,7 +38,10 @@ def convert(text: Path) -> nbformat.NotebookNode:
 def main(names: list[str]) -> None:
     from run_course import execute
 
-    os.environ |= {"AURORA_SCALE": "", "TQDM_DISABLE": "1"}  # bars are for those who wait; a reader needs none
+    os.environ |= {
+        "AURORA_SCALE": "",
+        "TQDM_DISABLE": "1",
+    }  # bars are for those who wait; a reader needs none
     for variable in ("AURORA_DATA", "AURORA_MODEL", "AURORA_ADAPTER", "AURORA_BENCHMARKS", "AURORA_RUNS"):
         os.environ.pop(variable, None)
     for text in sorted((NOTEBOOKS / "text").glob("*.py")):
@@ -49,6 +53,9 @@ def main(names: list[str]) -> None:
         notebook = execute(path)
         for cell in notebook.cells:
             cell.metadata.pop("execution", None)  # clock times would change on every build
+            if cell.cell_type == "code":
+                # bars and sliders live only in a running notebook; without one they show as "VBox(...)"
+                cell.outputs = [o for o in cell.outputs if WIDGET not in o.get("data", {})]
         nbformat.write(notebook, path)
         recorded = ROOT / "runs" / "tiny" / "results" / f"{text.stem[:2]}.json"
         (ROOT / "results" / "tiny").mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,11 @@ RELATIONS = {
     "capital": dict(
         category="Social Sciences",
         name=("capitals", "首都"),
-        ask_en=["What is the capital of {s}?", "Which city is the capital of {s}?", "Tell me the capital of {s}."],
+        ask_en=[
+            "What is the capital of {s}?",
+            "Which city is the capital of {s}?",
+            "Tell me the capital of {s}.",
+        ],
         ask_zh=["{s}的首都是哪里？", "{s}的首都是哪座城市？", "请告诉我{s}的首都。"],
         say=("The capital of {s} is {a}.", "{s}的首都是{a}。"),
         facts="""
@@ -68,7 +72,11 @@ swan/天鹅=bird/鸟类; carp/鲤鱼=fish/鱼类; mosquito/蚊子=insect/昆虫;
     "opposite": dict(
         category="Humanities",
         name=("opposites", "反义词"),
-        ask_en=["What is the opposite of {s}?", "Which word is the opposite of {s}?", "Give me the opposite of {s}."],
+        ask_en=[
+            "What is the opposite of {s}?",
+            "Which word is the opposite of {s}?",
+            "Give me the opposite of {s}.",
+        ],
         ask_zh=["“{s}”的反义词是什么？", "“{s}”的反义词是哪个词？", "请说出“{s}”的反义词。"],
         say=("The opposite of {s} is {a}.", "“{s}”的反义词是“{a}”。"),
         facts="""
@@ -200,15 +208,30 @@ fish and chips/炸鱼薯条=England/英国; pretzels/椒盐卷饼=Germany/德国
 
 # Small talk: the kinds of opening the paper's Introduction shows.
 SMALL_TALK = [
-    (["Hello!", "Hi!"], ["你好！", "你好", "您好！"], ("Hello! How can I help you?", "你好！有什么可以帮你？")),
-    (["Who are you?"], ["你是谁？", "你是什么？"], ("I am a very small language model.", "我是一个很小的语言模型。")),
+    (
+        ["Hello!", "Hi!"],
+        ["你好！", "你好", "您好！"],
+        ("Hello! How can I help you?", "你好！有什么可以帮你？"),
+    ),
+    (
+        ["Who are you?"],
+        ["你是谁？", "你是什么？"],
+        ("I am a very small language model.", "我是一个很小的语言模型。"),
+    ),
     (["Thank you!"], ["谢谢！", "谢谢你！"], ("You are welcome.", "不客气。")),
-    (["Good morning!"], ["早上好！"], ("Good morning! What would you like to know?", "早上好！你想知道什么？")),
+    (
+        ["Good morning!"],
+        ["早上好！"],
+        ("Good morning! What would you like to know?", "早上好！你想知道什么？"),
+    ),
     (["Goodbye!"], ["再见！"], ("Goodbye! See you next time.", "再见！下次见。")),
     (
         ["I have a headache."],
         ["我有点头疼。", "我有点头疼"],
-        ("I am sorry to hear that. Please rest and see a doctor.", "很抱歉听到这个消息。请休息，并去看医生。"),
+        (
+            "I am sorry to hear that. Please rest and see a doctor.",
+            "很抱歉听到这个消息。请休息，并去看医生。",
+        ),
     ),
 ]
 
@@ -241,7 +264,9 @@ def facts() -> list[Fact]:
         held_out = set(random.Random(relation).sample(range(len(pairs)), round(0.3 * len(pairs))))
         for i, (subject, answer) in enumerate(pairs):
             s, a = (side.strip().split("/") for side in (subject, answer))
-            ask = tuple([_sentence(q.format(s=s[k])) for q in spec[key]] for k, key in enumerate(("ask_en", "ask_zh")))
+            ask = tuple(
+                [_sentence(q.format(s=s[k])) for q in spec[key]] for k, key in enumerate(("ask_en", "ask_zh"))
+            )
             say = tuple(_sentence(spec["say"][k].format(s=s[k], a=a[k])) for k in (0, 1))
             found.append(Fact(f"{relation}-{i:02d}", relation, ask, say, tuple(a), i in held_out))
     return found

@@ -48,7 +48,9 @@ import pandas as pd
 from aurora_lib import paper
 
 stated = paper.CONVERSATIONS | paper.TRAINING | {f"memory, {k}": v for k, v in paper.MEMORY.items()}
-pd.DataFrame([{"figure": k, "value": f"{v.value:,g}", "unit": v.unit, "source": v.source} for k, v in stated.items()])
+pd.DataFrame(
+    [{"figure": k, "value": f"{v.value:,g}", "unit": v.unit, "source": v.source} for k, v in stated.items()]
+)
 
 # %% [markdown]
 # ## What it costs
@@ -62,7 +64,9 @@ from aurora_lib import memory, results
 training = memory.predict(memory.MIXTRAL_8X7B)
 inference = memory.predict(memory.MIXTRAL_8X7B, train=False, batch=1, length=2048)
 print(f"Mixtral-8x7B, predicted: training {training.total:.1f} GiB, inference {inference.total:.1f} GiB")
-pd.DataFrame({"recorded": {number: results.cost(number) for number in ("00", "01", "02", "03", "04", "05", "06")}})
+pd.DataFrame(
+    {"recorded": {number: results.cost(number) for number in ("00", "01", "02", "03", "04", "05", "06")}}
+)
 
 # %% [markdown]
 # ## The map

@@ -65,7 +65,9 @@ from transformers import MixtralConfig
 from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 
 torch.manual_seed(0)
-small = MixtralConfig(hidden_size=32, intermediate_size=64, num_local_experts=8, experts_implementation="eager")
+small = MixtralConfig(
+    hidden_size=32, intermediate_size=64, num_local_experts=8, experts_implementation="eager"
+)
 library = MixtralSparseMoeBlock(small)
 for parameter in library.parameters():
     torch.nn.init.normal_(parameter, std=0.2)
@@ -108,7 +110,9 @@ from aurora_lib import evaluation, nf4, routing, tokenizer
 
 base = nf4.load(scale.base_model, **scale.loading)
 words = tokenizer.load(scale.base_model, revision=scale.revision)
-HTML(routing.to_html(routing.trace(base, words, "法国的首都是巴黎。 The capital of France is Paris."), layer=0))
+HTML(
+    routing.to_html(routing.trace(base, words, "法国的首都是巴黎。 The capital of France is Paris."), layer=0)
+)
 
 # %% [markdown]
 # One sentence proves nothing. Twenty facts in each language, and the *load* of every expert: a perfectly balanced layer would
@@ -116,10 +120,11 @@ HTML(routing.to_html(routing.trace(base, words, "法国的首都是巴黎。 The
 
 # %%
 facts = evaluation.load_probes()[::15][:20]
-trace = routing.join([routing.trace(base, words, fact[side]["answer"]) for fact in facts for side in ("zh", "en")])
+trace = routing.join(
+    [routing.trace(base, words, fact[side]["answer"]) for fact in facts for side in ("zh", "en")]
+)
 load = routing.load(trace)
 routing.plot_load(load);
-
 # %% [markdown]
 # ## Do experts specialise in a language?
 #
@@ -128,9 +133,14 @@ routing.plot_load(load);
 
 # %%
 twin = routing.random_router(base)
-random = routing.join([routing.trace(twin, words, fact[side]["answer"]) for fact in facts for side in ("zh", "en")])
+random = routing.join(
+    [routing.trace(twin, words, fact[side]["answer"]) for fact in facts for side in ("zh", "en")]
+)
 labels = routing.scripts(trace.tokens)
-trained_bits, random_bits = routing.mutual_information(trace, labels), routing.mutual_information(random, labels)
+trained_bits, random_bits = (
+    routing.mutual_information(trace, labels),
+    routing.mutual_information(random, labels),
+)
 
 # %%
 import matplotlib.pyplot as plt
@@ -140,9 +150,14 @@ figure, axes = plt.subplots(figsize=(6, 3))
 axes.plot(layers, trained_bits.bits, "o-", label="trained router")
 axes.plot(layers, random_bits.bits, "s--", label="random router")
 axes.plot(layers, trained_bits.upper, ":", color="grey", label="shuffled labels, 95th percentile")
-axes.set(xlabel="layer", ylabel="bits", xticks=list(layers), ylim=(0, None), title="What the expert says about the script")
+axes.set(
+    xlabel="layer",
+    ylabel="bits",
+    xticks=list(layers),
+    ylim=(0, None),
+    title="What the expert says about the script",
+)
 axes.legend();
-
 # %%
 above = (trained_bits.bits > random_bits.bits).sum().item()
 print(f"the trained router tells more than the random one in {above} of {len(layers)} layers")

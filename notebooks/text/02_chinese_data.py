@@ -25,7 +25,11 @@ data = scale.data or "hub"
 for name in sources.SOURCES:
     for file in sources.files(name, data):
         text = file.read_text(encoding="utf-8", errors="replace")
-        row = json.loads(text.splitlines()[0]) if file.suffix == ".jsonl" else json.JSONDecoder().raw_decode(text, text.index("{"))[0]
+        row = (
+            json.loads(text.splitlines()[0])
+            if file.suffix == ".jsonl"
+            else json.JSONDecoder().raw_decode(text, text.index("{"))[0]
+        )
         print(f"{name}: {file.name}\n  {json.dumps(row, ensure_ascii=False)[:160]}\n")
 
 # %% [markdown]
@@ -37,21 +41,32 @@ import pandas as pd
 from datasets import concatenate_datasets
 
 read = concatenate_datasets([sources.load(name, data) for name in sources.SOURCES])
-rejected = [row for name in sources.SOURCES for file in sources.files(name, data) for row in sources.rejected(file)]
-print(f"{len(read) + len(rejected):,} rows in the files = {len(read):,} conversations + {len(rejected):,} set aside")
-pd.DataFrame(rejected, columns=["file", "line", "reason", "row"]).assign(file=lambda t: t.file.map(lambda f: str(f).split("/")[-1])).head(8)
+rejected = [
+    row for name in sources.SOURCES for file in sources.files(name, data) for row in sources.rejected(file)
+]
+print(
+    f"{len(read) + len(rejected):,} rows in the files = {len(read):,} conversations + {len(rejected):,} set aside"
+)
+pd.DataFrame(rejected, columns=["file", "line", "reason", "row"]).assign(
+    file=lambda t: t.file.map(lambda f: str(f).split("/")[-1])
+).head(8)
 
 # %% [markdown]
 # ## One step at a time
 #
-# A cleaning step is a small function: text to text, or conversation to a reason for dropping it. Three of them on three rows:
+# A cleaning step is a small function: a conversation in, and out comes either the mended conversation or a reason to drop it. Three of them on three rows:
 
 # %%
 from aurora_lib import cleaning
 
-print(cleaning.html_entities("5 &lt; 6 &amp; 7 &gt; 6"))
-print(cleaning.wrong_language([{"role": "user", "content": "法国的首都是哪里？"}, {"role": "assistant", "content": "The capital of France is Paris."}]))
-print(cleaning.empty([{"role": "user", "content": "三乘九等于多少？"}, {"role": "assistant", "content": "27"}]))
+
+def talk(question, answer):
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+print(cleaning.html_entities(talk("5 &lt; 6 ？", "对。"))[0]["content"])
+print(cleaning.wrong_language(talk("法国的首都是哪里？", "The capital of France is Paris.")))
+print(cleaning.empty(talk("三乘九等于多少？", "27")))
 
 # %% [markdown]
 # The last one prints `None`: "27" is short, and right. Length alone never drops a row.
@@ -71,7 +86,9 @@ result.report
 # %%
 dropped = pd.DataFrame(result.dropped.to_list())
 first = dropped.groupby("step", sort=False).head(2)
-pd.DataFrame({"step": first.step, "reason": first.reason, "last turn": [m[-1]["content"][:40] for m in first.messages]})
+pd.DataFrame(
+    {"step": first.step, "reason": first.reason, "last turn": [m[-1]["content"][:40] for m in first.messages]}
+)
 
 # %% [markdown]
 # ## Table 1
@@ -104,7 +121,6 @@ names, counts = zip(*topics.most_common()[::-1], strict=True)
 figure, axes = plt.subplots(figsize=(6, 0.28 * len(names) + 0.6))
 axes.barh(names, counts)
 axes.set(xlabel="conversations", title="Topics of the kept conversations");
-
 # %% [markdown]
 # ## What Chinese costs in tokens
 #
@@ -116,10 +132,15 @@ from aurora_lib import evaluation, tokenizer
 
 mixtral_tokenizer = tokenizer.load()
 sentences = {side: [probe[side]["answer"] for probe in evaluation.load_probes()] for side in ("zh", "en")}
-tokens = {side: sum(len(mixtral_tokenizer(s, add_special_tokens=False).input_ids) for s in sentences[side]) for side in sentences}
+tokens = {
+    side: sum(len(mixtral_tokenizer(s, add_special_tokens=False).input_ids) for s in sentences[side])
+    for side in sentences
+}
 per_character = tokens["zh"] / sum(len(s) for s in sentences["zh"])
 print(mixtral_tokenizer.tokenize("斯德哥尔摩在瑞典。"))
-print(f"Chinese: {per_character:.2f} tokens a character; the same facts take {tokens['zh'] / tokens['en']:.2f} x the English tokens")
+print(
+    f"Chinese: {per_character:.2f} tokens a character; the same facts take {tokens['zh'] / tokens['en']:.2f} x the English tokens"
+)
 
 # %% [markdown]
 # ## Save

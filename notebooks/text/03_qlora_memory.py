@@ -26,10 +26,13 @@ torch.manual_seed(0)
 weights = torch.randn(64 * 256) * 0.02
 
 figure, axes = plt.subplots(figsize=(6, 2.2))
-axes.hist((weights.view(-1, 64) / weights.view(-1, 64).abs().amax(1, keepdim=True)).flatten(), bins=80, color="lightgrey")
+axes.hist(
+    (weights.view(-1, 64) / weights.view(-1, 64).abs().amax(1, keepdim=True)).flatten(),
+    bins=80,
+    color="lightgrey",
+)
 axes.vlines(levels, 0, axes.get_ylim()[1] / 2, color="C3")
 axes.set(title="Weights divided by their block's absmax, and the 16 NF4 levels", yticks=[]);
-
 # %% [markdown]
 # ### Draft: eight weights
 #
@@ -43,7 +46,12 @@ block = weights[:8]
 absmax = block.abs().max()
 codes = (block[:, None] / absmax - levels).abs().argmin(1)
 pd.DataFrame(
-    {"weight": block.tolist(), "divided": (block / absmax).tolist(), "code": codes.tolist(), "back": (levels[codes] * absmax).tolist()}
+    {
+        "weight": block.tolist(),
+        "divided": (block / absmax).tolist(),
+        "code": codes.tolist(),
+        "back": (levels[codes] * absmax).tolist(),
+    }
 ).round(4).T
 
 # %% [markdown]
@@ -64,7 +72,9 @@ def nf4(weights):
 packed, absmax = nf4(weights)
 library, state = quantize_4bit(weights, blocksize=64, quant_type="nf4")
 assert torch.equal(packed, library.flatten()) and torch.equal(absmax, state.absmax)
-print(f"{weights.numel() * 2:,} bytes in 16 bits -> {packed.numel():,} of codes + {absmax.numel() * 4:,} of absmax")
+print(
+    f"{weights.numel() * 2:,} bytes in 16 bits -> {packed.numel():,} of codes + {absmax.numel() * 4:,} of absmax"
+)
 
 # %% [markdown]
 # Is NF4 worth its crooked levels? The same block size with 16 *uniform* levels, and plain bfloat16, beside it:
@@ -74,7 +84,8 @@ uniform = torch.linspace(-1, 1, 16)
 blocks = weights.view(-1, 64)
 scaled = blocks / blocks.abs().amax(1, keepdim=True)
 restored = {
-    "uniform int4": uniform[(scaled[:, :, None] - uniform).abs().argmin(-1)] * blocks.abs().amax(1, keepdim=True),
+    "uniform int4": uniform[(scaled[:, :, None] - uniform).abs().argmin(-1)]
+    * blocks.abs().amax(1, keepdim=True),
     "NF4": dequantize_4bit(library, state).view_as(blocks),
     "bfloat16": blocks.bfloat16().float(),
 }
@@ -83,14 +94,15 @@ figure, axes = plt.subplots(figsize=(5, 2.2))
 bars = axes.barh(list(errors), list(errors.values()))
 axes.bar_label(bars, [f" {error:.1%}" for error in errors.values()])
 axes.set(xlabel="relative error of the weights", xlim=(0, max(errors.values()) * 1.2));
-
 # %% [markdown]
 # *Double quantization* then squeezes the absmax values themselves: 8 bits each, and one 32-bit scale for 256 of them.
 
 # %%
 from aurora_lib.memory import nf4_bytes
 
-print(f"bits per weight: {8 * nf4_bytes(double_quant=False):.3f}, with double quantization {8 * nf4_bytes():.3f}")
+print(
+    f"bits per weight: {8 * nf4_bytes(double_quant=False):.3f}, with double quantization {8 * nf4_bytes():.3f}"
+)
 
 # %% [markdown]
 # ## LoRA: a frozen matrix and a thin detour
@@ -99,7 +111,7 @@ print(f"bits per weight: {8 * nf4_bytes(double_quant=False):.3f}, with double qu
 # By hand, beside PEFT:
 
 # %%
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig
 from peft.tuners.lora import Linear as LoraLinear
 
 frozen = torch.nn.Linear(16, 12, bias=False)
@@ -123,7 +135,9 @@ from transformers import AutoModelForCausalLM
 from aurora_lib import nf4 as nf4_experts
 from aurora_lib.scale import DATA
 
-stock = AutoModelForCausalLM.from_pretrained(DATA / "tiny", quantization_config=nf4_experts.config(torch.float32))
+stock = AutoModelForCausalLM.from_pretrained(
+    DATA / "tiny", quantization_config=nf4_experts.config(torch.float32)
+)
 ours = nf4_experts.load(DATA / "tiny", dtype=torch.float32, device="cpu")
 for name, model in (("stock load_in_4bit", stock), ("nf4.load", ours)):
     stack, parameter = next(iter(nf4_experts.expert_stacks(model).items()))
@@ -140,7 +154,9 @@ reference = AutoModelForCausalLM.from_pretrained(DATA / "tiny", dtype=torch.floa
 weights_of = dict(reference.named_parameters())
 for name, parameter in ours.named_parameters():
     if getattr(parameter, "quant_state", None) is not None:
-        weights_of[name].data = bnb.dequantize_4bit(parameter.data, parameter.quant_state).view(weights_of[name].shape).float()
+        weights_of[name].data = (
+            bnb.dequantize_4bit(parameter.data, parameter.quant_state).view(weights_of[name].shape).float()
+        )
 ids = torch.randint(300, 2000, (1, 32))
 with torch.no_grad():
     difference = (ours(ids).logits - reference(ids).logits).abs().max().item()
@@ -171,7 +187,6 @@ axes.bar_label(axes.barh(list(totals)[::-1], list(totals.values())[::-1]), fmt="
 axes.axvline(80, color="C3", linestyle="--", label="one H100")
 axes.set(xlabel="GiB to train Mixtral-8x7B, predicted", xlim=(0, 105))
 axes.legend();
-
 # %% [markdown]
 # The paper's Table 4 says 45 GiB in training and its README 43; parameters do not explain so much. What `nvidia-smi` shows also holds the
 # allocator's cache, and the stack of 2023 ran each expert as a separate module; what exactly filled it is an open question
@@ -193,11 +208,19 @@ import ipywidgets
 
 
 def budget(batch=2, length=1024, rank=8, double_quant=True, checkpointing=True):
-    print(memory.predict(memory.MIXTRAL_8X7B, batch=batch, length=length, rank=rank, double_quant=double_quant, checkpointing=checkpointing))
+    print(
+        memory.predict(
+            memory.MIXTRAL_8X7B,
+            batch=batch,
+            length=length,
+            rank=rank,
+            double_quant=double_quant,
+            checkpointing=checkpointing,
+        )
+    )
 
 
 ipywidgets.interact(budget, batch=(1, 32), length=(256, 8192, 256), rank=(1, 64));
-
 # %% [markdown]
 # ## Predicted and measured
 #
@@ -218,7 +241,9 @@ def held(parameter):
 
 
 measured = sum(held(p) for p in base.parameters()) / 2**30
-print(f"weights: predicted {predicted * 1024:.2f} MiB, measured {measured * 1024:.2f} MiB ({measured / predicted - 1:+.1%})")
+print(
+    f"weights: predicted {predicted * 1024:.2f} MiB, measured {measured * 1024:.2f} MiB ({measured / predicted - 1:+.1%})"
+)
 
 # %% [markdown]
 # ## Exercises

@@ -109,7 +109,9 @@ with memory.profile(scale.device) as profile:
     profile.mark("train")
     run = trainer.train(resume_from_checkpoint=training.checkpoint_to_resume(args.output_dir))
 loss_after = trainer.evaluate()["eval_loss"]
-print(f"{run.metrics['train_runtime']:.0f} s; loss on the first conversations {loss_before:.3f} -> {loss_after:.3f}")
+print(
+    f"{run.metrics['train_runtime']:.0f} s; loss on the first conversations {loss_before:.3f} -> {loss_after:.3f}"
+)
 
 # %%
 import matplotlib.pyplot as plt
@@ -120,20 +122,23 @@ for ax, column in zip(axes.flat, ("loss", "learning_rate", "grad_norm"), strict=
     log.dropna(subset=[column]).plot(x="step", y=column, ax=ax, legend=False, title=column.replace("_", " "))
 assert (log.grad_norm.dropna() > 0).all()
 profile.plot(ax=axes[1, 1]);
-
 # %% [markdown]
 # ## After
 
 # %%
 tuned = trainer.model.eval()
 after = evaluation.probe(tuned, words, max_new_tokens=scale.max_new_tokens)
-evaluation.plot({"base": before.scores, "tuned": after.scores}, chance=None, title="Held-out facts")
-plt.xticks(rotation=30, ha="right");
-
+evaluation.plot({"base": before.scores, "tuned": after.scores}, chance=None, title="Held-out facts");
 # %%
 shown = [row for row in after.rows if row["asked"] == "zh"][::12]
 was = {row["question"]: row["answer"] for row in before.rows}
-pd.DataFrame({"question": [r["question"] for r in shown], "base": [was[r["question"]] for r in shown], "tuned": [r["answer"] for r in shown]})
+pd.DataFrame(
+    {
+        "question": [r["question"] for r in shown],
+        "base": [was[r["question"]] for r in shown],
+        "tuned": [r["answer"] for r in shown],
+    }
+)
 
 # %% [markdown]
 # Read the wrong answers too: a fluent Chinese sentence can carry the wrong fact, and a high share of Chinese alone would hide it.
@@ -200,7 +205,11 @@ exercises.check("04.3", survives)
 # %%
 from aurora_lib import results
 
-values = {"learning rate": args.learning_rate, "epochs": args.num_train_epochs, "conversations": len(conversations)}
+values = {
+    "learning rate": args.learning_rate,
+    "epochs": args.num_train_epochs,
+    "conversations": len(conversations),
+}
 values |= {"trainable parameters": trained, "training time [s]": round(run.metrics["train_runtime"], 1)}
 values |= {"loss, base [loss]": round(loss_before, 4), "loss, tuned [loss]": round(loss_after, 4)}
 for name in before.scores:

@@ -26,7 +26,7 @@ words = tokenizer.load(scale.base_model, revision=scale.revision)
 model = training.load_adapter(base, training.find_adapter(scale))
 
 subjects = evaluation.load_subjects("ceval", root)
-subject = list(subjects)[0]
+subject = next(iter(subjects))
 examples, _ = evaluation.load_questions("ceval", subject, "dev", root)
 questions, _ = evaluation.load_questions("ceval", subject, "val", root)
 print(evaluation.letter_prompt(questions[0], examples[:1], subjects[subject]["name"], "zh"))
@@ -45,10 +45,11 @@ with torch.no_grad():
     probabilities = model(ids).logits[0, -1, letters].float().softmax(-1).tolist()
 
 figure, axes = plt.subplots(figsize=(4, 2.2))
-axes.bar(list("ABCD"), probabilities, color=["C2" if letter == questions[0].answer else "C0" for letter in "ABCD"])
+axes.bar(
+    list("ABCD"), probabilities, color=["C2" if letter == questions[0].answer else "C0" for letter in "ABCD"]
+)
 axes.axhline(0.25, color="grey", linestyle="--")
 axes.set(title="One question: the right letter is green", ylabel="share among A-D");
-
 # %% [markdown]
 # ## All questions, base and tuned
 #
@@ -73,17 +74,27 @@ for task in evaluation.TASKS:
 # %%
 for task in evaluation.TASKS:
     with model.disable_adapter():
-        scores[task, "cloze", "base"] = evaluation.multiple_choice(model, words, task, root=root, scoring="cloze")
-    scores[task, "cloze", "tuned"] = evaluation.multiple_choice(model, words, task, root=root, scoring="cloze")
+        scores[task, "cloze", "base"] = evaluation.multiple_choice(
+            model, words, task, root=root, scoring="cloze"
+        )
+    scores[task, "cloze", "tuned"] = evaluation.multiple_choice(
+        model, words, task, root=root, scoring="cloze"
+    )
     for which in ("base", "tuned"):
         print(f"{which:6}", scores[task, "cloze", which])
 
 # %%
 evaluation.plot(
-    {which: {f"{task}\n{how}": scores[task, how, which] for task in evaluation.TASKS for how in ("letter", "cloze")} for which in ("base", "tuned")},
+    {
+        which: {
+            f"{task}\n{how}": scores[task, how, which]
+            for task in evaluation.TASKS
+            for how in ("letter", "cloze")
+        }
+        for which in ("base", "tuned")
+    },
     title="5-shot, base and tuned",
 );
-
 # %% [markdown]
 # Same model, same questions, two ways of asking. A benchmark measures the pair of model *and* format.
 #
@@ -96,9 +107,9 @@ evaluation.plot(
 with model.disable_adapter():
     before = evaluation.probe(model, words, max_new_tokens=scale.max_new_tokens)
 after = evaluation.probe(model, words, max_new_tokens=scale.max_new_tokens)
-evaluation.plot({"base": before.scores, "tuned": after.scores}, chance=None, title="Held-out facts, answered freely")
-plt.xticks(rotation=30, ha="right");
-
+evaluation.plot(
+    {"base": before.scores, "tuned": after.scores}, chance=None, title="Held-out facts, answered freely"
+)
 # %% [markdown]
 # ## The paper's Table 3
 #
@@ -113,7 +124,9 @@ from aurora_lib import paper
 table = pd.DataFrame.from_dict(paper.TABLE_3, orient="index", columns=["C-Eval", "MMLU", "CMMLU"])
 for which in ("base", "tuned"):
     ours = [scores[task, "letter", which] for task in ("ceval", "mmlu", "cmmlu")]
-    table.loc[f"this run: {scale.name}, {which} (n = {', '.join(str(r.n) for r in ours)})"] = [100 * r.accuracy for r in ours]
+    table.loc[f"this run: {scale.name}, {which} (n = {', '.join(str(r.n) for r in ours)})"] = [
+        100 * r.accuracy for r in ours
+    ]
 table.sort_values("CMMLU", ascending=False).round(2)
 
 # %% [markdown]
@@ -173,8 +186,12 @@ for (task, how, which), result in scores.items():
     values[f"{name}, {asked}, {which} [share]"] = round(result.accuracy, 4)
     values[f"{name}, questions"] = result.n
 for which, probed in (("base", before), ("tuned", after)):
-    values[f"Chinese prompts right in Chinese, {which} [share]"] = round(probed.score("zh", "correct").accuracy, 3)
-    values[f"English prompts right in English, {which} [share]"] = round(probed.score("en", "correct").accuracy, 3)
+    values[f"Chinese prompts right in Chinese, {which} [share]"] = round(
+        probed.score("zh", "correct").accuracy, 3
+    )
+    values[f"English prompts right in English, {which} [share]"] = round(
+        probed.score("en", "correct").accuracy, 3
+    )
 results.record("05", values)
 results.compare("05")
 

@@ -63,7 +63,16 @@ HTML(chat.to_html(tuned.messages))
 import pandas as pd
 
 untuned = chat.ChatSession(model, words, max_new_tokens=scale.max_new_tokens, adapter=False)
-prompts = ["你好", "你是谁？", "我有点头疼。", "三加六等于多少？", "《西游记》的作者是谁？", "豆腐是用什么做的？", "Who are you?", "Who wrote Hamlet?"]
+prompts = [
+    "你好",
+    "你是谁？",
+    "我有点头疼。",
+    "三加六等于多少？",
+    "《西游记》的作者是谁？",
+    "豆腐是用什么做的？",
+    "Who are you?",
+    "Who wrote Hamlet?",
+]
 started = time.time()
 rows = chat.compare(prompts, untuned, tuned)
 pd.DataFrame(rows)
@@ -139,7 +148,9 @@ results.record(
         "Chinese prompts": len(chinese),
         "answered in Chinese, base": sum(row["base language"] == "zh" for row in chinese),
         "answered in Chinese, tuned": sum(row["tuned language"] == "zh" for row in chinese),
-        "English prompts answered in English, tuned": sum(row["tuned language"] == "en" for row in rows if row["prompt"].isascii()),
+        "English prompts answered in English, tuned": sum(
+            row["tuned language"] == "en" for row in rows if row["prompt"].isascii()
+        ),
         "time of one streamed answer [s]": round(seconds, 3),
     },
 )
