@@ -9,11 +9,13 @@ so those stacks, 97 % of Mixtral-8x7B, silently stay 16-bit. Here three small pi
 3. `experts_forward`, which runs each expert that was hit on *its slice* of the packed stack.
 """
 
+import json
 from pathlib import Path
 
 import bitsandbytes as bnb
 import torch
 from bitsandbytes.functional import QuantState
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 from transformers.integrations.bitsandbytes import Bnb4bitQuantize
@@ -28,6 +30,10 @@ NESTED_BLOCK = 256  # absmax values that share one second-level absmax (double q
 
 class ExpertPackingError(ValueError):
     """A model whose experts cannot be, or were not, packed to NF4; the message names the stack."""
+
+
+class ModelFileError(OSError):
+    """A model folder that is missing, incomplete or damaged; the message names the file and the remedy."""
 
 
 def expert_stacks(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -196,14 +202,12 @@ def load(
     """A causal language model with attention *and* experts in NF4, streamed so that no whole 16-bit model ever exists.
 
     `path_or_id` is a local folder or a hub id, `dtype` that of the arithmetic and of what stays unquantized (embeddings,
-    head, norms, router). Raises ExpertPackingError for experts that cannot be packed, FileNotFoundError for a local
-    folder without a model.
+    head, norms, router). Raises ExpertPackingError for experts that cannot be packed, ModelFileError for a local folder
+    whose files are missing or cut off.
     """
     local = Path(path_or_id).expanduser()
-    if (local.is_absolute() or local.exists()) and not (local / "config.json").is_file():
-        raise FileNotFoundError(
-            f"{local} holds no model: config.json is missing. Check the path (AURORA_MODEL)."
-        )
+    if local.exists() or local.is_absolute():
+        _check_files(local)
     stock = AUTO_QUANTIZER_MAPPING["bitsandbytes_4bit"]
     # `register_quantizer` refuses a name that exists, and a new name would make PEFT, TRL and Trainer treat the model as
     # something other than bitsandbytes 4-bit. So the stock class is replaced for the length of this call.
@@ -221,3 +225,25 @@ def load(
         )
     finally:
         AUTO_QUANTIZER_MAPPING["bitsandbytes_4bit"] = stock
+
+
+def _check_files(folder: Path) -> None:
+    """Refuse a local model folder whose files are missing or cut off, before minutes are spent on loading."""
+    if not (folder / "config.json").is_file():
+        raise ModelFileError(
+            f"{folder} holds no model: config.json is missing. Check the path (AURORA_MODEL)."
+        )
+    index = folder / "model.safetensors.index.json"
+    names = (
+        set(json.loads(index.read_text())["weight_map"].values())
+        if index.is_file()
+        else {"model.safetensors"}
+    )
+    for file in (folder / name for name in sorted(names)):
+        try:
+            with safe_open(file, "pt") as weights:
+                weights.keys()
+        except (OSError, SafetensorError) as error:
+            raise ModelFileError(
+                f"{file} is missing or cut off ({error}). Download that file again."
+            ) from error

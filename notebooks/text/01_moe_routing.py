@@ -42,7 +42,6 @@ pd.DataFrame(
 #
 # Gather the tokens of each expert, run it (a gated feed-forward block), scatter the weighted results back.
 
-
 # %%
 def moe_block(x, router, gate_up, down, top_k=2):
     """x [tokens, hidden]; router [experts, hidden]; gate_up [experts, 2*intermediate, hidden]; down [experts, hidden, i]."""
@@ -55,7 +54,6 @@ def moe_block(x, router, gate_up, down, top_k=2):
         y = (F.silu(gate) * up) @ down[expert].T
         output.index_add_(0, token, weights[token, slot, None] * y)
     return output
-
 
 # %% [markdown]
 # Is it the real thing? The same random weights go into the library's own block, and both get the same input.
@@ -125,6 +123,7 @@ trace = routing.join(
 )
 load = routing.load(trace)
 routing.plot_load(load);
+
 # %% [markdown]
 # ## Do experts specialise in a language?
 #
@@ -157,7 +156,8 @@ axes.set(
     ylim=(0, None),
     title="What the expert says about the script",
 )
-axes.legend();
+axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1));
+
 # %%
 above = (trained_bits.bits > random_bits.bits).sum().item()
 print(f"the trained router tells more than the random one in {above} of {len(layers)} layers")
@@ -208,7 +208,6 @@ exercises.check("01.2", billions)
 # 3 x 4096 x 14336. Then embedding and head, 32,000 x 4096 each.</details>
 #
 # **01.3** Write the load-balancing loss for logits `[tokens, experts]`.
-
 
 # %%
 def balance(logits, top_k):

@@ -121,6 +121,7 @@ names, counts = zip(*topics.most_common()[::-1], strict=True)
 figure, axes = plt.subplots(figsize=(6, 0.28 * len(names) + 0.6))
 axes.barh(names, counts)
 axes.set(xlabel="conversations", title="Topics of the kept conversations");
+
 # %% [markdown]
 # ## What Chinese costs in tokens
 #
@@ -171,7 +172,6 @@ exercises.check("02.1", han_share)
 #
 # **02.2** Drop exact duplicates: keep the first of each, in order.
 
-
 # %%
 def unique(rows):
     return ...
@@ -183,7 +183,6 @@ exercises.check("02.2", unique)
 # <details><summary>Hint</summary><code>dict</code> keys are unique, and remember their order.</details>
 #
 # **02.3** Keep an answer, or not? Short right answers stay, answers that say nothing go.
-
 
 # %%
 def keep(answer):

@@ -33,6 +33,7 @@ axes.hist(
 )
 axes.vlines(levels, 0, axes.get_ylim()[1] / 2, color="C3")
 axes.set(title="Weights divided by their block's absmax, and the 16 NF4 levels", yticks=[]);
+
 # %% [markdown]
 # ### Draft: eight weights
 #
@@ -58,7 +59,6 @@ pd.DataFrame(
 # ### Final: blocks of 64, two codes in a byte
 #
 # And the library's own result for the same weights must be the same, bit for bit.
-
 
 # %%
 def nf4(weights):
@@ -94,6 +94,7 @@ figure, axes = plt.subplots(figsize=(5, 2.2))
 bars = axes.barh(list(errors), list(errors.values()))
 axes.bar_label(bars, [f" {error:.1%}" for error in errors.values()])
 axes.set(xlabel="relative error of the weights", xlim=(0, max(errors.values()) * 1.2));
+
 # %% [markdown]
 # *Double quantization* then squeezes the absmax values themselves: 8 bits each, and one 32-bit scale for 256 of them.
 
@@ -187,6 +188,7 @@ axes.bar_label(axes.barh(list(totals)[::-1], list(totals.values())[::-1]), fmt="
 axes.axvline(80, color="C3", linestyle="--", label="one H100")
 axes.set(xlabel="GiB to train Mixtral-8x7B, predicted", xlim=(0, 105))
 axes.legend();
+
 # %% [markdown]
 # The paper's Table 4 says 45 GiB in training and its README 43; parameters do not explain so much. What `nvidia-smi` shows also holds the
 # allocator's cache, and the stack of 2023 ran each expert as a separate module; what exactly filled it is an open question
@@ -221,6 +223,7 @@ def budget(batch=2, length=1024, rank=8, double_quant=True, checkpointing=True):
 
 
 ipywidgets.interact(budget, batch=(1, 32), length=(256, 8192, 256), rank=(1, 64));
+
 # %% [markdown]
 # ## Predicted and measured
 #

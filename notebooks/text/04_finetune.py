@@ -122,6 +122,7 @@ for ax, column in zip(axes.flat, ("loss", "learning_rate", "grad_norm"), strict=
     log.dropna(subset=[column]).plot(x="step", y=column, ax=ax, legend=False, title=column.replace("_", " "))
 assert (log.grad_norm.dropna() > 0).all()
 profile.plot(ax=axes[1, 1]);
+
 # %% [markdown]
 # ## After
 
@@ -129,6 +130,7 @@ profile.plot(ax=axes[1, 1]);
 tuned = trainer.model.eval()
 after = evaluation.probe(tuned, words, max_new_tokens=scale.max_new_tokens)
 evaluation.plot({"base": before.scores, "tuned": after.scores}, chance=None, title="Held-out facts");
+
 # %%
 shown = [row for row in after.rows if row["asked"] == "zh"][::12]
 was = {row["question"]: row["answer"] for row in before.rows}
@@ -176,7 +178,6 @@ exercises.check("04.1", labels)
 #
 # **04.2** The cosine schedule: the learning rate at `step` of `total`, from `peak` down to zero.
 
-
 # %%
 def rate(step, total, peak):
     return ...
@@ -188,7 +189,6 @@ exercises.check("04.2", rate)
 # <details><summary>Hint</summary>Half a period of a cosine, lifted and halved so that it runs from 1 to 0.</details>
 #
 # **04.3** Does an update survive in bfloat16? True if adding it changes the weight.
-
 
 # %%
 def survives(weight, update):

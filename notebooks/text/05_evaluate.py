@@ -50,6 +50,7 @@ axes.bar(
 )
 axes.axhline(0.25, color="grey", linestyle="--")
 axes.set(title="One question: the right letter is green", ylabel="share among A-D");
+
 # %% [markdown]
 # ## All questions, base and tuned
 #
@@ -95,6 +96,7 @@ evaluation.plot(
     },
     title="5-shot, base and tuned",
 );
+
 # %% [markdown]
 # Same model, same questions, two ways of asking. A benchmark measures the pair of model *and* format.
 #
@@ -110,6 +112,7 @@ after = evaluation.probe(model, words, max_new_tokens=scale.max_new_tokens)
 evaluation.plot(
     {"base": before.scores, "tuned": after.scores}, chance=None, title="Held-out facts, answered freely"
 )
+
 # %% [markdown]
 # ## The paper's Table 3
 #
@@ -150,7 +153,6 @@ exercises.check("05.1", interval)
 #
 # **05.2** Read the answer letter from the logits `[vocabulary]`, given the token ids of A, B, C, D.
 
-
 # %%
 def pick(logits, letter_ids):
     return ...
@@ -162,7 +164,6 @@ exercises.check("05.2", pick)
 # <details><summary>Hint</summary>Index first, then <code>argmax</code>.</details>
 #
 # **05.3** The micro average of `{subject: (correct, n)}`, as the paper's stack counts.
-
 
 # %%
 def average(subjects):

@@ -112,7 +112,6 @@ exercises.check("06.1", render)
 #
 # **06.2** Probabilities from logits at a temperature.
 
-
 # %%
 def probabilities(logits, temperature):
     return ...
@@ -124,7 +123,6 @@ exercises.check("06.2", probabilities)
 # <details><summary>Hint</summary>A low temperature makes differences larger, before the softmax.</details>
 #
 # **06.3** A chat bubble: HTML with the text in it, whatever the text is.
-
 
 # %%
 def bubble(text):
