@@ -14,7 +14,8 @@ from aurora_lib.language import language
 class ChatSession:
     """A conversation with `model` in its exact chat format, remembered turn by turn.
 
-    `temperature=0` answers greedily; above 0 it samples with `seed`, so the same talk gives the same answers. When history
+    `temperature=0` answers greedily; above 0 it samples with `seed`, anew after `reset`, so the same talk gives the same
+    answers. When history
     and answer would not fit into the context window, the oldest turns are left out of the prompt (and counted in
     `forgotten`), never of `messages`. `adapter=False` switches a PEFT adapter off, so base and tuned share one copy of
     the weights.
@@ -25,8 +26,7 @@ class ChatSession:
     ):
         self.model, self.tokenizer = model, tokenizer
         self.system, self.max_new_tokens, self.temperature = system, max_new_tokens, temperature
-        self.adapter = adapter
-        self._sampler = torch.Generator(device=model.device).manual_seed(seed)
+        self.adapter, self.seed = adapter, seed
         self.reset()
 
     def reset(self) -> None:
@@ -35,6 +35,7 @@ class ChatSession:
             [{"role": "system", "content": self.system}] if self.system else []
         )
         self.forgotten = 0
+        self._sampler = torch.Generator(device=self.model.device).manual_seed(self.seed)
 
     def say(self, text: str) -> str:
         """Answer `text` and remember both. Raises ValueError for an empty text."""
@@ -72,12 +73,12 @@ class ChatSession:
             if ids.shape[1] <= room or len(turns) == 1:
                 break
             turns = turns[2:]  # a question and its answer
-        self.forgotten = (len(self.messages) - len(head) - len(turns)) // 2
         if ids.shape[1] > room:
             raise ValueError(
                 f"The message takes {ids.shape[1]} tokens, and {room} fit beside an answer of {self.max_new_tokens}. "
                 f"Shorten it, or lower max_new_tokens."
             )
+        self.forgotten = (len(self.messages) - len(head) - len(turns)) // 2
         return ids.to(self.model.device)
 
     def _generate(self, ids: torch.Tensor) -> Iterator[str]:

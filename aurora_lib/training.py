@@ -200,6 +200,9 @@ def load_adapter(model: PreTrainedModel, adapter: str | Path) -> PeftModel:
 
     Raises AdapterError when it is missing, damaged, or has other shapes than this base.
     """
+    local = Path(adapter).expanduser()
+    if local.is_absolute() and not (local / "adapter_config.json").is_file():
+        raise AdapterError(f"{local} holds no adapter: adapter_config.json is missing. Check AURORA_ADAPTER.")
     try:
         return PeftModel.from_pretrained(model, str(adapter)).eval()
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:

@@ -1,0 +1,51 @@
+"""The house itself: pins in one place, nothing that must not be in a repository, sizes."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tools"))
+import write_environments  # noqa: E402
+
+
+def tracked() -> list[Path]:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+def test_environment_files_carry_the_pins_of_constraints():
+    for path, cpu in ((ROOT / "environment.yml", False), (ROOT / "binder" / "environment.yml", True)):
+        assert path.read_text() == write_environments.environment(cpu=cpu)
+
+
+def test_every_direct_dependency_is_pinned_and_installed_at_its_pin():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pins = write_environments.pins()
+    for requirement in project["dependencies"] + project["optional-dependencies"]["dev"]:
+        name = re.split(r"[><=]", requirement)[0]
+        assert version(name).split("+")[0] == pins[name], name
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="only in a git checkout")
+def test_the_repository_is_small():
+    sizes = {path: path.stat().st_size for path in tracked()}
+    assert sum(sizes.values()) < 60e6
+    assert sum(size for path, size in sizes.items() if "tiny" in path.parts) < 15e6
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="only in a git checkout")
+def test_no_path_of_the_building_machine_is_in_the_repository():
+    home = re.compile(rf"{re.escape(str(ROOT))}|{re.escape(str(Path.home()))}/")
+    suffixes = {".py", ".md", ".ipynb", ".json", ".yml", ".toml", ".txt", ".cff", ""}
+    found = [
+        path.relative_to(ROOT).as_posix()
+        for path in tracked()
+        if path.suffix in suffixes and home.search(path.read_text(encoding="utf-8"))
+    ]
+    assert found == []
