@@ -15,10 +15,9 @@ class ChatSession:
     """A conversation with `model` in its exact chat format, remembered turn by turn.
 
     `temperature=0` answers greedily; above 0 it samples with `seed`, anew after `reset`, so the same talk gives the same
-    answers. When history
-    and answer would not fit into the context window, the oldest turns are left out of the prompt (and counted in
-    `forgotten`), never of `messages`. `adapter=False` switches a PEFT adapter off, so base and tuned share one copy of
-    the weights.
+    answers. When history and answer would not fit into the context window, the oldest turns are left out of the prompt
+    (and counted in `forgotten`), never of `messages`. `adapter=False` switches a PEFT adapter off, so base and tuned
+    share one copy of the weights.
     """
 
     def __init__(
@@ -94,7 +93,8 @@ class ChatSession:
                 break
             answer.append(ids.item())
             text = self.tokenizer.decode(answer, skip_special_tokens=True)
-            if not text.endswith("\ufffd"):  # a character whose last bytes are still to come
+            # not yet: a character whose last bytes are still to come, or nothing but the space before the first word
+            if text != shown and not text.endswith("\ufffd"):
                 yield text[len(shown) :]
                 shown = text
         rest = self.tokenizer.decode(answer, skip_special_tokens=True)[len(shown) :]
@@ -160,7 +160,7 @@ def widget(session: ChatSession):
             note.value = (
                 f"{session.forgotten} old turns no longer fit the context" if session.forgotten else ""
             )
-        except ValueError as error:
+        except Exception as error:  # in a thread nobody else would show it
             note.value = str(error)
         finally:
             pieces.close()
@@ -182,7 +182,7 @@ def widget(session: ChatSession):
     def on_reset(_) -> None:
         on_stop()
         session.reset()
-        transcript.value = note.value = ""
+        transcript.value, note.value = to_html(session.messages), ""
 
     send.on_click(on_send)
     stop.on_click(on_stop)

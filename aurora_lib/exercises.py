@@ -89,7 +89,9 @@ def _trouble(answer, error: Exception) -> str:
         return f"your answer raised {type(error).__name__}: {error}"
     if answer.value is None:
         return "your function returned None. Is a `return` missing?"
-    return f"your function returned a {type(answer.value).__name__}, which is not what is asked for ({error})."
+    return (
+        f"your function returned a {type(answer.value).__name__}, which is not what is asked for ({error})."
+    )
 
 
 def _plain(answer):

@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 import write_environments  # noqa: E402
+import write_readme  # noqa: E402
 
 
 def tracked() -> list[Path]:
@@ -30,6 +31,14 @@ def test_every_direct_dependency_is_pinned_and_installed_at_its_pin():
     for requirement in project["dependencies"] + project["optional-dependencies"]["dev"]:
         name = re.split(r"[><=]", requirement)[0]
         assert version(name).split("+")[0] == pins[name], name
+
+
+@pytest.mark.parametrize("name", write_readme.WORDS)
+def test_tables_of_the_readme_are_those_of_the_records(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert text == write_readme.filled(name)
+    for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+        assert (ROOT / link).exists(), link
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="only in a git checkout")

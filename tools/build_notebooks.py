@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jupytext
 import nbformat
+import write_readme
 
 ROOT = Path(__file__).resolve().parent.parent
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -60,6 +61,7 @@ def main(names: list[str]) -> None:
         recorded = ROOT / "runs" / "tiny" / "results" / f"{text.stem[:2]}.json"
         (ROOT / "results" / "tiny").mkdir(parents=True, exist_ok=True)
         shutil.copy(recorded, ROOT / "results" / "tiny")
+    write_readme.main()
 
 
 if __name__ == "__main__":

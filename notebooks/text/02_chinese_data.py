@@ -14,7 +14,7 @@ scale = aurora_lib.start("02")
 # %% [markdown]
 # ## Three files, three layouts
 #
-# One raw row of each, as it lies in the file:
+# The first raw row of each, as it lies in the file. (Should an answer be empty: that is the dirt this notebook is about.)
 
 # %%
 import json

@@ -111,7 +111,7 @@ with model.disable_adapter():
 after = evaluation.probe(model, words, max_new_tokens=scale.max_new_tokens)
 evaluation.plot(
     {"base": before.scores, "tuned": after.scores}, chance=None, title="Held-out facts, answered freely"
-)
+);
 
 # %% [markdown]
 # ## The paper's Table 3
