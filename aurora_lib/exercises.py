@@ -430,6 +430,8 @@ def _interval(interval):
 def _pick(pick):
     logits, ids = torch.tensor([9.0, 0.1, 2.0, 1.0, 0.3, 5.0]), [4, 3, 1, 2]
     letter = _plain(pick(logits, ids))
+    if not isinstance(letter, str | Real):
+        return f"one of the letters A, B, C, D is wanted, not a {type(letter).__name__}."
     if letter == "D":
         return None
     if letter in ("A", "B", "C"):

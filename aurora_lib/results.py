@@ -49,9 +49,11 @@ def record(notebook: str, values: dict[str, float]) -> Path:
         notebook=notebook, scale=run.scale.name, device=run.scale.device, date=time.strftime("%Y-%m-%d")
     )
     head |= dict(base_model=Path(run.scale.base_model).name, python=platform.python_version(), cores=_cores())
-    path.write_text(
-        json.dumps(head | dict(values=values), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    # numbers of numpy and torch become Python's
+    text = json.dumps(
+        head | dict(values=values), indent=1, ensure_ascii=False, default=lambda value: value.item()
     )
+    path.write_text(text + "\n", encoding="utf-8")
     return path
 
 

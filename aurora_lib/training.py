@@ -5,8 +5,8 @@
 
 import argparse
 import json
+import os
 import shutil
-import time
 import warnings
 from pathlib import Path
 
@@ -17,8 +17,8 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 from trl import SFTConfig, SFTTrainer
 
-from aurora_lib import paper
-from aurora_lib.scale import DATA, Scale
+from aurora_lib import cleaning, nf4, paper, tokenizer
+from aurora_lib.scale import DATA, Scale, ScaleError, start
 
 SEED = 42
 
@@ -214,27 +214,28 @@ def load_adapter(model: PreTrainedModel, adapter: str | Path) -> PeftModel:
 
 
 def main() -> None:
-    from aurora_lib import cleaning, nf4, scale, tokenizer
-
+    """The command line; see `--help`."""
     parser = argparse.ArgumentParser(
         prog="python -m aurora_lib.training", description=__doc__.splitlines()[0]
     )
     parser.add_argument("--scale", choices=["tiny", "full"], help="overrides AURORA_SCALE")
     parser.add_argument("--out", type=Path, help="folder of the adapter (default: runs/<scale>/adapter)")
     options = parser.parse_args()
-    import os
-
     if options.scale:
         os.environ["AURORA_SCALE"] = options.scale
-    chosen = scale.start("04")
-    conversations = cleaning.conversations(chosen)
-    base = nf4.load(chosen.base_model, **chosen.loading)
-    words = tokenizer.load(chosen.base_model, revision=chosen.revision)
-    trainer = build_trainer(base, words, conversations, chosen)
-    started = time.time()
-    trainer.train(resume_from_checkpoint=checkpoint_to_resume(trainer.args.output_dir))
-    print(f"{trainer.state.global_step} steps in {time.time() - started:.0f} s; adapter in", end=" ")
-    print(save_adapter(trainer, chosen, options.out))
+    try:
+        scale = start("04")
+    except ScaleError as error:
+        parser.exit(1, f"{error}\n")
+    conversations = cleaning.conversations(scale)
+    base = nf4.load(scale.base_model, **scale.loading)
+    words = tokenizer.load(scale.base_model, revision=scale.revision)
+    trainer = build_trainer(base, words, conversations, scale)
+    run = trainer.train(resume_from_checkpoint=checkpoint_to_resume(trainer.args.output_dir))
+    folder = save_adapter(trainer, scale, options.out)
+    print(
+        f"{trainer.state.global_step} steps in {run.metrics['train_runtime']:.0f} s; the adapter is in {folder}"
+    )
 
 
 if __name__ == "__main__":

@@ -95,7 +95,7 @@ WRONG = [
     (
         "02.1",
         lambda text: len(shares(text)[0]) / len(text.replace(" ", "")),
-        "share of 0.4 among its letters",
+        "every character counts as a letter",
     ),
     ("02.1", lambda text: len(shares(text)[0]) / len(shares(text)[1]), "divides by zero"),
     ("02.1", lambda text: len(shares(text)[0]), "share of 1.0"),
@@ -173,7 +173,6 @@ WRONG = [
     ("06.3", lambda text: f"<div>{text}</div>", "would run in the reader's browser"),
     ("06.3", lambda text: text.replace("<script>", ""), "lost, left as it was"),
     ("06.3", lambda text: html.escape(html.escape(text)), "escaped twice"),
-    ("06.3", lambda text: html.escape("&amp; < 6"), "lost, left as it was"),
     ("06.3", lambda text: html.escape("<script>alert() & 5 < 6"), "text itself is missing"),
     ("06.3", lambda text: [text], "not as a list"),
 ]
@@ -254,7 +253,7 @@ def test_untouched_stub_is_greeted_with_what_it_trains(id):
 @pytest.mark.parametrize(("id", "answer", "fragment"), WRONG)
 def test_typical_wrong_answer_gets_its_own_message(id, answer, fragment):
     kind, message = verdict(id, answer)
-    assert kind == "wrong" and fragment in message, message
+    assert kind == "wrong" and fragment.lower() in message.lower(), message
 
 
 @pytest.mark.parametrize("id", EXERCISES)
@@ -277,7 +276,7 @@ def test_answer_that_raises_is_wrong_and_names_the_exception(id):
     assert kind == "wrong" and "raised LookupError: no such expert" in message
 
 
-@pytest.mark.parametrize("id", set(EXERCISES) - {"02.3", "04.3", "05.2", "06.3"})
+@pytest.mark.parametrize("id", sorted(EXERCISES.keys() - {"02.3", "04.3", "05.2", "06.3"}))
 def test_missing_return_is_named_or_described(id):
     kind, message = verdict(id, lambda *args: None)
     assert kind == "wrong" and "raised" not in message
