@@ -6,18 +6,20 @@ so those stacks, 97 % of Mixtral-8x7B, silently stay 16-bit. Here three small pi
 
 1. `ExpertQuantizer`, the stock 4-bit quantizer that also claims expert stacks while weights are being loaded;
 2. `PackStack`, the loading step that turns one stack into packed NF4 (blocks of 64 share one absmax, QLoRA section 3);
-3. `experts_forward`, which runs each expert that was hit on *its slice* of the packed stack.
+3. `experts_forward`, which runs each expert that was hit on *its part* of the packed stack.
 """
 
+import copy
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import bitsandbytes as bnb
 import torch
-from bitsandbytes.functional import QuantState
+from bitsandbytes.functional import QuantState, quantize_4bit, quantize_blockwise
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.bitsandbytes import Bnb4bitQuantize
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
@@ -26,6 +28,7 @@ from transformers.quantizers.quantizers_utils import get_module_from_name
 
 BLOCK = 64  # weights that share one absmax
 NESTED_BLOCK = 256  # absmax values that share one second-level absmax (double quantization)
+FEW = 16  # token-slots (tokens x top_k) up to which `experts_forward` never asks the device which experts were hit
 
 
 class ExpertPackingError(ValueError):
@@ -57,26 +60,35 @@ def _holds_experts(module: nn.Module) -> bool:
 
 
 class PackStack(Bnb4bitQuantize):
-    """Loading step: one expert stack `[experts, out, in]` -> one packed `Params4bit`; other weights as in the library."""
+    """Loading step: an expert stack `[experts, out, in]` -> one packed `Params4bit`; other weights as in the library."""
 
     def convert(self, input_dict, model=None, **kwargs):
         packed = {}
         for name, value in input_dict.items():
-            module, _ = get_module_from_name(model, name)
-            if not _holds_experts(module):
+            if _holds_experts(get_module_from_name(model, name)[0]):
+                stack = value[0] if isinstance(value, list) else value
+                packed[name] = pack(stack, self.hf_quantizer.quantization_config)
+            else:
                 packed |= super().convert({name: value}, model=model, **kwargs)
-                continue
-            stack = value[0] if isinstance(value, list) else value
-            config = self.hf_quantizer.quantization_config
-            packed[name] = bnb.nn.Params4bit(
-                stack,
-                requires_grad=False,
-                blocksize=BLOCK,
-                compress_statistics=config.bnb_4bit_use_double_quant,
-                quant_type=config.bnb_4bit_quant_type,
-                quant_storage=config.bnb_4bit_quant_storage,
-            ).to(stack.device)
         return packed
+
+
+def pack(stack: torch.Tensor, config: BitsAndBytesConfig) -> bnb.nn.Params4bit:
+    """Quantize a stack `[experts, out, in]`, bit for bit as bitsandbytes would in one go.
+
+    One expert at a time, because on a CPU bitsandbytes works in fp32 copies, several times the size of what it packs.
+    """
+    kind = dict(blocksize=BLOCK, quant_type=config.bnb_4bit_quant_type)
+    storage = dict(quant_storage=config.bnb_4bit_quant_storage)
+    data, states = zip(*(quantize_4bit(expert, **kind, **storage) for expert in stack), strict=True)
+    absmax, offset, nested = torch.cat([state.absmax for state in states]), None, None
+    if config.bnb_4bit_use_double_quant:  # the absmax values, less their mean, become 8-bit themselves
+        offset = absmax.mean()
+        absmax, nested = quantize_blockwise(absmax - offset, blocksize=NESTED_BLOCK)
+    state = QuantState(
+        absmax, stack.shape, states[0].code, dtype=stack.dtype, offset=offset, state2=nested, **kind
+    )
+    return bnb.nn.Params4bit(torch.cat(data), quant_state=state, bnb_quantized=True, **kind, **storage)
 
 
 class ExpertQuantizer(Bnb4BitHfQuantizer):
@@ -118,6 +130,9 @@ class ExpertQuantizer(Bnb4BitHfQuantizer):
                 raise ExpertPackingError(
                     f"{name} was not quantized: it still is {stack.dtype} {tuple(stack.shape)}."
                 )
+            owner, key = get_module_from_name(model, name)
+            # Kept on the module, because FSDP2 hands a plain parameter back to the forward.
+            owner.quant_states = getattr(owner, "quant_states", {}) | {key: stack.quant_state}
         for module in model.modules():
             # On CPUs with AVX512_BF16 the first eval-mode forward repacks Linear4bit, and training after it has no gradient.
             if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -125,69 +140,84 @@ class ExpertQuantizer(Bnb4BitHfQuantizer):
         return model
 
 
-def expert_slice(stack: bnb.nn.Params4bit, expert: int) -> tuple[torch.Tensor, QuantState]:
-    """Expert `expert` of a packed stack, as views: its bytes and its quantization state of shape `[out, in]`.
+Packed = tuple[torch.Tensor, QuantState]
+
+
+def select(packed: Packed, expert: int | torch.Tensor) -> Packed:
+    """Expert `expert` of a packed stack, as views, its state of shape `[out, in]`; for indices `[n]`, a stack of n copies.
 
     With n weights per expert: bytes `[e*n/2, (e+1)*n/2)`, absmax `[e*n/64, ...)`, second-level absmax `[e*n/16384, ...)`.
     """
-    state = stack.quant_state
-    experts, *shape = state.shape
-    n = shape[0] * shape[1]
+    data, state = packed
 
-    def part(tensor: torch.Tensor, size: int) -> torch.Tensor:
-        return tensor.view(-1)[expert * size : (expert + 1) * size]
+    def part(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.view(state.shape[0], -1)[expert].flatten()
 
-    nested = None
+    chosen = copy.copy(state)
+    chosen.absmax = part(state.absmax)
+    chosen.shape = state.shape[1:] if isinstance(expert, int) else (len(expert), *state.shape[1:])
     if state.nested:
-        nested = QuantState(
-            absmax=part(state.state2.absmax, n // (BLOCK * NESTED_BLOCK)),
-            code=state.state2.code,
-            blocksize=state.state2.blocksize,
-            dtype=state.state2.dtype,
-        )
-    sliced = QuantState(
-        absmax=part(state.absmax, n // BLOCK),
-        shape=torch.Size(shape),
-        code=state.code,
-        blocksize=state.blocksize,
-        quant_type=state.quant_type,
-        dtype=state.dtype,
-        offset=state.offset,
-        state2=nested,
-    )
-    return part(stack, stack.numel() // experts).unsqueeze(1), sliced
+        chosen.state2 = copy.copy(state.state2)
+        chosen.state2.absmax = part(state.state2.absmax)
+    return part(data).unsqueeze(1), chosen
 
 
 def experts_forward(self, hidden_states, top_k_index, top_k_weights):
     """Run the experts that were hit, each on its rows: hidden `[tokens, hidden]`, index and weights `[tokens, top_k]`."""
-    tokens, top_k = top_k_index.shape
-    order = top_k_index.flatten().argsort(stable=True)  # token-slots, grouped by expert
-    counts = torch.bincount(top_k_index.flatten(), minlength=self.num_experts).tolist()
-    outputs = []
-    for expert, rows in enumerate(hidden_states[order // top_k].split(counts)):
-        if len(rows):
-            gated = self._apply_gate(_linear(rows, self.gate_up_proj, expert))
-            outputs.append(_linear(gated, self.down_proj, expert))
-    weighted = torch.cat(outputs) * top_k_weights.flatten()[order, None]
+    stacks = [(getattr(self, name).detach(), state) for name, state in self.quant_states.items()]
+    learning = torch.is_grad_enabled() and hidden_states.requires_grad
+    path = _many_rows if learning or top_k_index.numel() > FEW else _few_rows
+    return path(self, stacks, hidden_states, top_k_index, top_k_weights).to(hidden_states.dtype)
+
+
+def _many_rows(self, stacks, hidden, index, weights):
+    """Sort the rows by expert, and run each expert that was hit once on all of its rows (training, prompts)."""
+    order = index.flatten().argsort(stable=True)  # token-slots, grouped by expert
+    counts = torch.bincount(index.flatten(), minlength=self.num_experts).tolist()  # waits for the device
+    rows = hidden[order // index.shape[1]].split(counts)
+    outputs = torch.cat([_expert(self, stacks, e, part) for e, part in enumerate(rows) if len(part)])
+    weighted = outputs * weights.flatten()[order, None]
     back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-    return weighted[back].view(tokens, top_k, -1).sum(dim=1).to(hidden_states.dtype)
+    return weighted[back].view(*index.shape, -1).sum(dim=1)
 
 
-def _linear(rows: torch.Tensor, stack: bnb.nn.Params4bit, expert: int) -> torch.Tensor:
-    packed, state = expert_slice(stack, expert)
-    return bnb.matmul_4bit(rows, packed, quant_state=state)
+def _few_rows(self, stacks, hidden, index, weights):
+    """Shapes that do not depend on the routing, so that CUDA graphs and `torch.compile` can capture it (decoding).
+
+    Up to as many token-slots as experts: the hit experts are copied, one for each slot, and run on one row each. More:
+    copying would move more bytes than there are, so every expert runs on every row, with weight 0 where it was not hit.
+    """
+    if index.numel() <= self.num_experts:
+        hit = [select(stack, index.flatten()) for stack in stacks]
+        rows = hidden.repeat_interleave(index.shape[1], dim=0).split(1)
+        outputs = torch.cat([_expert(self, hit, slot, row) for slot, row in enumerate(rows)])
+        return (outputs.view(*index.shape, -1) * weights.unsqueeze(-1)).sum(dim=1)
+    share = weights.new_zeros(len(hidden), self.num_experts).scatter_(1, index, weights)
+    return sum(_expert(self, stacks, e, hidden) * share[:, e, None] for e in range(self.num_experts))
+
+
+def _expert(self, stacks: list[Packed], expert: int, rows: torch.Tensor) -> torch.Tensor:
+    (up, up_state), (down, down_state) = (select(stack, expert) for stack in stacks)
+    gated = self._apply_gate(bnb.matmul_4bit(rows, up, quant_state=up_state))
+    return bnb.matmul_4bit(gated, down, quant_state=down_state)
 
 
 ALL_EXPERTS_FUNCTIONS.register("nf4", experts_forward)
 
 
-def config(dtype: torch.dtype = torch.bfloat16, double_quant: bool = True) -> BitsAndBytesConfig:
-    """The paper's quantization: NF4 weights, double quantization, `dtype` for the arithmetic (paper section 3)."""
+def config(
+    dtype: torch.dtype = torch.bfloat16, double_quant: bool = True, quant_storage: torch.dtype = torch.uint8
+) -> BitsAndBytesConfig:
+    """The paper's quantization: NF4 weights, double quantization, `dtype` for the arithmetic (paper section 3).
+
+    `quant_storage` is what the packed bytes call themselves; FSDP2 wants the dtype of the other weights.
+    """
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=double_quant,
         bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_quant_storage=quant_storage,
     )
 
 
@@ -197,6 +227,7 @@ def load(
     dtype: torch.dtype = torch.bfloat16,
     device: str | None = None,
     double_quant: bool = True,
+    quant_storage: torch.dtype = torch.uint8,
     revision: str | None = None,
 ) -> PreTrainedModel:
     """A causal language model with attention *and* experts in NF4, streamed so that no whole 16-bit model ever exists.
@@ -208,20 +239,65 @@ def load(
     local = Path(path_or_id).expanduser()
     if local.exists() or local.is_absolute():
         _check_files(local)
+    quantization = config(dtype, double_quant, quant_storage)
+    return _stream(AutoModelForCausalLM, path_or_id, quantization, device, dtype=dtype, revision=revision)
+
+
+def random(
+    model_config: PreTrainedConfig,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    device: str | None = None,
+    double_quant: bool = True,
+    seed: int = 0,
+) -> PreTrainedModel:
+    """A model of `model_config` with random weights, streamed as `load` streams files: true for memory and speed only.
+
+    Each tensor is drawn on the device when its turn comes: vectors are 1, the rest normal (`initializer_range`).
+    """
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(model_config, dtype=dtype)
+    generator = torch.Generator(_device(device)).manual_seed(seed)
+    std = model_config.initializer_range
+    weights = {name: _Drawn(p.shape, dtype, std, generator) for name, p in empty.named_parameters()}
+    quantization = config(dtype, double_quant)
+    return _stream(
+        type(empty), None, quantization, device, dtype=dtype, config=model_config, state_dict=weights
+    )
+
+
+@dataclass
+class _Drawn:
+    """A tensor that exists once it is read, with `tensor[...]`, as the loader reads a file's."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    std: float
+    generator: torch.Generator
+
+    def __getitem__(self, _) -> torch.Tensor:
+        tensor = torch.empty(self.shape, dtype=self.dtype, device=self.generator.device)
+        return tensor.fill_(1) if tensor.dim() == 1 else tensor.normal_(0, self.std, generator=self.generator)
+
+
+def _device(device: str | None) -> str:
+    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _stream(model_class, source, quantization: BitsAndBytesConfig, device: str | None, **settings):
     stock = AUTO_QUANTIZER_MAPPING["bitsandbytes_4bit"]
     # `register_quantizer` refuses a name that exists, and a new name would make PEFT, TRL and Trainer treat the model as
     # something other than bitsandbytes 4-bit. So the stock class is replaced for the length of this call.
     AUTO_QUANTIZER_MAPPING["bitsandbytes_4bit"] = ExpertQuantizer
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            path_or_id,
-            dtype=dtype,
-            revision=revision,
-            quantization_config=config(dtype, double_quant),
-            device_map={"": device or ("cuda" if torch.cuda.is_available() else "cpu")},
+        return model_class.from_pretrained(
+            source,
+            quantization_config=quantization,
+            device_map={"": _device(device)},
             experts_implementation="nf4",
             trust_remote_code=False,
             use_safetensors=True,
+            **settings,
         )
     finally:
         AUTO_QUANTIZER_MAPPING["bitsandbytes_4bit"] = stock

@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "data"
-FULL_NEEDS_GIB = 38  # what a card sold as 40 GB offers
+FULL_NEEDS_GIB = 40
 
 
 class ScaleError(RuntimeError):

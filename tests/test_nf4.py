@@ -81,7 +81,7 @@ def test_slice_of_a_stack_is_the_expert_quantized_alone(double_quant):
         stack, requires_grad=False, compress_statistics=double_quant, quant_type="nf4"
     ).to("cpu")
     for expert in range(3):
-        codes, state = nf4.expert_slice(packed, expert)
+        codes, state = nf4.select((packed, packed.quant_state), expert)
         alone, alone_state = quantize_4bit(stack[expert], quant_type="nf4", compress_statistics=double_quant)
         assert torch.equal(codes, alone)
         assert torch.equal(state.absmax, alone_state.absmax)
