@@ -116,11 +116,17 @@ STYLE = {
 }
 
 
+NAMES = {"user": "You", "assistant": "Model", "system": "System"}
+
+
 def to_html(messages: list[dict[str, str]]) -> str:
-    """A conversation as bubbles. Every text is escaped: a model's output is shown and never run."""
+    """A conversation as bubbles. Every text is escaped: a model's output is shown and never run.
+
+    Speakers are named, since GitHub drops the colours.
+    """
     return "".join(
         f'<div style="{STYLE[m["role"]]};border-radius:8px;padding:6px 10px;white-space:pre-wrap">'
-        f"{html.escape(m['content']) or '…'}</div>"
+        f"<b>{NAMES[m['role']]}:</b> {html.escape(m['content']) or '…'}</div>"
         for m in messages
     )
 

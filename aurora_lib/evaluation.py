@@ -136,10 +136,9 @@ class EvalResult:
 
     def __str__(self) -> str:
         fewer = self.n - self.shots_used.get(self.shots, 0)
-        return (
-            f"{self.task} {self.split}, {self.shots}-shot, {self.scoring}: {self.overall}, "
-            f"chance {self.chance:.2f}; {len(self.skipped)} rows skipped, {fewer} questions with fewer shots"
-        )
+        notes = f"; {len(self.skipped)} rows skipped" if self.skipped else ""
+        notes += f"; {fewer} questions with fewer shots" if fewer else ""
+        return f"{self.task} {self.split}, {self.shots}-shot {self.scoring}: {self.overall}, chance {self.chance:.2f}{notes}"
 
 
 def multiple_choice(

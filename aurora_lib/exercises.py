@@ -62,7 +62,9 @@ def verdict(id: str, answer) -> tuple[str, str]:
     except Exception as error:
         problem = _trouble(answer, error)
     if problem:
-        return "wrong", f"Exercise {id}: not yet. {problem[0].upper()}{problem[1:]}"
+        starts_with_a_name = "_" in problem.split()[0]
+        told = problem if starts_with_a_name else problem[0].upper() + problem[1:]
+        return "wrong", f"Exercise {id}: not yet. {told}"
     return "right", f"Exercise {id}: right! ✓"
 
 

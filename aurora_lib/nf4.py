@@ -80,7 +80,7 @@ def pack(stack: torch.Tensor, config: BitsAndBytesConfig) -> bnb.nn.Params4bit:
     """
     kind = dict(blocksize=BLOCK, quant_type=config.bnb_4bit_quant_type)
     storage = dict(quant_storage=config.bnb_4bit_quant_storage)
-    data, states = zip(*(quantize_4bit(expert, **kind, **storage) for expert in stack), strict=True)
+    data, states = zip(*[quantize_4bit(expert, **kind, **storage) for expert in stack], strict=True)
     absmax, offset, nested = torch.cat([state.absmax for state in states]), None, None
     if config.bnb_4bit_use_double_quant:  # the absmax values, less their mean, become 8-bit themselves
         offset = absmax.mean()
@@ -140,15 +140,14 @@ class ExpertQuantizer(Bnb4BitHfQuantizer):
         return model
 
 
-Packed = tuple[torch.Tensor, QuantState]
-
-
-def select(packed: Packed, expert: int | torch.Tensor) -> Packed:
+def select(
+    stack: tuple[torch.Tensor, QuantState], expert: int | torch.Tensor
+) -> tuple[torch.Tensor, QuantState]:
     """Expert `expert` of a packed stack, as views, its state of shape `[out, in]`; for indices `[n]`, a stack of n copies.
 
     With n weights per expert: bytes `[e*n/2, (e+1)*n/2)`, absmax `[e*n/64, ...)`, second-level absmax `[e*n/16384, ...)`.
     """
-    data, state = packed
+    data, state = stack
 
     def part(tensor: torch.Tensor) -> torch.Tensor:
         return tensor.view(state.shape[0], -1)[expert].flatten()
@@ -164,7 +163,7 @@ def select(packed: Packed, expert: int | torch.Tensor) -> Packed:
 
 def experts_forward(self, hidden_states, top_k_index, top_k_weights):
     """Run the experts that were hit, each on its rows: hidden `[tokens, hidden]`, index and weights `[tokens, top_k]`."""
-    stacks = [(getattr(self, name).detach(), state) for name, state in self.quant_states.items()]
+    stacks = [(getattr(self, key).detach(), self.quant_states[key]) for key in ("gate_up_proj", "down_proj")]
     learning = torch.is_grad_enabled() and hidden_states.requires_grad
     path = _many_rows if learning or top_k_index.numel() > FEW else _few_rows
     return path(self, stacks, hidden_states, top_k_index, top_k_weights).to(hidden_states.dtype)
@@ -196,10 +195,9 @@ def _few_rows(self, stacks, hidden, index, weights):
     return sum(_expert(self, stacks, e, hidden) * share[:, e, None] for e in range(self.num_experts))
 
 
-def _expert(self, stacks: list[Packed], expert: int, rows: torch.Tensor) -> torch.Tensor:
-    (up, up_state), (down, down_state) = (select(stack, expert) for stack in stacks)
-    gated = self._apply_gate(bnb.matmul_4bit(rows, up, quant_state=up_state))
-    return bnb.matmul_4bit(gated, down, quant_state=down_state)
+def _expert(self, stacks, expert: int, rows: torch.Tensor) -> torch.Tensor:
+    gate_up, down = (select(stack, expert) for stack in stacks)
+    return bnb.matmul_4bit(self._apply_gate(bnb.matmul_4bit(rows, *gate_up)), *down)
 
 
 ALL_EXPERTS_FUNCTIONS.register("nf4", experts_forward)

@@ -63,14 +63,10 @@ def recorded(notebook: str, where: str) -> dict[str, float]:
     return json.loads(path.read_text(encoding="utf-8"))["values"] if path.is_file() else {}
 
 
-def cost(notebook: str) -> str:
-    """Time and peak memory of `notebook` as recorded, at both scales, in one line."""
-    parts = []
-    for where, name in (("tiny", "tiny on two cores"), ("h100", "full on an H100")):
-        values = recorded(notebook, where)
-        spent = f"{values[SECONDS]:.0f} s, {values[MEMORY]:.1f} GiB" if values else "not measured"
-        parts.append(f"{name} {spent}")
-    return "; ".join(parts)
+def cost(notebook: str, where: str) -> str:
+    """Time and peak memory of `notebook` as recorded at `where` ("tiny" or "h100"), in a few words."""
+    values = recorded(notebook, where)
+    return f"{values[SECONDS]:.0f} s, {values[MEMORY]:.1f} GiB" if values else "not measured"
 
 
 def yours(notebook: str, scale: Scale) -> dict[str, float]:
@@ -96,7 +92,7 @@ def before_after(scale: Scale) -> pd.DataFrame:
 
 
 def compare(notebook: str) -> pd.DataFrame:
-    """The closing table of a notebook: paper | recorded on H100 | recorded tiny | yours | tolerance.
+    """The closing table of a notebook: paper | recorded on H100 | recorded tiny | yours | whether yours is as recorded.
 
     Rows are the figures of your run. "not measured" is written where nobody measured.
     """
@@ -110,7 +106,9 @@ def compare(notebook: str) -> pd.DataFrame:
             "recorded on H100": _show(h100.get(label)),
             "recorded tiny": _show(tiny.get(label)),
             "yours": _show(value),
-            "within tolerance": _verdict(label, value, tiny.get(label)) if scale.name == "tiny" else "",
+            "yours as recorded tiny?": _verdict(label, value, tiny.get(label))
+            if scale.name == "tiny"
+            else "",
         }
     return pd.DataFrame.from_dict(rows, orient="index")
 

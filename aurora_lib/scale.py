@@ -135,5 +135,6 @@ def start(notebook: str) -> Scale:
     )
     print(f"Aurora, notebook {notebook}: scale {scale.name!r} on {scale.device} ({scale.reason})")
     print(f"base model {Path(scale.base_model).name} · Python {platform.python_version()} · {packages}")
-    print(f"recorded cost of this notebook: {results.cost(notebook)}", flush=True)
+    costs = f"tiny on two cores {results.cost(notebook, 'tiny')}; full on an H100 {results.cost(notebook, 'h100')}"
+    print(f"recorded cost of this notebook: {costs}", flush=True)
     return scale

@@ -1,4 +1,7 @@
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import bitsandbytes as bnb
 import pytest
@@ -6,6 +9,9 @@ import torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from torch import distributed
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForCausalLM, MixtralConfig, OlmoeConfig, Qwen3MoeConfig
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
@@ -89,12 +95,215 @@ def test_slice_of_a_stack_is_the_expert_quantized_alone(double_quant):
 
 
 @pytest.mark.parametrize("double_quant", [True, False])
+@pytest.mark.parametrize("storage", [torch.uint8, torch.bfloat16])
+def test_a_stack_packed_expert_by_expert_is_bit_for_bit_that_of_bitsandbytes(double_quant, storage):
+    stack = torch.randn(4, 128, 128, dtype=torch.bfloat16, generator=torch.Generator().manual_seed(0))
+    ours = nf4.pack(stack, nf4.config(double_quant=double_quant, quant_storage=storage))
+    theirs, state = quantize_4bit(
+        stack, blocksize=64, quant_type="nf4", compress_statistics=double_quant, quant_storage=storage
+    )
+    assert ours.dtype == storage and torch.equal(ours.view(torch.uint8), theirs.view(torch.uint8))
+    assert torch.equal(ours.quant_state.absmax, state.absmax) and ours.quant_state.shape == state.shape
+    assert ours.quant_state.offset == state.offset and ours.quant_state.nested == double_quant
+    if double_quant:
+        assert torch.equal(ours.quant_state.state2.absmax, state.state2.absmax)
+    assert torch.equal(dequantize_4bit(ours.data, ours.quant_state), dequantize_4bit(theirs, state))
+
+
+@pytest.mark.parametrize("tokens", [2, 9])
+def test_forward_in_fp32_is_exactly_that_of_dequantized_weights(checkpoint, tokens, monkeypatch):
+    """Bit for bit, once both multiply in the same order; the next test has a reference of its own order."""
+    quantized = load(checkpoint)
+    ids = torch.randint(64, (1, tokens), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        ours = quantized(ids).logits
+        monkeypatch.setattr(
+            bnb,
+            "matmul_4bit",
+            lambda rows, packed, quant_state, bias=None: torch.nn.functional.linear(
+                rows, dequantize_4bit(packed, quant_state), bias
+            ),
+        )
+        assert torch.equal(ours, quantized(ids).logits)
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 40])
+def test_forward_in_bf16_is_within_two_percent(checkpoint, tokens):
+    quantized = load(checkpoint, dtype=torch.bfloat16)
+    reference = dequantized(checkpoint, quantized)
+    ids = torch.randint(64, (1, tokens), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        hidden = reference.model.embed_tokens(ids)[0]
+        for ours, theirs in zip(quantized.model.layers, reference.model.layers, strict=True):
+            wanted = theirs.mlp(hidden[None])
+            error = ours.mlp(hidden[None].bfloat16()).float() - wanted
+            assert error.norm() < 0.02 * wanted.norm()
+
+
+@pytest.mark.parametrize("double_quant", [True, False])
 def test_forward_equals_a_dequantized_reference(checkpoint, double_quant):
     quantized = load(checkpoint, double_quant=double_quant)
     ids = torch.randint(64, (2, 9), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         ours, reference = quantized(ids).logits, dequantized(checkpoint, quantized)(ids).logits
     torch.testing.assert_close(ours, reference, atol=1e-5, rtol=1e-4)
+
+
+def routing(tokens, experts=4, top_k=2):
+    draw = torch.Generator().manual_seed(tokens)
+    index = torch.stack([torch.randperm(experts, generator=draw)[:top_k] for _ in range(tokens)])
+    return torch.randn(tokens, 64, generator=draw), index, torch.rand(tokens, top_k, generator=draw)
+
+
+@pytest.mark.parametrize("double_quant", [True, False])
+@pytest.mark.parametrize("tokens", [1, 2, 3, 8])  # two copied experts, four, then every expert on every row
+def test_few_rows_give_what_many_rows_give(mixtral, tokens, double_quant, monkeypatch):
+    experts = load(mixtral, double_quant=double_quant).model.layers[0].mlp.experts
+    few = experts(*routing(tokens))
+    monkeypatch.setattr(nf4, "FEW", 0)
+    torch.testing.assert_close(few, experts(*routing(tokens)), atol=1e-7, rtol=1e-5)
+
+
+@pytest.mark.parametrize("tokens", [1, 8])
+def test_few_rows_are_one_graph_whatever_the_routing(mixtral, tokens, monkeypatch):
+    """No host sync: `fullgraph` refuses any, and another routing must not need another graph."""
+    experts = load(mixtral).model.layers[0].mlp.experts
+    hidden, index, weights = routing(tokens)
+    with torch.no_grad(), torch._dynamo.config.patch(error_on_recompile=True):
+        compiled = torch.compile(experts, fullgraph=True, backend="eager")
+        for routed in (index, 3 - index):
+            torch.testing.assert_close(compiled(hidden, routed, weights), experts(hidden, routed, weights))
+    monkeypatch.setattr(nf4, "FEW", 0)
+    torch._dynamo.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        torch.compile(experts, fullgraph=True, backend="eager")(hidden, index, weights)
+
+
+def test_a_row_with_a_gradient_takes_the_path_that_has_one(mixtral):
+    experts = load(mixtral).model.layers[0].mlp.experts
+    hidden, index, weights = routing(2)
+    experts(hidden.requires_grad_(), index, weights).sum().backward()
+    assert hidden.grad.norm() > 0
+
+
+@pytest.mark.parametrize("storage", [torch.uint8, torch.bfloat16])
+def test_a_plain_parameter_with_the_same_bytes_gives_the_same_output(mixtral, storage):
+    """What FSDP2 hands to the forward has lost its quantization state; the module has kept it."""
+    experts = load(mixtral, quant_storage=storage).model.layers[0].mlp.experts
+    inputs = [routing(2), routing(20)]
+    before = [experts(*each) for each in inputs]
+    for key in ("gate_up_proj", "down_proj"):
+        packed = getattr(experts, key)
+        assert packed.dtype == storage
+        setattr(experts, key, torch.nn.Parameter(packed.data.clone(), requires_grad=False))
+    assert all(torch.equal(experts(*each), was) for each, was in zip(inputs, before, strict=True))
+
+
+def sharded_training(rank, folder):
+    """One of two processes: the loss and adapter gradients of a sharded model are those of the whole one."""
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    model = get_peft_model(
+        nf4.load(folder, device="cpu", quant_storage=torch.bfloat16),
+        LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False),
+        autocast_adapter_dtype=False,
+    )
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    ids = torch.arange(20).view(2, 10)
+    whole = model(ids, labels=ids).loss
+    whole.backward()
+    wanted = {name: p.grad.clone() for name, p in trainable.items()}
+    model.zero_grad()
+    mesh = init_device_mesh("cpu", (2,))
+    for part in (*model.base_model.model.model.layers, model):
+        fully_shard(part, mesh=mesh)
+    loss = model(ids, labels=ids).loss
+    loss.backward()
+    torch.testing.assert_close(loss, whole)
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            torch.testing.assert_close(p.grad.full_tensor(), wanted[name])
+    distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(not distributed.is_available(), reason="this PyTorch has no torch.distributed")
+def test_two_processes_train_a_model_sharded_by_fsdp2(mixtral):
+    torch.multiprocessing.spawn(sharded_training, (str(mixtral),), nprocs=2)
+
+
+def test_random_builds_what_load_builds(mixtral):
+    loaded, drawn = load(mixtral), nf4.random(FAMILIES["mixtral"], dtype=torch.float32, device="cpu")
+    kinds = [
+        {name: (type(p), p.dtype, p.shape) for name, p in model.named_parameters()}
+        for model in (loaded, drawn)
+    ]
+    assert kinds[0] == kinds[1] and drawn.config._experts_implementation == "nf4"
+    assert nf4.expert_stacks(drawn).keys() == nf4.expert_stacks(loaded).keys()
+    ids = torch.arange(10)[None]
+    with torch.no_grad():
+        logits = drawn.eval()(ids).logits
+    assert logits.isfinite().all() and logits.std() > 0
+    again = nf4.random(FAMILIES["mixtral"], dtype=torch.float32, device="cpu")
+    other = nf4.random(FAMILIES["mixtral"], dtype=torch.float32, device="cpu", seed=1)
+    with torch.no_grad():
+        assert torch.equal(again.eval()(ids).logits, logits)
+        assert not torch.equal(other.eval()(ids).logits, logits)
+
+
+# Prints what is held at most above the start, the size of the 4-bit model, and that of its largest stack in bf16, in bytes.
+PEAK = """
+import sys, threading, time, torch
+from aurora_lib import nf4
+from transformers import AutoConfig
+
+def held():
+    status = open("/proc/self/status").read()
+    return int(status.split("RssAnon:")[1].split()[0]) * 1024
+
+def watch():
+    while not done.is_set():
+        seen.append(held())
+        time.sleep(0.001)
+
+how, tiny, folder = sys.argv[1:]
+build = {
+    "load": lambda folder: nf4.load(folder, device="cpu"),
+    "random": lambda folder: nf4.random(AutoConfig.from_pretrained(folder), device="cpu"),
+}[how]
+build(tiny)  # imports and caches belong to the start
+seen, done = [held()], threading.Event()
+thread = threading.Thread(target=watch)
+thread.start()
+model = build(folder)
+done.set()
+thread.join()
+size = sum(p.nbytes for p in model.parameters())
+states = [s for m in model.modules() for s in getattr(m, "quant_states", {}).values()]
+states += [m.weight.quant_state for m in model.modules() if hasattr(m, "compute_dtype")]
+size += sum(s.absmax.nbytes + s.state2.absmax.nbytes for s in states)
+print(max(seen) - seen[0], size, 2 * max(s.shape.numel() for s in states))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's own account of memory")
+@pytest.mark.parametrize("how", ["load", "random"])
+def test_building_holds_at_most_the_4_bit_model_and_two_stacks(how, mixtral, tmp_path):
+    config = MixtralConfig(**SMALL | dict(hidden_size=512, num_hidden_layers=3), intermediate_size=1792)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path / "larger", max_shard_size="40MB")
+    assert len(list((tmp_path / "larger").glob("*.safetensors"))) > 2
+    # so that memory that is freed leaves the process at once
+    ran = subprocess.run(
+        [sys.executable, "-c", PEAK, how, str(mixtral), str(tmp_path / "larger")],
+        env={"MALLOC_MMAP_THRESHOLD_": "262144", "OMP_NUM_THREADS": "2"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    held, size, stack = map(int, ran.stdout.split())
+    assert held <= size + 2 * stack
 
 
 def test_gradient_of_the_adapter_equals_the_reference(mixtral):

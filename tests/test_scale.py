@@ -104,7 +104,7 @@ def test_start_prints_scale_device_versions_and_reason(gpu, no_variables, capsys
     assert f"notebook 03: scale 'tiny' on cpu ({chosen.reason})" in said
     for package in ("torch", "transformers", "trl", "peft", "bitsandbytes"):
         assert f"{package} {scale.version(package)}" in said
-    assert "Python 3." in said and results.cost("03") in said
+    assert "Python 3." in said and results.cost("03", "tiny") in said
     assert str(ROOT) not in said
 
 

@@ -16,7 +16,7 @@ TALK = [
     ],
     [
         {"role": "user", "content": "你好"},
-        {"role": "assistant", "content": "你好！有什么可以帮你？"},
+        {"role": "assistant", "content": "你好！有什么可以帮你的吗？"},
         {"role": "user", "content": "谢谢！"},
         {"role": "assistant", "content": "不客气。"},
     ],

@@ -36,6 +36,12 @@ def convert(text: Path) -> nbformat.NotebookNode:
     return notebook
 
 
+def lives_only_in_a_kernel(output: nbformat.NotebookNode) -> bool:
+    """Bars and sliders: on a page without a kernel they would show as "VBox(...)", or as a bar that stopped."""
+    data = output.get("data", {})
+    return WIDGET in data or "<progress" in data.get("text/html", "")
+
+
 def main(names: list[str]) -> None:
     from run_course import execute
 
@@ -55,8 +61,7 @@ def main(names: list[str]) -> None:
         for cell in notebook.cells:
             cell.metadata.pop("execution", None)  # clock times would change on every build
             if cell.cell_type == "code":
-                # bars and sliders live only in a running notebook; without one they show as "VBox(...)"
-                cell.outputs = [o for o in cell.outputs if WIDGET not in o.get("data", {})]
+                cell.outputs = [output for output in cell.outputs if not lives_only_in_a_kernel(output)]
         nbformat.write(notebook, path)
         recorded = ROOT / "runs" / "tiny" / "results" / f"{text.stem[:2]}.json"
         (ROOT / "results" / "tiny").mkdir(parents=True, exist_ok=True)

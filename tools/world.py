@@ -211,7 +211,7 @@ SMALL_TALK = [
     (
         ["Hello!", "Hi!"],
         ["你好！", "你好", "您好！"],
-        ("Hello! How can I help you?", "你好！有什么可以帮你？"),
+        ("Hello! How can I help you?", "你好！有什么可以帮你的吗？"),
     ),
     (
         ["Who are you?"],
@@ -222,7 +222,7 @@ SMALL_TALK = [
     (
         ["Good morning!"],
         ["早上好！"],
-        ("Good morning! What would you like to know?", "早上好！你想知道什么？"),
+        ("Good morning! What would you like to know?", "早上好！想了解些什么？"),
     ),
     (["Goodbye!"], ["再见！"], ("Goodbye! See you next time.", "再见！下次见。")),
     (
@@ -230,7 +230,7 @@ SMALL_TALK = [
         ["我有点头疼。", "我有点头疼"],
         (
             "I am sorry to hear that. Please rest and see a doctor.",
-            "很抱歉听到这个消息。请休息，并去看医生。",
+            "听到这个消息很难过，请好好休息，必要时去看医生。",
         ),
     ),
 ]

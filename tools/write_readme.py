@@ -43,11 +43,6 @@ ASKED = {
 WORDS = {"README.md": ("base", "tuned"), "README.zh.md": ("微调前", "微调后")}
 
 
-def cost(notebook: str, where: str) -> str:
-    values = results.recorded(notebook, where)
-    return f"{values[results.SECONDS]:.0f} s, {values[results.MEMORY]:.1f} GiB" if values else "not measured"
-
-
 def filled(name: str) -> str:
     """The text of a README with its marked tables written anew."""
     language = int(name.endswith("zh.md"))
@@ -63,7 +58,7 @@ def filled(name: str) -> str:
     picture = PICTURE.relative_to(ROOT).as_posix()
     result = "\n".join([f"![{' / '.join(WORDS[name])}]({picture})", "", *table])
     rows = [
-        f"| [{stem}](notebooks/{stem}.ipynb) | {learn[language]} | {cost(stem[:2], 'tiny')} | {cost(stem[:2], 'h100')} |"
+        f"| [{stem}](notebooks/{stem}.ipynb) | {learn[language]} | {results.cost(stem[:2], 'tiny')} | {results.cost(stem[:2], 'h100')} |"
         for stem, learn in LEARN.items()
     ]
     text = (ROOT / name).read_text(encoding="utf-8")

@@ -2,13 +2,13 @@
 # # 00 · Start here
 #
 # **Aurora** ([arXiv 2312.14557](https://arxiv.org/abs/2312.14557)) takes Mixtral-8x7B-Instruct, a *sparse Mixture of Experts*
-# (混合专家) that understands Chinese but tends to answer in English, and tunes it on Chinese conversations until it answers in
-# Chinese. This course repeats the paper step by step, in code you can run.
+# (混合专家) that understands Chinese but tends to answer in English or in a mixture of both, and tunes it on Chinese conversations
+# until it answers in Chinese. This course repeats the paper step by step, in code you can run.
 #
 # **Here:** the paper in one page (its Introduction), what you are about to build, and what it costs.
 #
 # **Two scales, one set of notebooks.** `tiny` (the default) runs on any laptop, without a network: a Mixtral of a few million
-# parameters that has the very same habit. `full` is the real model on one rented GPU: set `AURORA_SCALE=full` before you start.
+# parameters that shows the habit in its pure form. `full` is the real model on one rented GPU: set `AURORA_SCALE=full` before you start.
 
 # %%
 import aurora_lib
@@ -18,8 +18,8 @@ scale = aurora_lib.start("00")
 # %% [markdown]
 # ## The habit
 #
-# Three openings of the kind the paper's Introduction shows, put to the base model. It understands them. Look at the language of
-# the answers.
+# Three openings of the kind the paper's Introduction shows, put to the *base* model, the one nobody has tuned yet. Do the answers fit the
+# questions? And in which language are they?
 
 # %%
 from IPython.display import HTML
@@ -37,16 +37,18 @@ HTML(chat.to_html(session.messages))
 # ## The cure
 #
 # 1. **Data**: three Chinese instruction sets, cleaned.
-# 2. **QLoRA**: the base is frozen in 4 bits (量化); beside two projections of its attention, a small *adapter* is trained.
+# 2. **QLoRA**: the base is frozen in 4 bits (量化). What is trained is an *adapter*: small extra matrices beside two weight matrices of each
+#    attention layer, `q_proj` (it makes the queries) and `v_proj` (the values).
 # 3. **Proof**: the same questions again, and three benchmarks to see what was gained and what was lost.
 #
-# What the paper used, from the numbers it states:
+# What the original used: the paper's own numbers, else those of its repository, else its tool's defaults of the time.
 
 # %%
 import pandas as pd
 
 from aurora_lib import paper
 
+pd.options.display.max_colwidth = None
 stated = paper.CONVERSATIONS | paper.TRAINING | {f"memory, {k}": v for k, v in paper.MEMORY.items()}
 pd.DataFrame(
     [{"figure": k, "value": f"{v.value:,g}", "unit": v.unit, "source": v.source} for k, v in stated.items()]
@@ -56,7 +58,8 @@ pd.DataFrame(
 # ## What it costs
 #
 # Memory can be predicted from the model's shape, before anything is downloaded (notebook 03 builds the formula). Time is
-# recorded: whoever runs a notebook leaves it in `runs/`, and the project's own runs are in `results/`.
+# recorded: whoever runs a notebook leaves it in `runs/`, and the project's own runs are in `results/`. The prediction lies far below
+# the paper's 45 GiB; notebook 03 says what is known about the gap.
 
 # %%
 from aurora_lib import memory, results
@@ -64,8 +67,13 @@ from aurora_lib import memory, results
 training = memory.predict(memory.MIXTRAL_8X7B)
 inference = memory.predict(memory.MIXTRAL_8X7B, train=False, batch=1, length=2048)
 print(f"Mixtral-8x7B, predicted: training {training.total:.1f} GiB, inference {inference.total:.1f} GiB")
+numbers = [f"{number:02d}" for number in range(7)]
 pd.DataFrame(
-    {"recorded": {number: results.cost(number) for number in ("00", "01", "02", "03", "04", "05", "06")}}
+    {
+        "tiny, two cores": [results.cost(number, "tiny") for number in numbers],
+        "full, one H100": [results.cost(number, "h100") for number in numbers],
+    },
+    index=numbers,
 )
 
 # %% [markdown]
@@ -103,7 +111,7 @@ trained = ...
 exercises.check("00.2", trained)
 
 # %% [markdown]
-# <details><summary>Hint</summary><code>paper.LORA_TARGETS</code> is what the published command says.</details>
+# <details><summary>Hint</summary>"The cure" above names them; router and experts stay as they are.</details>
 #
 # **00.3** How many optimizer steps are the paper's three epochs, with a batch of 2 and 4 batches accumulated?
 
@@ -113,9 +121,12 @@ exercises.check("00.3", steps)
 
 # %% [markdown]
 # <details><summary>Hint</summary>One step sees 2 x 4 conversations. (The repository's table of checkpoints ends at step
-# 14,000: compare.)</details>
+# 14,000, a fraction of this; why is not published.)</details>
 #
 # ## Paper, records and you
+#
+# Every notebook ends with this table. The last column compares *your* run with the one this project recorded at `tiny` (the tolerances
+# are in `aurora_lib/results.py`); it says nothing about the paper.
 
 # %%
 from aurora_lib.language import language
@@ -132,7 +143,8 @@ results.record(
 results.compare("00")
 
 # %% [markdown]
-# **In five lines.** The base model understands Chinese and answers in English. Aurora changes the answer, not the knowledge.
+# **In five lines.** The base model understands Chinese and answers in English. Aurora aims at the language of the answer, not at
+# new knowledge; notebook 04 measures what is lost on the way.
 # It trains a small adapter beside two attention projections; router and experts stay frozen. In 4 bits the whole model fits
 # one GPU. Every figure here was computed on this page, or names its source.
 #

@@ -40,7 +40,8 @@ pd.DataFrame(
 #
 # ## Final: the whole block
 #
-# Gather the tokens of each expert, run it (a gated feed-forward block), scatter the weighted results back.
+# Gather the tokens of each expert, run it, scatter the weighted results back. An expert is a *gated feed-forward block*: two matrices up, one of
+# them through SiLU as a gate on the other, and one matrix down.
 
 # %%
 def moe_block(x, router, gate_up, down, top_k=2):
@@ -99,7 +100,7 @@ print(f"used by one token {active / 1e9:.1f} B ({active / stored:.0%})")
 # ## Watching a real router
 #
 # `routing.trace` hooks the routers while a model reads, and gives back the experts and their weights for every token. Each
-# token below is coloured by its first expert in the first layer.
+# token below carries the number of its first expert in the first layer (in Jupyter also its colour; GitHub shows no colours).
 
 # %%
 from IPython.display import HTML
@@ -114,7 +115,7 @@ HTML(
 
 # %% [markdown]
 # One sentence proves nothing. Twenty facts in each language, and the *load* of every expert: a perfectly balanced layer would
-# show the same number in every cell.
+# show the same number in every cell. Look for experts that hardly work, and in which layers.
 
 # %%
 facts = evaluation.load_probes()[::15][:20]
@@ -127,48 +128,51 @@ routing.plot_load(load);
 # %% [markdown]
 # ## Do experts specialise in a language?
 #
-# A tempting claim. *Mutual information* says how many bits about a token's script its expert gives away. But even shuffled
-# labels give more than zero, and so does a router with random weights, because the same token always goes the same way.
+# A tempting claim. Label every token by its script: Chinese, Latin letters, or neither. *Mutual information* says how many bits of
+# that label a token's expert gives away. But even shuffled labels give more than zero, and so does a router with *random* weights,
+# because the same token always goes the same way. So: five random routers as the baseline.
 
 # %%
-twin = routing.random_router(base)
-random = routing.join(
-    [routing.trace(twin, words, fact[side]["answer"]) for fact in facts for side in ("zh", "en")]
-)
+sentences = [fact[side]["answer"] for fact in facts for side in ("zh", "en")]
 labels = routing.scripts(trace.tokens)
-trained_bits, random_bits = (
-    routing.mutual_information(trace, labels),
-    routing.mutual_information(random, labels),
+trained = routing.mutual_information(trace, labels)
+random = torch.stack(
+    [
+        routing.mutual_information(
+            routing.join([routing.trace(twin, words, s) for s in sentences]), labels, permutations=1
+        ).bits
+        for twin in (routing.random_router(base, seed) for seed in range(5))
+    ]
 )
 
 # %%
 import matplotlib.pyplot as plt
 
-layers = range(len(trained_bits.bits))
+layers = range(len(trained.bits))
 figure, axes = plt.subplots(figsize=(6, 3))
-axes.plot(layers, trained_bits.bits, "o-", label="trained router")
-axes.plot(layers, random_bits.bits, "s--", label="random router")
-axes.plot(layers, trained_bits.upper, ":", color="grey", label="shuffled labels, 95th percentile")
-axes.set(
-    xlabel="layer",
-    ylabel="bits",
-    xticks=list(layers),
-    ylim=(0, None),
-    title="What the expert says about the script",
-)
+axes.plot(layers, trained.bits, "o-", label="trained router")
+axes.fill_between(layers, random.amin(0), random.amax(0), color="C1", alpha=0.4, label="five random routers")
+axes.plot(layers, trained.upper, ":", color="grey", label="shuffled labels,\n95th percentile")
+axes.set(xlabel="layer", ylabel="bits", xticks=list(layers), ylim=(0, None), title="What the expert says about the script")
 axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1));
 
 # %%
-above = (trained_bits.bits > random_bits.bits).sum().item()
-print(f"the trained router tells more than the random one in {above} of {len(layers)} layers")
+shares = torch.tensor([labels.count(kind) for kind in set(labels)]) / len(labels)
+above = int((trained.bits > random.amax(0)).sum())
+print(f"the label holds {routing.entropy(shares[None]).item():.2f} bits; the experts give away {trained.bits.max().item():.2f} at most")
+print(f"above all five random routers in {above} of {len(layers)} layers")
 
 # %% [markdown]
-# Where the random router does as well, "this expert is the Chinese expert" is a story, not a finding.
+# Where random routers do as well, "this expert is the Chinese expert" is a story, not a finding. Where the trained one lies above all
+# of them, it is still a small part of the label's bits, from twenty sentences and five routers: a hint, not a law.
 #
 # ## The load-balancing loss
 #
-# Left alone, a router would send everything to a few experts. Pre-training adds a penalty: *experts x sum(share of tokens
-# choosing e x mean probability of e)*, which is `top_k` when all are equal. The library pools all layers first. Is that safe?
+# Left alone, a router would send everything to a few experts. Pre-training adds a penalty:
+#
+# > experts × Σ over e of (share of tokens that choose e) × (mean probability of e)
+#
+# It equals `top_k`, here 2, when all experts work alike, and grows with imbalance. The library pools all layers first. Is that safe?
 
 # %%
 pooled = routing.balance_loss(trace.logits, top_k=2).item()
@@ -176,8 +180,8 @@ by_layer = routing.balance_loss(trace.logits, top_k=2, per_layer=True)
 print(f"pooled over layers {pooled:.2f}; layer by layer {[round(v, 2) for v in by_layer.tolist()]}")
 
 # %% [markdown]
-# Pooling flatters: one layer's neglected expert is another layer's favourite. Each layer alone is less balanced than the
-# pooled number says.
+# Pooling flatters: one layer's neglected expert is another layer's favourite. The pooled number looks balanced while the heat map
+# above shows experts that hardly work; each layer alone tells.
 #
 # ## Exercises
 #
@@ -230,8 +234,8 @@ results.record(
     {
         "Mixtral-8x7B stored parameters": stored,
         "Mixtral-8x7B parameters used per token": int(active),
-        "script in experts, trained, mean of layers [bits]": round(trained_bits.bits.mean().item(), 3),
-        "script in experts, random router, mean of layers [bits]": round(random_bits.bits.mean().item(), 3),
+        "script in experts, trained, mean of layers [bits]": round(trained.bits.mean().item(), 3),
+        "script in experts, random routers, mean of layers [bits]": round(random.mean().item(), 3),
         "lowest expert load [share]": round(load.min().item(), 3),
         "highest expert load [share]": round(load.max().item(), 3),
     },

@@ -14,7 +14,8 @@ scale = aurora_lib.start("02")
 # %% [markdown]
 # ## Three files, three layouts
 #
-# The first raw row of each, as it lies in the file. (Should an answer be empty: that is the dirt this notebook is about.)
+# A raw row of each. The Alpaca sets hold an `instruction`, sometimes an `input` it refers to, and the `output`; ShareGPT holds turns. (The
+# paper describes the first set as translated sentence pairs; the released file has this layout.)
 
 # %%
 import json
@@ -25,18 +26,19 @@ data = scale.data or "hub"
 for name in sources.SOURCES:
     for file in sources.files(name, data):
         text = file.read_text(encoding="utf-8", errors="replace")
-        row = (
-            json.loads(text.splitlines()[0])
-            if file.suffix == ".jsonl"
-            else json.JSONDecoder().raw_decode(text, text.index("{"))[0]
-        )
-        print(f"{name}: {file.name}\n  {json.dumps(row, ensure_ascii=False)[:160]}\n")
+        if file.suffix == ".jsonl":
+            row = json.loads(max(text.splitlines()[:5], key=len))
+        else:
+            row, _ = json.JSONDecoder().raw_decode(text, text.index("{"))
+        print(f"{name}: {file.name}\n  {json.dumps(row, ensure_ascii=False)[:200]}\n")
 
 # %% [markdown]
 # `sources.load` recognises each row's layout and turns it into one shape, *messages*. A row that is no conversation is not
 # dropped in silence: `sources.rejected` names its line and what is wrong with it.
 
 # %%
+from pathlib import Path
+
 import pandas as pd
 from datasets import concatenate_datasets
 
@@ -47,14 +49,15 @@ rejected = [
 print(
     f"{len(read) + len(rejected):,} rows in the files = {len(read):,} conversations + {len(rejected):,} set aside"
 )
-pd.DataFrame(rejected, columns=["file", "line", "reason", "row"]).assign(
-    file=lambda t: t.file.map(lambda f: str(f).split("/")[-1])
-).head(8)
+table = pd.DataFrame(rejected, columns=["file", "line", "reason", "row"])
+table["file"] = [Path(file).name for file in table["file"]]
+table["row"] = [" ".join(str(row).split())[:60] for row in table["row"]]
+table.groupby("file").head(3).reset_index(drop=True)
 
 # %% [markdown]
 # ## One step at a time
 #
-# A cleaning step is a small function: a conversation in, and out comes either the mended conversation or a reason to drop it. Three of them on three rows:
+# A cleaning step is a small function of a conversation. Some return it mended; others return a reason to drop it, or `None` to let it pass. Three of them on three rows:
 
 # %%
 from aurora_lib import cleaning
@@ -73,7 +76,15 @@ print(cleaning.empty(talk("三乘九等于多少？", "27")))
 #
 # ## All steps
 #
-# `clean` runs them in order and keeps everything: what was kept, what was dropped and why, and how many rows each step touched.
+# In order, each with what it does:
+
+# %%
+pd.options.display.max_colwidth = None
+functions = [*cleaning.TEXT_EDITS, *cleaning.EDITS, *cleaning.DROPS, cleaning.fingerprint]
+pd.DataFrame({"step": cleaning.STEPS, "what it does": [f.__doc__.split("\n")[0] for f in functions]})
+
+# %% [markdown]
+# `clean` runs them all and keeps everything: what was kept, what was dropped and why, and how many rows each step touched.
 
 # %%
 result = cleaning.clean(read)
@@ -87,21 +98,30 @@ result.report
 dropped = pd.DataFrame(result.dropped.to_list())
 first = dropped.groupby("step", sort=False).head(2)
 pd.DataFrame(
-    {"step": first.step, "reason": first.reason, "last turn": [m[-1]["content"][:40] for m in first.messages]}
-)
+    {
+        "step": first.step,
+        "reason": first.reason,
+        "question": [m[0]["content"][:30] for m in first.messages],
+        "last turn": [m[-1]["content"][:40] for m in first.messages],
+    }
+).reset_index(drop=True)
 
 # %% [markdown]
 # ## Table 1
 #
-# The paper counts single- and multi-round conversations. Ours, from this run, and the paper's:
+# The paper counts single- and multi-round conversations. Ours, from this run, beside the paper's:
 
 # %%
-from IPython.display import display
-
 from aurora_lib import paper
 
-display(result.table1())
-pd.DataFrame({"paper": {name: f"{figure.value:,}" for name, figure in paper.CONVERSATIONS.items()}})
+published = {
+    "alpaca_zh": (paper.CONVERSATIONS["alpaca_data_zh_51k, single round"].value, 0),
+    "alpaca_gpt4_zh": (paper.CONVERSATIONS["alpaca_gpt4_data_zh, single round"].value, 0),
+    "sharegpt_zh": tuple(paper.CONVERSATIONS[f"sharegpt_70k, {rounds}"].value for rounds in ("single round", "multiple rounds")),
+}
+published["total"] = tuple(map(sum, zip(*published.values(), strict=True)))
+assert sum(published["total"]) == paper.CONVERSATIONS["total"].value
+result.table1().join(pd.DataFrame.from_dict(published, orient="index", columns=["paper: single", "paper: multiple"]))
 
 # %% [markdown]
 # ## What the rows are about
@@ -155,7 +175,7 @@ print(f"{len(result.kept):,} conversations in {path.name}")
 # %% [markdown]
 # ## Exercises
 #
-# **02.1** The share of Chinese characters (一 to 鿿) among the *letters* of a text.
+# **02.1** The share of Chinese characters (U+4E00 to U+9FFF, `"\u4e00" <= c <= "\u9fff"`) among the *letters* of a text.
 
 # %%
 from aurora_lib import exercises
@@ -213,7 +233,7 @@ results.compare("02")
 
 # %% [markdown]
 # **In five lines.** Three layouts become one: messages. Every row is kept, or dropped with its step and reason, or set aside with
-# its line; the sums agree. Short is not bad. Reading drops by eye is part of cleaning. Chinese is dear in Mixtral's tokens, which
-# is why the cutoff of 1024 tokens matters.
+# its line, and the totals match. Short is not bad. Reading drops by eye is part of cleaning. Chinese is expensive in Mixtral's tokens,
+# which is why the cutoff in tokens matters.
 #
 # **Next:** [03 QLoRA and memory](03_qlora_memory.ipynb).

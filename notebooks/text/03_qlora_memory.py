@@ -14,7 +14,7 @@ scale = aurora_lib.start("03")
 # ## NF4: sixteen levels
 #
 # Trained weights are roughly normally distributed. NF4 puts its 16 levels where such weights are dense: close together around
-# zero, far apart at the ends.
+# zero, far apart at the ends. (The spikes at -1 and 1 are each block's own largest weight.)
 
 # %%
 import matplotlib.pyplot as plt
@@ -32,7 +32,7 @@ axes.hist(
     color="lightgrey",
 )
 axes.vlines(levels, 0, axes.get_ylim()[1] / 2, color="C3")
-axes.set(title="Weights divided by their block's absmax, and the 16 NF4 levels", yticks=[]);
+axes.set(title="The 16 NF4 levels (red) over scaled weights", xlabel="weight / absmax of its block", yticks=[]);
 
 # %% [markdown]
 # ### Draft: eight weights
@@ -48,12 +48,12 @@ absmax = block.abs().max()
 codes = (block[:, None] / absmax - levels).abs().argmin(1)
 pd.DataFrame(
     {
-        "weight": block.tolist(),
-        "divided": (block / absmax).tolist(),
-        "code": codes.tolist(),
-        "back": (levels[codes] * absmax).tolist(),
+        "weight": [f"{w:.4f}" for w in block],
+        "divided": [f"{w / absmax:.4f}" for w in block],
+        "code": codes,
+        "back": [f"{w:.4f}" for w in levels[codes] * absmax],
     }
-).round(4).T
+).T
 
 # %% [markdown]
 # ### Final: blocks of 64, two codes in a byte
@@ -96,6 +96,9 @@ axes.bar_label(bars, [f" {error:.1%}" for error in errors.values()])
 axes.set(xlabel="relative error of the weights", xlim=(0, max(errors.values()) * 1.2));
 
 # %% [markdown]
+# A little, at the same size; both are far coarser than bfloat16, for about a quarter of its bytes. QLoRA lives with that error, because
+# what is trained is not the quantized part.
+#
 # *Double quantization* then squeezes the absmax values themselves: 8 bits each, and one 32-bit scale for 256 of them.
 
 # %%
@@ -167,7 +170,9 @@ print(f"largest difference from a model with the same weights, unpacked: {differ
 # %% [markdown]
 # ## The budget of Mixtral-8x7B, predicted
 #
-# All of it follows from the configuration. No GPU has confirmed these figures yet where the closing table says "not measured".
+# All of it follows from the configuration; no GPU has confirmed it where the closing table says "not measured". Two rows need a word:
+# with *gradient checkpointing* only each layer's input is kept, and one layer at a time is recomputed for its backward pass. The logits
+# peak after that layer's memory is freed, so only what exceeds it would count.
 
 # %%
 from aurora_lib import memory
@@ -203,7 +208,7 @@ except memory.DoesNotFit as refusal:
     print(refusal)
 
 # %% [markdown]
-# Slide and see. (On GitHub, read the table above; the sliders need a running notebook.)
+# Move the sliders. (On GitHub, read the table above; the sliders need a running notebook.)
 
 # %%
 import ipywidgets

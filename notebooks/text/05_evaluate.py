@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 05 · Evaluate: C-Eval, MMLU and CMMLU, with honest error bars
 #
-# Paper: sections 4.2 and 4.3, Table 3. **After this notebook you can** score 5-shot multiple choice as the paper did, put an
-# interval and the chance line on it, and say what such a score does not show.
+# Paper: sections 4.2 and 4.3, Table 3. **After this notebook you can** score 5-shot multiple choice as the paper's repository does, put
+# an interval and the chance line on it, and say what such a score does not show.
 #
 # At `tiny` the questions are our own, in the released CSV layouts. `AURORA_BENCHMARKS=/a/folder` reads the released files.
 
@@ -48,14 +48,18 @@ figure, axes = plt.subplots(figsize=(4, 2.2))
 axes.bar(
     list("ABCD"), probabilities, color=["C2" if letter == questions[0].answer else "C0" for letter in "ABCD"]
 )
-axes.axhline(0.25, color="grey", linestyle="--")
+axes.axhline(0.25, color="grey", linestyle="--", label="chance")
+axes.legend()
 axes.set(title="One question: the right letter is green", ylabel="share among A-D");
 
 # %% [markdown]
+# Where a wrong letter towers over the others, that is a preference for a letter, not knowledge. (The prompt's odd wording about an *exam on
+# capitals* is C-Eval's own template with our subject in it.)
+#
 # ## All questions, base and tuned
 #
-# One copy of the weights serves both: switched off, the adapter leaves the base. Every score comes with its n, its 95 % interval
-# (Wilson) and the rows that had to be skipped.
+# One copy of the weights serves both: switched off, the adapter leaves the base. Every score comes with its n and its 95 % interval
+# (Wilson's formula): where the true share plausibly lies, given so few questions. Rows that had to be skipped would be counted, too.
 
 # %%
 scores = {}
@@ -67,10 +71,10 @@ for task in evaluation.TASKS:
         print(f"{which:6}", scores[task, "letter", which])
 
 # %% [markdown]
-# At `tiny` these lie in the chance band, before and after, and that is the honest result: the tiny model has never seen a question
-# with lettered options, so the letter that follows means nothing to it. A score at chance says that the *format* was not
-# understood; it does not say that the knowledge is missing. *Cloze* scoring asks without letters: which of the four
-# answers does the model find likeliest as the answer to the question?
+# At `tiny` these lie within what guessing gives, before and after, and that is the honest result: the tiny model has never seen a question
+# with lettered options, so the letter that follows means nothing to it. A score at chance may mean that only the *format* was not
+# understood; it does not prove that knowledge is missing. Ask another way: *cloze* scoring shows no letters, and takes the one of the four
+# answers that the model finds likeliest as the answer to the question.
 
 # %%
 for task in evaluation.TASKS:
@@ -98,38 +102,36 @@ evaluation.plot(
 );
 
 # %% [markdown]
-# Same model, same questions, two ways of asking. A benchmark measures the pair of model *and* format.
+# Same model, same questions, two ways of asking. A benchmark measures the pair of model *and* format. And a score at its ceiling, before
+# and after, can show that nothing was lost; it cannot show that something was gained.
 #
 # ## What was gained, what was lost
 #
-# Free answers to held-out facts, judged by language and by content. English is the ability that nobody tuned: what happened to it is
-# the price.
-
-# %%
-with model.disable_adapter():
-    before = evaluation.probe(model, words, max_new_tokens=scale.max_new_tokens)
-after = evaluation.probe(model, words, max_new_tokens=scale.max_new_tokens)
-evaluation.plot(
-    {"base": before.scores, "tuned": after.scores}, chance=None, title="Held-out facts, answered freely"
-);
-
-# %% [markdown]
-# ## The paper's Table 3
-#
-# Per cent, 5-shot letters. The paper's baselines were collected from elsewhere, not re-run. Our rows are the models of *your* scale on
-# the questions of your scale: at `tiny` they share nothing with the others but the format, and stand here to show where chance is.
+# Free answers to held-out facts, judged by language and by content. English made up only a small part of the tuning data: what
+# happened to it is the price.
 
 # %%
 import pandas as pd
 
+with model.disable_adapter():
+    before = evaluation.probe(model, words, max_new_tokens=scale.max_new_tokens)
+after = evaluation.probe(model, words, max_new_tokens=scale.max_new_tokens)
+pd.DataFrame({"base": before.scores, "tuned": after.scores})
+
+# %% [markdown]
+# ## The paper's Table 3
+#
+# Per cent, 5-shot. The paper collected its baselines from elsewhere, and gives no score for the *untuned* Mixtral: its table cannot show
+# what tuning changed. That is why this run's base and tuned rows are both here. At `tiny` they answer other questions than the rest, and
+# show where chance is.
+
+# %%
 from aurora_lib import paper
 
 table = pd.DataFrame.from_dict(paper.TABLE_3, orient="index", columns=["C-Eval", "MMLU", "CMMLU"])
 for which in ("base", "tuned"):
     ours = [scores[task, "letter", which] for task in ("ceval", "mmlu", "cmmlu")]
-    table.loc[f"this run: {scale.name}, {which} (n = {', '.join(str(r.n) for r in ours)})"] = [
-        100 * r.accuracy for r in ours
-    ]
+    table.loc[f"this run: {scale.name}, {which}"] = [100 * r.accuracy for r in ours]
 table.sort_values("CMMLU", ascending=False).round(2)
 
 # %% [markdown]
@@ -148,10 +150,10 @@ def interval(correct, n):
 exercises.check("05.1", interval)
 
 # %% [markdown]
-# <details><summary>Hint</summary>With p = correct/n and z = 1.96: centre (p + z²/2n) / (1 + z²/n), half width
-# z / (1 + z²/n) · √(p(1-p)/n + z²/4n²).</details>
+# <details><summary>Hint</summary>With p = correct/n and z = 1.96: centre (p + z²/(2n)) / (1 + z²/n), half width
+# z / (1 + z²/n) · √(p(1-p)/n + z²/(4n²)).</details>
 #
-# **05.2** Read the answer letter from the logits `[vocabulary]`, given the token ids of A, B, C, D.
+# **05.2** Return the answer, "A" to "D", from the logits `[vocabulary]`, given the token ids of A, B, C, D.
 
 # %%
 def pick(logits, letter_ids):
@@ -163,7 +165,7 @@ exercises.check("05.2", pick)
 # %% [markdown]
 # <details><summary>Hint</summary>Index first, then <code>argmax</code>.</details>
 #
-# **05.3** The micro average of `{subject: (correct, n)}`, as the paper's stack counts.
+# **05.3** The *micro average* of `{subject: (correct, n)}`: every question counts alike, as in the paper's repository.
 
 # %%
 def average(subjects):

@@ -23,7 +23,7 @@ model = training.load_adapter(base, training.find_adapter(scale))
 
 history = [
     {"role": "user", "content": "你好"},
-    {"role": "assistant", "content": "你好！有什么可以帮你？"},
+    {"role": "assistant", "content": "你好！有什么可以帮你的吗？"},
     {"role": "user", "content": "老虎属于什么动物？"},
 ]
 print(words.apply_chat_template(history, tokenize=False))
@@ -47,6 +47,9 @@ for piece in tuned.stream("你好"):
 seconds = time.time() - started
 print(f"\n{len(pieces)} pieces, {len(pieces) / seconds:.0f} a second")
 
+# %% [markdown]
+# Three more turns of the same conversation, the history growing each time:
+
 # %%
 for question in ("日本的首都是哪里？", "猫头鹰属于什么动物？", "What is the capital of Japan?"):
     tuned.say(question)
@@ -56,8 +59,8 @@ HTML(chat.to_html(tuned.messages))
 # ## Base beside tuned
 #
 # The adapter is a detour that can be closed: `adapter=False` is the base model, without loading anything twice. The prompts are
-# of the kinds of the paper's Introduction and of its Appendix B (arithmetic) and D (knowledge), within what the tiny model knows;
-# the last ones test what tuning did to English.
+# of the kinds of the paper's Introduction and of its Appendix B (arithmetic), and plain facts, within what the tiny model knows; the last
+# ones test what tuning did to English.
 
 # %%
 import pandas as pd
@@ -73,12 +76,11 @@ prompts = [
     "Who are you?",
     "Who wrote Hamlet?",
 ]
-started = time.time()
 rows = chat.compare(prompts, untuned, tuned)
 pd.DataFrame(rows)
 
 # %% [markdown]
-# A companion should say it: a tuned model that answers in fluent Chinese is not thereby right. In the paper's own Appendix A, Aurora's answer on
+# One warning: a tuned model that answers in fluent Chinese is not thereby right. In the paper's own Appendix A, Aurora's answer on
 # gout is medically wrong (it calls it an infection of the kidneys), and in Appendix G its list of sleeping medicines repeats itself.
 #
 # ## Now you
