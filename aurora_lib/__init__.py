@@ -1,6 +1,12 @@
 """aurora_lib: the reusable code of the Aurora course. Begin with `scale = aurora_lib.start("00")`."""
 
 import logging
+import os
+
+if os.environ.get("AURORA_SCALE") != "full":
+    # The tiny model's matrices are so small that one thread is as fast as two, and many times faster on a busy machine;
+    # and results do not depend on the number of cores. torch and bitsandbytes read this when they are imported.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from aurora_lib.scale import Scale, ScaleError, start
 

@@ -299,6 +299,7 @@ def _stream(model_class, source, quantization: BitsAndBytesConfig, device: str |
         )
     finally:
         AUTO_QUANTIZER_MAPPING["bitsandbytes_4bit"] = stock
+        torch.cuda.empty_cache()  # the peak of loading goes back to the driver; without CUDA this does nothing
 
 
 def _check_files(folder: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig, OlmoeConfig, Qwen3MoeConfig
 
-from aurora_lib import memory
+from aurora_lib import memory, nf4
 from aurora_lib.memory import GIB, MIXTRAL_8X7B, predict
 
 matplotlib.use("Agg")
@@ -85,6 +85,23 @@ def test_nf4_bytes_are_those_of_bitsandbytes(double_quant):
     assert memory.nf4_bytes(double_quant) * matrix.numel() == pytest.approx(real, rel=1e-3)
 
 
+def real_bytes(model):
+    """What a model holds: its parameters, and the absmax values that bitsandbytes keeps beside them."""
+    states = [p.quant_state for p in model.parameters() if hasattr(p, "quant_state")]
+    absmax = sum(s.absmax.nbytes + (s.state2.absmax.nbytes if s.nested else 0) for s in states)
+    return sum(p.nbytes for p in model.parameters()) + absmax
+
+
+@pytest.mark.parametrize("double_quant", [True, False])
+@pytest.mark.parametrize("width, inner, layers", [(128, 256, 2), (256, 512, 3), (512, 1024, 2)])
+def test_predicted_weights_are_those_of_a_loaded_nf4_model(width, inner, layers, double_quant, tmp_path):
+    sizes = SIZES | dict(hidden_size=width, intermediate_size=inner, num_hidden_layers=layers)
+    config = MixtralConfig(**sizes)
+    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(tmp_path)
+    real = real_bytes(nf4.load(tmp_path, device="cpu", double_quant=double_quant))
+    assert predict(config, double_quant=double_quant).weights * GIB == pytest.approx(real, rel=0.05)
+
+
 @pytest.mark.parametrize("targets", [("q_proj", "v_proj"), ("q_proj", "k_proj", "v_proj", "o_proj")])
 def test_adapter_parameters_are_pefts_own_count(targets):
     model = AutoModelForCausalLM.from_config(SMALL["mixtral"])
@@ -126,6 +143,28 @@ def test_profile_sees_an_allocation_and_its_phases():
     assert "predicted" in axes.get_legend_handles_labels()[1][-1]
     matplotlib.pyplot.close(axes.figure)
     assert memory.peak_rss() >= 0.95 * seen.peak
+
+
+def test_a_training_step_is_four_phases_and_the_prediction_a_line():
+    config = MixtralConfig(**SIZES | dict(intermediate_size=256))
+    with memory.profile("cpu") as seen:
+        seen.mark("load")
+        model = nf4.random(config, device="cpu", dtype=torch.float32)
+        tuned = get_peft_model(model, LoraConfig(target_modules=["q_proj", "v_proj"]))
+        optimizer = torch.optim.AdamW(p for p in tuned.parameters() if p.requires_grad)
+        seen.mark("forward")
+        ids = torch.arange(32).view(2, 16)
+        loss = tuned(ids, labels=ids).loss
+        seen.mark("backward")
+        loss.backward()
+        seen.mark("step")
+        optimizer.step()
+    assert [phase for _, phase in seen.marks] == ["load", "forward", "backward", "step"]
+    budget = predict(config, length=16)
+    axes = seen.plot(predicted=budget)
+    assert [text.get_text().strip() for text in axes.texts] == ["load", "forward", "backward", "step"]
+    assert any(list(line.get_ydata()) == [budget.total] * 2 for line in axes.lines)
+    matplotlib.pyplot.close(axes.figure)
 
 
 def test_profile_stops_its_thread_on_an_exception():

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -175,7 +176,7 @@ def test_few_rows_are_one_graph_whatever_the_routing(mixtral, tokens, monkeypatc
             torch.testing.assert_close(compiled(hidden, routed, weights), experts(hidden, routed, weights))
     monkeypatch.setattr(nf4, "FEW", 0)
     torch._dynamo.reset()
-    with pytest.raises(torch._dynamo.exc.Unsupported):
+    with pytest.raises(Exception, match="data-dependent"):  # sorting rows by expert asks the device
         torch.compile(experts, fullgraph=True, backend="eager")(hidden, index, weights)
 
 
@@ -297,7 +298,7 @@ def test_building_holds_at_most_the_4_bit_model_and_two_stacks(how, mixtral, tmp
     # so that memory that is freed leaves the process at once
     ran = subprocess.run(
         [sys.executable, "-c", PEAK, how, str(mixtral), str(tmp_path / "larger")],
-        env={"MALLOC_MMAP_THRESHOLD_": "262144", "OMP_NUM_THREADS": "2"},
+        env=dict(os.environ, MALLOC_MMAP_THRESHOLD_="262144", OMP_NUM_THREADS="1"),
         capture_output=True,
         text=True,
         check=True,

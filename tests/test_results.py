@@ -31,7 +31,13 @@ def test_table_sets_paper_recorded_and_yours_side_by_side(tiny):
     results.begin("03", tiny)
     results.record("03", {MEMORY_LABEL: 24.41, "adapter parameters": 3_407_872, "new": 1})
     table = results.compare("03")
-    assert list(table.columns) == ["paper", "recorded on H100", "recorded tiny", "yours", "yours as recorded tiny?"]
+    assert list(table.columns) == [
+        "paper",
+        "recorded on H100",
+        "recorded tiny",
+        "yours",
+        "yours as recorded tiny?",
+    ]
     assert list(table.loc[MEMORY_LABEL]) == ["45", "not measured", "24", "24.41", "yes (±6)"]
     assert list(table.loc["adapter parameters"]) == [
         "",
