@@ -258,7 +258,8 @@ def test_html_escapes_every_text():
     parser.handle_starttag = lambda tag, attrs: tags.append((tag, [name for name, _ in attrs]))
     parser.handle_data = texts.append
     parser.feed(made)
-    assert tags == [("div", ["style"])] * 3 and "".join(texts) == evil * 3
+    assert tags == [("div", ["style"]), ("b", [])] * 3
+    assert "".join(texts) == "".join(f"{name}: {evil}" for name in ("System", "You", "Model"))
 
 
 def test_html_of_an_empty_answer_still_shows_a_bubble():

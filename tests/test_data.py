@@ -33,7 +33,7 @@ def test_checksums_in_the_readme_are_those_of_the_files():
     text = (DATA / "README.md").read_text(encoding="utf-8")
     listed = dict(re.findall(r"^\| (\S+) \| \d+ \| `([0-9a-f]{64})` \|$", text, re.M))
     found = [
-        f for f in DATA.rglob("*") if f.is_file() and f.name != "README.md" and not f.name.startswith(".")
+        f for f in DATA.rglob("*") if f.is_file() and f != DATA / "README.md" and not f.name.startswith(".")
     ]
     actual = {f.relative_to(DATA).as_posix(): hashlib.sha256(f.read_bytes()).hexdigest() for f in found}
     assert listed == actual, "run `make data`, or tools/build_data.py's write_checksums()"

@@ -133,6 +133,9 @@ axes[1, 1].set(title="memory beyond the loaded model", xlabel="seconds", ylabel=
 axes[1, 1].legend();
 
 # %% [markdown]
+# The memory curve is the whole process's, so it also holds the data, the libraries' buffers and what was freed but not given back; the
+# prediction counts tensors only. On a GPU, where the allocator counts for itself, the two are comparable.
+#
 # ## After
 #
 # Three things to look at: the language of the answers to Chinese questions, whether they are right, and what became of English.
