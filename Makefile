@@ -19,7 +19,7 @@ test: $(READY)
 	$(BIN)/python -m pytest tests --nbmake notebooks --nbmake-timeout=600
 
 lab: $(READY)
-	$(BIN)/jupyter lab notebooks/00_start_here.ipynb
+	$(BIN)/jupyter lab --ServerApp.root_dir=. $(LAB) notebooks/00_start_here.ipynb
 
 # notebooks/text/*.py -> notebooks/*.ipynb, executed, outputs kept
 notebooks: $(READY)
@@ -37,6 +37,7 @@ clean:
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else "Python 3.11 to 3.13 is needed, this is %d.%d. Try: make PYTHON=python3.12 ..." % v)'
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "This Python has no venv module. On Debian or Ubuntu: apt install python3-venv"; exit 1; }
+	@echo "Setting up .venv: PyTorch and the other pinned packages, 2 GB or more, some minutes ..."
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH_INDEX) -c constraints.txt -e '.[dev]'
 	@touch $@

@@ -7,6 +7,7 @@ import argparse
 import json
 import os
 import shutil
+import sys
 import warnings
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from trl import SFTConfig, SFTTrainer
 
 from aurora_lib import cleaning, nf4, paper, tokenizer
 from aurora_lib.scale import DATA, Scale, ScaleError, start
+from aurora_lib.sources import DataError
 
 SEED = 42
 
@@ -167,7 +169,7 @@ trained by `aurora_lib.training` on {len(trainer.train_dataset):,} conversations
 learning rate {args.learning_rate:g} ({args.lr_scheduler_type.value}), batch {args.per_device_train_batch_size} x {args.gradient_accumulation_steps},
 cutoff {args.max_length} tokens, seed {args.seed}. Loss on the assistant's tokens only.
 
-Load it on the same base: `training.load_adapter(nf4.load("{base_name(scale)}"), "this folder")`, or with stock PEFT.
+Load it on that base: `training.load_adapter(nf4.load("folder or hub id of the base"), "this folder")`, or with stock PEFT.
 """
 
 
@@ -221,21 +223,28 @@ def main() -> None:
     parser.add_argument("--scale", choices=["tiny", "full"], help="overrides AURORA_SCALE")
     parser.add_argument("--out", type=Path, help="folder of the adapter (default: runs/<scale>/adapter)")
     options = parser.parse_args()
-    if options.scale:
+    if options.scale and os.environ.get("AURORA_SCALE") != options.scale:
+        # again from the start, since the scale decides the number of threads when libraries are imported
         os.environ["AURORA_SCALE"] = options.scale
+        os.execv(sys.executable, [sys.executable, "-m", "aurora_lib.training", *sys.argv[1:]])
     try:
-        scale = start("04")
-    except ScaleError as error:
+        tune(start("04"), options.out)
+    except (ScaleError, DataError, AdapterError, nf4.ModelFileError, nf4.ExpertPackingError) as error:
         parser.exit(1, f"{error}\n")
+
+
+def tune(scale: Scale, out: Path | None = None) -> Path:
+    """The whole of notebook 04's training at `scale`; returns the adapter's folder."""
     conversations = cleaning.conversations(scale)
     base = nf4.load(scale.base_model, **scale.loading)
     words = tokenizer.load(scale.base_model, revision=scale.revision)
     trainer = build_trainer(base, words, conversations, scale)
     run = trainer.train(resume_from_checkpoint=checkpoint_to_resume(trainer.args.output_dir))
-    folder = save_adapter(trainer, scale, options.out)
+    folder = save_adapter(trainer, scale, out)
     print(
         f"{trainer.state.global_step} steps in {run.metrics['train_runtime']:.0f} s; the adapter is in {folder}"
     )
+    return folder
 
 
 if __name__ == "__main__":

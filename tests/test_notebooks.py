@@ -36,8 +36,11 @@ def test_there_are_seven_notebooks_and_each_has_its_text():
 
 
 def test_notebook_is_built_from_its_text(text, notebook):
-    assert notebook.metadata["aurora"]["source"] == build_notebooks.source_hash(text)
-    assert [cell.source for cell in notebook.cells] == [cell.source for cell in jupytext.read(text).cells]
+    edited = f"{text.stem}.ipynb is not as published. `git restore notebooks`, or after a change of its text `make notebooks`."
+    assert notebook.metadata["aurora"]["source"] == build_notebooks.source_hash(text), edited
+    assert [cell.source for cell in notebook.cells] == [cell.source for cell in jupytext.read(text).cells], (
+        edited
+    )
 
 
 def test_notebook_was_executed_in_order_and_without_errors(notebook):

@@ -11,7 +11,7 @@ PICTURE = ROOT / "results" / "tiny" / "before_after.png"
 LEARN = {
     "00_start_here": (
         "see the habit the paper cures, and what the cure costs",
-        "看到论文要解决的问题，以及要花多少",
+        "看到论文要解决的问题，以及代价是什么",
     ),
     "01_moe_routing": (
         "write a sparse Mixture-of-Experts block, watch its router",
@@ -61,6 +61,8 @@ def filled(name: str) -> str:
         f"| [{stem}](notebooks/{stem}.ipynb) | {learn[language]} | {results.cost(stem[:2], 'tiny')} | {results.cost(stem[:2], 'h100')} |"
         for stem, learn in LEARN.items()
     ]
+    if language:
+        rows = [row.replace("not measured", "未实测") for row in rows]
     text = (ROOT / name).read_text(encoding="utf-8")
     text = re.sub(r"(<!-- result -->\n).*?(<!-- result -->)", rf"\g<1>{result}\n\g<2>", text, flags=re.S)
     # a comment inside a Markdown table would end it, so the rows are found by what they link to
