@@ -164,7 +164,7 @@ print(f"above all five random routers in {above} of {len(layers)} layers")
 
 # %% [markdown]
 # Where random routers do as well, "this expert is the Chinese expert" is a story, not a finding. Where the trained one lies above all
-# of them, it is still a small part of the label's bits, from twenty sentences and five routers: a hint, not a law.
+# of them, it is still a small part of the label's bits, from forty short sentences and five random routers: a hint, not a law.
 #
 # ## The load-balancing loss
 #
