@@ -28,7 +28,7 @@ from transformers.quantizers.quantizers_utils import get_module_from_name
 
 BLOCK = 64  # weights that share one absmax
 NESTED_BLOCK = 256  # absmax values that share one second-level absmax (double quantization)
-FEW = 16  # token-slots (tokens x top_k) up to which `experts_forward` never asks the device which experts were hit
+FEW_SLOTS = 16  # token-slots (tokens x top_k) up to which `experts_forward` never asks the device which experts were hit
 
 
 class ExpertPackingError(ValueError):
@@ -165,7 +165,7 @@ def experts_forward(self, hidden_states, top_k_index, top_k_weights):
     """Run the experts that were hit, each on its rows: hidden `[tokens, hidden]`, index and weights `[tokens, top_k]`."""
     stacks = [(getattr(self, key).detach(), self.quant_states[key]) for key in ("gate_up_proj", "down_proj")]
     learning = torch.is_grad_enabled() and hidden_states.requires_grad
-    path = _many_rows if learning or top_k_index.numel() > FEW else _few_rows
+    path = _many_rows if learning or top_k_index.numel() > FEW_SLOTS else _few_rows
     return path(self, stacks, hidden_states, top_k_index, top_k_weights).to(hidden_states.dtype)
 
 

@@ -161,7 +161,7 @@ def routing(tokens, experts=4, top_k=2):
 def test_few_rows_give_what_many_rows_give(mixtral, tokens, double_quant, monkeypatch):
     experts = load(mixtral, double_quant=double_quant).model.layers[0].mlp.experts
     few = experts(*routing(tokens))
-    monkeypatch.setattr(nf4, "FEW", 0)
+    monkeypatch.setattr(nf4, "FEW_SLOTS", 0)
     torch.testing.assert_close(few, experts(*routing(tokens)), atol=1e-7, rtol=1e-5)
 
 
@@ -174,7 +174,7 @@ def test_few_rows_are_one_graph_whatever_the_routing(mixtral, tokens, monkeypatc
         compiled = torch.compile(experts, fullgraph=True, backend="eager")
         for routed in (index, 3 - index):
             torch.testing.assert_close(compiled(hidden, routed, weights), experts(hidden, routed, weights))
-    monkeypatch.setattr(nf4, "FEW", 0)
+    monkeypatch.setattr(nf4, "FEW_SLOTS", 0)
     torch._dynamo.reset()
     with pytest.raises(Exception, match="data-dependent"):  # sorting rows by expert asks the device
         torch.compile(experts, fullgraph=True, backend="eager")(hidden, index, weights)
