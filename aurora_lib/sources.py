@@ -1,12 +1,19 @@
 """Rows -> conversations: one reader for the layouts of the paper's three released datasets (section 3.1)."""
 
-import json
+import atexit
 import re
+import tempfile
+import warnings
 from collections.abc import Iterator
+from functools import cache
+from itertools import count, islice
 from pathlib import Path
 
+import pyarrow as pa
 from datasets import Dataset, Features, List, Value
 
+from aurora_lib import json_rows
+from aurora_lib.json_rows import DataError
 from aurora_lib.scale import DATA
 
 # name: (the released file, patterns of samples and parts of it, repository and folder on the hub)
@@ -30,13 +37,10 @@ FEATURES = Features(dict.fromkeys(("id", "source", "category"), Value("string"))
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 CHINESE_KEYS = {"指示": "instruction", "指令": "instruction", "输入": "input", "输出": "output"}
 AGAIN = "Download it again, or point AURORA_DATA at a complete copy."
-JSON = json.JSONDecoder(strict=False)  # strict would refuse raw tabs and line breaks inside a text
-SPACE, NEXT_ROW = re.compile(r"\s*"), re.compile(r"\}\s*(,)\s*\{")
 SURROGATE = re.compile(r"[\ud800-\udfff]")
-
-
-class DataError(ValueError):
-    """Data that cannot be used; the message names the file, the row and the remedy."""
+MOST_CHARACTERS = 200_000  # of one conversation; what is longer is a dump, not a talk
+BATCH = 2_000  # rows
+COUNTER = count()
 
 
 class _NotAConversation(ValueError):
@@ -48,19 +52,42 @@ def load(name: str, path: str | Path | None = None, *, revision: str | None = No
 
     `path` is a file, a folder, None for the bundled sample, or "hub" for the released file from the Hugging
     Face hub, at `revision` where one is given (see `files`). Rows that are no conversation are left out and
-    listed by `rejected`: loaded + rejected == rows in the file. Raises DataError for an unknown name, and for
-    a file that is missing, empty, truncated or not UTF-8.
+    listed by `rejected`, the cut-off last row of a truncated file among them: loaded + rejected == rows in the
+    file. Files are streamed, a row at a time. Raises DataError for an unknown name, and for a file that is
+    missing, empty or not UTF-8.
     """
-    found = []
-    for file in files(name, path, revision=revision):
-        within = file.relative_to(path) if path not in (None, "hub") and Path(path).is_dir() else file.name
-        for number, (_, _, row, messages) in enumerate(_conversations(file), 1):
-            if isinstance(messages, list):
-                category = row["category"] if isinstance(row.get("category"), str) else ""
-                found.append(
-                    dict(id=f"{name}:{within}:{number}", source=name, category=category, messages=messages)
-                )
-    return table(found)
+    found = _write(name, path, files(name, path, revision=revision))
+    return Dataset.from_file(str(found))
+
+
+def _write(name: str, path: str | Path | None, chosen: list[Path]) -> Path:
+    """The conversations as an Arrow file that is mapped, not read: they need no memory until they are looked at."""
+    target = _room() / f"{next(COUNTER)}-{name}.arrow"
+    with pa.OSFile(str(target), "wb") as out, pa.ipc.new_stream(out, FEATURES.arrow_schema) as stream:
+        for file in chosen:
+            within = (
+                file.relative_to(path) if path not in (None, "hub") and Path(path).is_dir() else file.name
+            )
+            good = (
+                dict(id=f"{name}:{within}:{number}", source=name, category=_category(row), messages=messages)
+                for number, (_, _, row, messages) in enumerate(_conversations(file), 1)
+                if isinstance(messages, list)
+            )
+            while batch := list(islice(good, BATCH)):
+                stream.write_batch(pa.RecordBatch.from_pylist(batch, FEATURES.arrow_schema))
+    return target
+
+
+@cache
+def _room() -> Path:
+    """A folder for this process's Arrow files; it goes when the process ends."""
+    folder = tempfile.TemporaryDirectory(prefix="aurora-rows-")
+    atexit.register(folder.cleanup)
+    return Path(folder.name)
+
+
+def _category(row: dict) -> str:
+    return row["category"] if isinstance(row.get("category"), str) else ""
 
 
 def table(rows: list[dict], features: Features = FEATURES) -> Dataset:
@@ -127,71 +154,21 @@ def _download(name: str, revision: str | None) -> Path:
         ) from error
 
 
-def _rows(file: Path) -> Iterator[tuple[int, str, object]]:
-    """Each row of a JSON array or JSON Lines file: first line, text, and value or _NotAConversation."""
-    if not file.exists():
-        raise DataError(f"{file} does not exist. Check the path, or AURORA_DATA.")
-    # Bytes that are not UTF-8 become lone surrogates: they spoil their own row and no other.
-    text = file.read_bytes().decode("utf-8-sig", "surrogateescape")
-    if not text.strip():
-        raise DataError(f"{file} is empty. {AGAIN}")
-    is_array = text.lstrip().startswith("[") and file.suffix != ".jsonl"
-    yield from _array(file, text) if is_array else _lines(file, text)
-
-
-def _lines(file: Path, text: str) -> Iterator[tuple[int, str, object]]:
-    lines = text.split("\n")
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            value = JSON.decode(line)
-        except (ValueError, RecursionError) as error:
-            if number == len(lines) and line.startswith("{"):
-                raise DataError(
-                    f"{file} stops in the middle of its last row, line {number}. {AGAIN}"
-                ) from error
-            value = _invalid(error)
-        yield number, line, value
-
-
-def _array(file: Path, text: str) -> Iterator[tuple[int, str, object]]:
-    """Walk the array row by row: true line numbers, and a broken row does not hide those behind it."""
-    at, end = text.index("[") + 1, len(text.rstrip()) - 1  # `end`: where the closing bracket should be
-    row, line, counted = 0, 1, 0
-    while (at := SPACE.match(text, at).end()) < end or text[end] != "]":
-        row, line, counted = row + 1, line + text.count("\n", counted, at), at
-        try:
-            value, stop = JSON.raw_decode(text, at)
-            stop = SPACE.match(text, stop).end()
-            if text[stop : stop + 1] != "," and (stop != end or text[end] != "]"):
-                raise json.JSONDecodeError("Expecting ',' delimiter", text, stop)
-        except (ValueError, RecursionError) as error:
-            if text[end] != "]" or getattr(error, "pos", 0) > end:
-                raise DataError(f"{file} stops in the middle of row {row}, line {line}. {AGAIN}") from error
-            following = NEXT_ROW.search(text, at)
-            value, stop = _invalid(error), following.start(1) if following else end
-        yield line, text[at:stop], value
-        at = stop + 1
-
-
-def _invalid(error: Exception) -> _NotAConversation:
-    deep = isinstance(error, RecursionError)
-    return _NotAConversation(
-        "nested too deeply" if deep else f"not valid JSON ({getattr(error, 'msg', error)})"
-    )
-
-
 def _conversations(file: Path) -> Iterator[tuple[int, str, object, list[dict] | str]]:
-    """Each row as line, text, value, and its messages or the reason why it has none."""
+    """Each row as line, beginning of its text, value, and its messages or the reason why it has none."""
     good, spoilt = 0, None
-    for line, text, row in _rows(file):
+    for line, text, row in json_rows.read(file):
         try:
             messages = _messages(row)
             good += 1
         except _NotAConversation as error:
             messages = str(error)
             spoilt = spoilt or (line if SURROGATE.search(text) else None)
+            if messages == json_rows.STOPS:
+                warnings.warn(
+                    f"{file} stops in the middle, at line {line}; what came before is used. {AGAIN}",
+                    stacklevel=2,
+                )
         yield line, text, row, messages
     if spoilt and not good:
         raise DataError(f"{file} is not UTF-8 (line {spoilt}). Convert it to UTF-8, or check AURORA_DATA.")
@@ -199,13 +176,15 @@ def _conversations(file: Path) -> Iterator[tuple[int, str, object, list[dict] | 
 
 def _messages(row: object) -> list[dict]:
     """The conversation in one row, whatever its layout. Raises _NotAConversation with the reason."""
-    if isinstance(row, _NotAConversation):
-        raise row
+    if isinstance(row, json_rows.Unreadable):
+        raise _NotAConversation(str(row))
     if not isinstance(row, dict):
         raise _NotAConversation(f"the row is {_kind(row)}, not an object")
     row = {CHINESE_KEYS.get(key, key): value for key, value in row.items()}
     key = next((key for key in ("messages", "conversations", "conversation") if key in row), None)
     if key:
+        if isinstance(row[key], str) and row[key].lstrip().startswith("["):
+            row[key] = _parsed(row[key])  # a list that was written as JSON twice
         if not isinstance(row[key], list):
             raise _NotAConversation(f"`{key}` is {_kind(row[key])}, not a list of turns")
         messages = [message for turn in row[key] for message in _turn(turn)]
@@ -216,7 +195,16 @@ def _messages(row: object) -> list[dict]:
     for role in ("user", "assistant"):
         if not any(message["role"] == role for message in messages):
             raise _NotAConversation(f"no {role} turn")
+    if (characters := sum(len(message["content"]) for message in messages)) > MOST_CHARACTERS:
+        raise _NotAConversation(f"{characters:,} characters, more than {MOST_CHARACTERS:,}")
     return messages
+
+
+def _parsed(text: str) -> object:
+    try:
+        return json_rows.JSON.decode(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def _alpaca(row: dict) -> list[dict]:

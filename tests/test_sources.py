@@ -2,6 +2,7 @@
 
 import json
 import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,10 @@ def rows(folder: Path, *found, name: str = "rows.json") -> Path:
             [ASKED, ANSWERED],
         ),
         (
+            {"conversations": json.dumps([ASKED, ANSWERED])},
+            [ASKED, ANSWERED],
+        ),
+        (
             {"messages": [{"role": "system", "content": "简"}, ASKED, ANSWERED]},
             [{"role": "system", "content": "简"}, ASKED, ANSWERED],
         ),
@@ -71,6 +76,9 @@ def test_every_known_layout_becomes_messages(tmp_path, row, expected):
         ({"conversation": None}, "`conversation` is null, not a list of turns"),
         ({"conversations": [{"from": ["x"], "value": "问"}]}, "not a user, assistant or system"),
         ({"conversations": [{"from": "gpt"}]}, "`value` is missing"),
+        ({"conversation": [None, {"human": None}]}, "a turn is null, not an object"),
+        ({"messages": [{"role": "user", "content": {"text": None}}]}, "`content` is an object, not text"),
+        ({"conversations": "[{"}, "`conversations` is text, not a list of turns"),
         ({"text": "问"}, "no known layout (its keys: text)"),
     ],
 )
@@ -117,20 +125,65 @@ def test_a_truncated_file_says_where_it_stops(tmp_path, name, share):
     text = "\n".join(json.dumps(GOOD | {"input": str(i)}) + "," * (name == "a.json") for i in range(20))
     whole = f"[\n{text[:-1]}\n]" if name == "a.json" else text
     cut = whole[: int(len(whole) * share)]
-    with pytest.raises(DataError) as error:
-        sources.load("alpaca_zh", write(tmp_path, name, cut))
-    stops = 1 + cut.count("\n")
-    assert (
-        f"line {stops}" in str(error.value) and name in str(error.value) and "AURORA_DATA" in str(error.value)
+    file = write(tmp_path, name, cut)
+    with pytest.warns(
+        UserWarning, match=rf"{name} stops in the middle, at line {1 + cut.count(chr(10))}.*AURORA_DATA"
+    ):
+        loaded = sources.load("alpaca_zh", file)
+    assert [row["messages"][0]["content"][-1] for row in loaded] == [str(i)[-1] for i in range(len(loaded))]
+    with pytest.warns(UserWarning):
+        (found,) = sources.rejected(file)
+    assert len(loaded) == cut.count("\n") - (name == "a.json") and "stops in the middle" in found["reason"]
+
+
+@pytest.mark.parametrize(("cut", "complete"), [(1, 2), (3, 1)])
+def test_an_array_that_was_never_closed_keeps_its_complete_rows(tmp_path, cut, complete):
+    file = write(tmp_path, "a.json", f"[{json.dumps(GOOD)},\n{json.dumps(GOOD)}]"[:-cut])
+    with pytest.warns(UserWarning, match="stops in the middle"):
+        assert len(sources.load("alpaca_zh", file)) == complete
+
+
+def padded(megabytes: int) -> str:
+    return json.dumps(GOOD | {"output": "长" * (megabytes << 20)}, ensure_ascii=False)
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_a_row_of_50_megabytes_is_set_aside_and_the_rest_goes_on(tmp_path, name):
+    good, array = json.dumps(GOOD, ensure_ascii=False), name == "a.json"
+    found = [good, padded(17), good, good]
+    text = f"[{','.join(found)}]" if array else "\n".join(found)
+    file = write(tmp_path, name, text)
+    assert file.stat().st_size > 50 << 20
+    assert len(sources.load("sharegpt_zh", file)) == 3
+    (aside,) = sources.rejected(file)
+    assert aside["reason"] == "the row is longer than 8 MiB" and aside["line"] == (1 if array else 2)
+
+
+def test_a_million_character_answer_is_set_aside(tmp_path):
+    file = rows(tmp_path, GOOD, GOOD | {"output": "长" * 1_000_000}, GOOD)
+    assert len(sources.load("alpaca_zh", file)) == 2
+    assert sources.rejected(file)[0]["reason"].startswith("1,000,009 characters, more than")
+
+
+def test_an_array_read_in_small_pieces_is_the_same_array(tmp_path, monkeypatch):
+    """Against Python's own parser, with the window's edge at every place in a row."""
+    wanted = [GOOD | {"output": '答\\n"}, {' * i + "。", "input": str(i)} for i in range(40)]
+    file = write(tmp_path, "a.json", "\ufeff" + json.dumps(wanted, ensure_ascii=False, indent=1))
+    for chunk in (1, 7, 64, 1000):
+        monkeypatch.setattr(sources.json_rows, "CHUNK", chunk)
+        assert [value for _, _, value in sources.json_rows.read(file)] == wanted
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path):
+    """A thousand times the window passes through it."""
+    file = write(
+        tmp_path, "a.json", "[" + ",".join([json.dumps(GOOD | {"output": "长" * 300})] * 10_000) + "]"
     )
-
-
-@pytest.mark.parametrize("cut", [1, 3])
-def test_an_array_that_was_never_closed_is_truncated(tmp_path, cut):
-    with pytest.raises(DataError, match="stops in the middle"):
-        sources.load(
-            "alpaca_zh", write(tmp_path, "a.json", f"[{json.dumps(GOOD)},\n{json.dumps(GOOD)}]"[:-cut])
-        )
+    tracemalloc.start()
+    assert sum(1 for _ in sources.json_rows.read(file)) == 10_000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert file.stat().st_size > 18e6 and peak < 9e6
 
 
 def test_missing_empty_and_wrongly_encoded_files_are_named(tmp_path):
