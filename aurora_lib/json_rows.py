@@ -52,12 +52,12 @@ def _lines(file: BinaryIO) -> Iterator[tuple[int, str, object]]:
         if len(line) == LONGEST_ROW and not line.endswith(b"\n"):
             while (rest := file.readline(CHUNK)) and not rest.endswith(b"\n"):
                 pass
-            yield number, _text(line[:100]), Unreadable(TOO_LONG)
+            yield number, _text(line[:1000])[:100], Unreadable(TOO_LONG)
         elif content := line.removeprefix(BOM if number == 1 else b"").strip():
             value = _line(content)
             if isinstance(value, Unreadable) and not line.endswith(b"\n") and content.startswith(b"{"):
                 value = Unreadable(STOPS)
-            yield number, _text(content[:100]), value
+            yield number, _text(content)[:100], value
 
 
 def _line(content: bytes) -> object:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from datasets import concatenate_datasets
 
-from aurora_lib import cleaning, sources
+from aurora_lib import cleaning, edits, sources
 from aurora_lib.scale import DATA, ROOT
 
 sys.path.insert(0, str(ROOT / "tools"))
@@ -50,7 +50,7 @@ def test_no_held_out_fact_is_in_the_rows():
     text = "\n".join((DATA / "rows" / file).read_text(encoding="utf-8") for file in FILES)
     for name in sources.SOURCES:
         for row in sources.load(name):
-            text += "\n".join(message["content"] for message in cleaning.edit(row["messages"])[0]) + "\n"
+            text += "\n".join(message["content"] for message in edits.edit(row["messages"])[0]) + "\n"
     held_out = [fact for fact in world.facts() if fact.held_out]
     assert len(held_out) > 80
     for fact in held_out:
@@ -67,7 +67,9 @@ def test_every_tuning_question_is_asked_in_chinese_and_answered_rightly(kept):
             (q.removeprefix("请回答下面的问题。\n"), a) for q, a in zip(texts[::2], texts[1::2], strict=True)
         }
     assert turns <= right
-    assert {(q, a) for q, a, _ in build_data.tuning_turns(1)} <= turns
+    # near duplicates go (one question asked in two almost equal forms), their answers stay
+    assert {a for _, a, _ in build_data.tuning_turns(1)} <= {a for _, a in turns}
+    assert len({(q, a) for q, a, _ in build_data.tuning_turns(1)} - turns) < 10
 
 
 def test_rows_add_up_and_have_the_papers_proportions(loaded, kept):

@@ -26,7 +26,7 @@ def environment(*, cpu: bool) -> str:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = project["dependencies"] + ([] if cpu else project["optional-dependencies"]["dev"])
     names = [re.split(r"[><=]", requirement)[0] for requirement in wanted]
-    lines = [f"{name}=={pins()[name]}" for name in names]
+    lines = [f"{name}=={pins()[name.lower()]}" for name in names]
     # Binder builds the environment before it copies the repository, so the course is added by binder/postBuild.
     lines = ["--extra-index-url https://download.pytorch.org/whl/cpu", *lines] if cpu else [*lines, "-e ."]
     return HEAD + "".join(f"    - {line}\n" for line in lines)
