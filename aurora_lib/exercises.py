@@ -293,6 +293,21 @@ def _keep(keep):
     return None
 
 
+@exercise("02.4", 2, 6, "the S-curve of banding")
+def _compared(compared):
+    j, bands, rows = 0.8, 20, 5
+    right = 1 - (1 - j**rows) ** bands
+    mistakes = {
+        j**rows: "this is the probability that *one* band agrees. Any of the bands will do.",
+        (1 - j**rows) ** bands: "this is the probability that *no* band agrees. You want the opposite.",
+        1 - (1 - j**bands) ** rows: "bands and rows are swapped: the values within a band must all agree.",
+        1 - (1 - j) ** (bands * rows): "a band counts only when all its values agree: that has probability j ** rows.",
+        min(1.0, bands * j**rows): "adding up the bands counts twice what agrees in two of them.",
+    }
+    problem = _number(compared(j, bands, rows), right, mistakes)
+    return problem or _number(compared(0.3, 8, 2), 1 - (1 - 0.3**2) ** 8, {})
+
+
 # 03: NF4, LoRA, memory
 
 

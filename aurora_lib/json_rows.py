@@ -122,9 +122,9 @@ def _array(file: BinaryIO) -> Iterator[tuple[int, str, object]]:
         if window.at == len(window.text):
             yield window.line, "", Unreadable(STOPS)
             return
-        line, start = window.line, window.text[window.at : window.at + 100]
+        line, at, start = window.line, window.at, window.text[window.at : window.at + 100]
         value, stop = _value(window)
-        yield line, start, value
+        yield line, start[: stop - at] if window.at == at else start, value
         window.advance(stop + (window.text[stop : stop + 1] == ","))
         if isinstance(value, Unreadable) and window.ended and window.at == len(window.text):
             return

@@ -17,4 +17,9 @@ def keep(answer):
     return any(c.isalnum() for c in answer)
 
 
-ANSWERS = {"02.1": han_share, "02.2": unique, "02.3": keep}
+# 02.4: a band agrees with j ** rows; not a single one does with (1 - that) ** bands
+def compared(j, bands, rows):
+    return 1 - (1 - j**rows) ** bands
+
+
+ANSWERS = {"02.1": han_share, "02.2": unique, "02.3": keep, "02.4": compared}
