@@ -33,7 +33,7 @@ ASKS_FOR_TEXT = re.compile(
     re.I,
 )
 ASKS_FOR_ENGLISH = re.compile(
-    r"[英法德俄意][文语語]|译[英成为]|英译|[中汉]译|双语|雙語|外语|[西葡]班?牙?语|拉丁|翻译|翻譯|english|translat",
+    r"[英法德俄意][文语語]|译[英成为]|[英中]译|翻[英中译成]|[中汉]译|双语|雙語|外语|[西葡]班?牙?语|拉丁|翻译|翻譯|english|translat",
     re.I,
 )
 LATIN_WORD = re.compile(r"(?<![A-Za-z])[a-z]{2,}")

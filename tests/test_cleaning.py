@@ -17,7 +17,7 @@ from aurora_lib import cleaning, contamination, edits, parts, sources
 from aurora_lib.language import language
 
 OPTIONS = tuple(step.__name__ for step in edits.OPTIONAL)
-GOOD_ROWS = ("good_rows.jsonl",)
+GOOD_ROWS = ("good_rows.jsonl", "good_rows_held_out.jsonl")
 
 
 def dataset(*conversations):
