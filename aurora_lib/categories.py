@@ -1,38 +1,44 @@
-"""What a conversation is about: ShareGPT's free-text tags, and a small keyword lexicon (paper, Figure 2)."""
+"""What a conversation is about: ShareGPT's free-text tags where there are any, else a small offline classifier.
+
+The paper's Figure 2 shows about 20 categories. The classifier needs no labelled rows: a self-written lexicon
+(`data/topics_lexicon.txt`) labels the conversations it is sure about, naive Bayes over characters learns from those what
+the lexicon does not know. `tools/measure_categories.py` measures it; `results/topics.json` holds the accuracy.
+"""
 
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
 
-# topic: what ShareGPT's tags call it | words of questions about it. On equal hits the first wins.
-LEXICON = """
-computer: computer program software code coding internet web
-    | 代码 编程 函数 算法 软件 数据库 python java sql html 网站 服务器 计算机 linux 接口
-mathematics: math statistic | 数学 计算 方程 求解 概率 几何 平方 除以 等于多少 质数 三角形 微积分
-natural science: natural science physics chemistry biology astronomy
-    | 物理 化学 生物 元素 动物 植物 细胞 行星 太阳系 能量 分子 心脏 进化 生活在 昆虫
-medicine: medic health psycholog nutrition fitness
-    | 健康 疾病 症状 医生 治疗 药 疼 睡眠 心理 焦虑 抑郁 减肥 锻炼
-finance: financ business econom market management account
-    | 公司 商业 市场 营销 投资 股票 金融 经济 客户 产品 品牌
-education: educat academ learning teaching school | 学习 学生 老师 考试 课程 教学 大学 论文 作业 教育
-language: language linguist translat grammar
-    | 翻译 语法 句子 同义词 反义词 单词 造句 英语 改写 标点 成语 语言 动词
-literature: literature writing poet fiction creative
-    | 诗 小说 故事 作者 散文 写一篇 作文 文学 剧本 谁写的 隐喻 段落
-history: histor | 历史 朝代 战争 革命 皇帝 古代 世纪
-geography: geograph travel touris | 首都 国家 城市 哪个洲 大洲 旅行 旅游 景点 地理 河流 山脉 海洋
-law and politics: law legal politic government sociolog social | 法律 合同 政府 政治 政策 选举 权利 社会 总统
-philosophy: philosoph religio ethic | 哲学 宗教 道德 伦理 上帝
-art: art music film movie design entertain | 音乐 歌 电影 绘画 艺术 设计 演员 颜色 舞蹈 乐器 摄影
-games and sport: game sport gaming | 游戏 足球 篮球 运动员 比赛 角色扮演 玩家 国际象棋
-food: food cook recipe | 食谱 做菜 烹饪 美食 食物 晚餐 蛋糕 水果 咖啡
-technology: technolog engineer electronic mechanic artificial
-    | 技术 人工智能 机器学习 手机 工程 机器人 是用什么做
-work: career job work human | 简历 面试 工作 职业 求职 同事 邮件 会议 老板
-daily life: life daily family relation chat | 生活 家庭 朋友 父母 礼物 孩子 恋爱 天气 你好 谢谢 再见 早上好
-"""
-TOPICS = re.findall(r"^([a-z ]+):([^|]+)\|(.+)$", LEXICON.replace("\n    ", " "), re.M)
-TAGS = {topic: re.compile(rf"\b(?:{'|'.join(tags.split())})", re.I) for topic, tags, _ in TOPICS}
-WORDS = {topic: re.compile("|".join(words.split()), re.I) for topic, _, words in TOPICS}
+import numpy as np
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.naive_bayes import ComplementNB
+
+from aurora_lib.scale import DATA
+
+# lines of "topic: beginnings of words in tags | words of questions", each word in one topic only
+LEXICON = (DATA / "topics_lexicon.txt").read_text(encoding="utf-8")
+ENTRIES = re.findall(r"^([a-z ]+):([^|]+)\|([^:|]+)$", LEXICON, re.M)
+TOPICS = [topic for topic, *_ in ENTRIES] + ["other"]
+TAGS = {topic: re.compile(rf"\b(?:{'|'.join(tags.split())})", re.I) for topic, tags, _ in ENTRIES}
+OWNER = {word: number for number, (*_, words) in enumerate(ENTRIES) for word in words.split()}
+HAN = sorted(word for word in OWNER if not word.isascii())
+STARTING = {
+    first: sorted(words, key=len, reverse=True) for first, words in groupby(HAN, lambda word: word[0])
+}
+LATIN_WORD = re.compile(r"[a-z][a-z0-9+#]*|\d[a-z]+")
+# Code and sums are seen by their shape.
+SHAPES = {
+    TOPICS.index("computer"): re.compile(
+        r"```|^\s*(?:def|import|#include|for|if|while|var|let|const)\b|\w\(\w*\)\s*[{:;]|</\w+>", re.M
+    ),
+    TOPICS.index("mathematics"): re.compile(r"\d\s*[-+*/×÷^=]\s*[\dx(]|[a-z]\s*=\s*[\d?？]|f\(x\)"),
+}
+UNIT = re.compile(r"[\u3400-\u9fff]|[A-Za-z]+|\d+")
+READ = 200  # characters of the questions, and of the answers, that are read
+SURE = 2  # the lead in `lexicon_scores` from which a conversation serves as an example
+PER_TOPIC = 150  # examples; more would let the frequent topics drown the others
+HEARD = 1.0  # standard deviations of naive Bayes that one point of the lexicon is worth
 
 
 def normalise(tag: str) -> str:
@@ -47,15 +53,78 @@ def normalise(tag: str) -> str:
     return ""
 
 
-def categorise(messages: list[dict], tag: str = "") -> str:
-    """The topic of a conversation: what its tag says, else the one whose words its questions hold most.
+def text_of(messages: list[dict], role: str) -> str:
+    """The first READ characters of what `role` says in a conversation."""
+    return "\n".join(message["content"] for message in messages if message["role"] == role)[:READ]
 
-    "other" where nothing fits. The lexicon is self-written and its accuracy not measured: it is meant for the
-    shape of a bar chart, not for a single row.
+
+def lexicon_scores(text: str) -> np.ndarray:
+    """Points per topic, [19]: the characters of its different words in `text` (2 for a Latin word), up to 3 a word."""
+    text, found, at = text.lower(), set(), 0
+    while at < len(text):
+        # the longest word that starts here, so that 数学家 is not 数学 as well
+        word = next((word for word in STARTING.get(text[at], ()) if text.startswith(word, at)), text[at])
+        found.add(word)
+        at += len(word)
+    scores = np.zeros(len(ENTRIES))
+    for word in OWNER.keys() & (found | set(LATIN_WORD.findall(text))):
+        scores[OWNER[word]] += 2 if word.isascii() else min(len(word), 3)
+    for number, shape in SHAPES.items():
+        scores[number] += 2 * bool(shape.search(text))
+    return scores
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """Lexicon and naive Bayes together, as `fit` makes it."""
+
+    vectorizer: TfidfVectorizer
+    bayes: ComplementNB
+
+    def topics(self, conversations: Sequence[list[dict]], tags: Sequence[str] | None = None) -> list[str]:
+        """One of TOPICS for each conversation: what its tag says, else the classifier's answer from its questions.
+
+        "other": fewer than eight characters or words, none of them in the lexicon ("你好", "继续").
+        """
+        found = [normalise(tag) for tag in tags] if tags is not None else [""] * len(conversations)
+        texts = [text_of(messages, "user") for messages in conversations]
+        untagged = [number for number, topic in enumerate(found) if not topic]
+        for start in range(0, len(untagged), 5000):
+            batch = untagged[start : start + 5000]
+            for number, topic in zip(batch, self._guess([texts[number] for number in batch]), strict=True):
+                found[number] = topic
+        return found
+
+    def _guess(self, texts: list[str]) -> list[str]:
+        known = np.array([lexicon_scores(text) for text in texts])
+        learnt = self.bayes.predict_log_proba(self.vectorizer.transform(texts))
+        learnt -= learnt.mean(axis=1, keepdims=True)
+        best = (learnt / (learnt.std(axis=1, keepdims=True) + 1e-9) + HEARD * known).argmax(axis=1)
+        silent = ~known.any(axis=1)
+        return [
+            "other" if quiet and len(UNIT.findall(text)) < 8 else TOPICS[number]
+            for text, number, quiet in zip(texts, best, silent, strict=True)
+        ]
+
+
+def fit(conversations: Sequence[list[dict]], seed: int = 0, at_most: int = 20_000) -> Classifier:
+    """A classifier learnt from `conversations` (lists of `{role, content}`), of which `at_most` are drawn with `seed`.
+
+    With few or narrow conversations it is little more than the lexicon, whose own words are always examples.
     """
-    if topic := normalise(tag):
-        return topic
-    asked = "\n".join(message["content"] for message in messages if message["role"] == "user")
-    hits = {topic: len(pattern.findall(asked)) for topic, pattern in WORDS.items()}
-    best = max(hits, key=hits.get)
-    return best if hits[best] else "other"
+    rng = np.random.default_rng(seed)
+    drawn = rng.permutation(len(conversations))[:at_most]
+    asked = [text_of(conversations[int(number)], "user") for number in drawn]
+    answered = [text_of(conversations[int(number)], "assistant") for number in drawn]
+    texts, labels, left = list(OWNER), list(OWNER.values()), [PER_TOPIC] * len(ENTRIES)
+    for question, answer in zip(asked, answered, strict=True):
+        scores = lexicon_scores(question) + 0.3 * lexicon_scores(answer)
+        second, first = np.argsort(scores)[-2:]
+        if scores[first] - scores[second] >= SURE and left[first]:
+            left[first] -= 1
+            texts.append(f"{question}\n{answer}")
+            labels.append(int(first))
+    vectorizer = TfidfVectorizer(
+        token_pattern=UNIT.pattern, ngram_range=(1, 2), max_df=0.1, sublinear_tf=True
+    )
+    return Classifier(vectorizer, ComplementNB(alpha=0.3).fit(vectorizer.fit_transform(texts), labels))
