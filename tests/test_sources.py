@@ -1,8 +1,10 @@
 """Readers: the released layouts become conversations, and what is none is named by line and reason."""
 
+import hashlib
 import json
 import os
 import tracemalloc
+import warnings
 from pathlib import Path
 
 import pytest
@@ -218,6 +220,17 @@ def test_no_network_names_the_local_remedy(monkeypatch):
     monkeypatch.setattr("huggingface_hub.hf_hub_download", unreachable)
     with pytest.raises(DataError, match=r"common_zh_70k\.jsonl could not be had.*AURORA_DATA"):
         sources.load("sharegpt_zh", "hub")
+
+
+def test_a_download_that_is_not_the_released_file_is_told(tmp_path, monkeypatch):
+    file = rows(tmp_path, GOOD, name="alpaca_data_zh_51k.json")
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: str(file))
+    with pytest.warns(UserWarning, match=r"alpaca_data_zh_51k\.json is not the file the paper's stack used"):
+        assert len(sources.load("alpaca_zh", "hub")) == 1
+    monkeypatch.setitem(sources.RELEASED, "alpaca_zh", {hashlib.sha1(file.read_bytes()).hexdigest()})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(sources.load("alpaca_zh", "hub")) == 1
 
 
 def test_in_a_folder_the_released_file_comes_before_parts_of_it(tmp_path):
