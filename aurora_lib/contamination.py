@@ -1,5 +1,6 @@
 """Benchmark questions among the training rows: n-gram overlap with C-Eval, CMMLU and MMLU (GPT-3, appendix C, with characters)."""
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -8,52 +9,60 @@ from pathlib import Path
 import numpy as np
 
 from aurora_lib.benchmarks import TASKS, load_questions, load_subjects
-from aurora_lib.duplicates import MULTIPLIER, SHINGLE, plain, shingles
+from aurora_lib.duplicates import MULTIPLIER, SHINGLE, shingles
 from aurora_lib.edits import Messages
+from aurora_lib.language import HAN
 
-GRAM = 20  # characters in a row, without spaces and punctuation
+# Letters and digits in a row that no two texts share by chance: 20 of Chinese (at least half of them Han), and of other
+# scripts 50, about the 13 words of GPT-3's paper. 20 Latin letters are a stock phrase, "presidential election".
+HAN_GRAM, LATIN_GRAM = 20, 50
 FILTER_BITS = 24
+SIGNS = re.compile(r"[\W_]+")  # table rules and underlines are in many texts
 
 
 @dataclass
 class Questions:
-    """Benchmark questions, ready to be looked for: every GRAM characters of each, and the whole of shorter ones."""
+    """Benchmark questions, ready to be looked for: their n-grams, and as a whole for those that are shorter."""
 
     texts: Sequence[str]
-    _whole: dict[str, int] = field(init=False, repr=False)  # short question: its position
-    _grams: np.ndarray = field(init=False, repr=False)  # sorted hashes, uint64
-    _owners: np.ndarray = field(init=False, repr=False)  # which question each is of
-    _filter: np.ndarray = field(
+    _whole: dict[str, int] = field(init=False, repr=False)  # a question's letters: its position
+    _grams: dict[int, tuple[np.ndarray, np.ndarray]] = field(
         init=False, repr=False
-    )  # whether any gram starts with these bits: most lookups end here
+    )  # size: sorted hashes, owners
 
     def __post_init__(self):
-        said = [plain([{"role": "user", "content": text}]) for text in self.texts]
-        self._whole = {text: i for i, text in enumerate(said) if text and len(text) < GRAM}
-        hashed = [(i, _grams(shingles(text))) for i, text in enumerate(said) if len(text) >= GRAM]
-        grams = np.concatenate([grams for _, grams in hashed] or [np.zeros(0, np.uint64)])
-        owners = np.repeat([i for i, _ in hashed], [len(grams) for _, grams in hashed])
-        order = np.argsort(grams, kind="stable")
-        self._grams, self._owners = grams[order], owners[order]
-        self._filter = np.zeros(1 << FILTER_BITS, bool)
-        self._filter[self._grams >> np.uint64(64 - FILTER_BITS)] = True
+        said = [_letters(text) for text in self.texts]
+        self._whole = {text: i for i, text in enumerate(said) if text}
+        self._grams = {}
+        for size in (HAN_GRAM, LATIN_GRAM):
+            found = [
+                (i, _grams(shingles(text), size)[_kind(text, size)])
+                for i, text in enumerate(said)
+                if len(text) >= size
+            ]
+            grams = np.concatenate([grams for _, grams in found] or [np.zeros(0, np.uint64)])
+            owners = np.repeat([i for i, _ in found], [len(grams) for _, grams in found]).astype(int)
+            order = np.argsort(grams, kind="stable")
+            # whether any gram begins with these bits: where most lookups end, without a search
+            begins = np.zeros(1 << FILTER_BITS, bool)
+            begins[grams >> np.uint64(64 - FILTER_BITS)] = True
+            self._grams[size] = grams[order], owners[order], begins
 
     def __reduce__(self):  # another process gets the texts alone, and makes the rest once
         return _of, (tuple(self.texts),)
 
-    def found_in(self, messages: Messages, hashed: np.ndarray) -> str | None:
-        """The first benchmark question that a conversation holds GRAM characters of, or asks word for word.
-
-        `hashed` are the shingles of its plain text.
-        """
-        grams = _grams(hashed)
-        grams = grams[self._filter[grams >> np.uint64(64 - FILTER_BITS)]]
-        if len(grams) and len(self._grams):
-            at = np.minimum(np.searchsorted(self._grams, grams), len(self._grams) - 1)
-            hit = at[self._grams[at] == grams]
-            if len(hit):
-                return self.texts[self._owners[hit[0]]]
-        asked = (plain([message]) for message in messages if message["role"] == "user" and self._whole)
+    def found_in(self, messages: Messages) -> str | None:
+        """The first benchmark question that a conversation shares an n-gram with, or asks word for word."""
+        hashed = shingles(_letters("\n".join(message["content"] for message in messages)))
+        for size, (known, owners, begins) in self._grams.items():
+            grams = _grams(hashed, size)
+            grams = grams[begins[grams >> np.uint64(64 - FILTER_BITS)]]
+            if len(grams) and len(known):
+                at = np.minimum(np.searchsorted(known, grams), len(known) - 1)
+                hit = at[known[at] == grams]
+                if len(hit):
+                    return self.texts[owners[hit[0]]]
+        asked = (_letters(message["content"]) for message in messages if message["role"] == "user")
         return next((self.texts[self._whole[text]] for text in asked if text in self._whole), None)
 
 
@@ -62,13 +71,24 @@ def _of(texts: tuple[str, ...]) -> Questions:
     return Questions(texts)
 
 
-def _grams(hashed: np.ndarray) -> np.ndarray:
-    """Hashes of GRAM characters from those of SHINGLE: [characters - 19], empty for a shorter text."""
-    count = len(hashed) - (GRAM - SHINGLE)
+def _letters(text: str) -> str:
+    return SIGNS.sub("", text).lower()
+
+
+def _kind(text: str, size: int) -> np.ndarray:
+    """For each n-gram of `text` whether it is one of this size: mostly Han for the short ones, the others long."""
+    han = np.cumsum([0, *(HAN.match(character) is not None for character in text)])
+    inside = han[size:] - han[:-size]
+    return inside >= size / 2 if size == HAN_GRAM else inside < size / 2
+
+
+def _grams(hashed: np.ndarray, size: int) -> np.ndarray:
+    """Hashes of `size` characters in a row from those of SHINGLE: [characters - size + 1], empty for a shorter text."""
+    count = len(hashed) - (size - SHINGLE)
     if count <= 0:
         return np.zeros(0, np.uint64)
     joined = np.zeros(count, np.uint64)
-    for i in range(0, GRAM, SHINGLE):
+    for i in range(0, size, SHINGLE):
         joined = (joined + hashed[i : i + count]) * MULTIPLIER
         joined ^= joined >> np.uint64(29)
     return joined
@@ -91,5 +111,5 @@ def overlaps(rows: Iterable[dict], found: Questions) -> list[dict]:
     return [
         {"id": row["id"], "question": question}
         for row in rows
-        if (question := found.found_in(row["messages"], shingles(plain(row["messages"]))))
+        if (question := found.found_in(row["messages"]))
     ]

@@ -3,13 +3,14 @@
 import re
 import unicodedata
 import zlib
+from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
 
 from aurora_lib.edits import MARKS, NOTHING, VAGUE, Messages
-from aurora_lib.language import NOT_PROSE, language
+from aurora_lib.language import KANA, NOT_PROSE, language
 
-UNABLE = r"(?:无法|不能|没有能力|没有办法|没办法|没法|不可以|拒绝)"
+UNABLE = r"(?:无法|不能|没有能力|没有办法|没办法|没法|不可以|拒绝)(?!真正|像人|吃|喝|感受|拥有)"
 LACKS = r"没有[^，。\n]{0,16}(?:能力|信息|权限)"
 MACHINE = r"(?:AI|人工智能|语言模型|助手|助理|机器人|程序)"
 REFUSAL = re.compile(
@@ -20,11 +21,16 @@ REFUSAL = re.compile(
     rf"(?:{UNABLE}|{LACKS})"
     rf"|(?:作为|由于我是)[^。！？!?\n]{{0,16}}?{MACHINE}[^。！？!?\n]{{0,40}}?{UNABLE}"
     rf"|我(?:只)?是[^。！？!?\n]{{0,16}}?{MACHINE}[^。！？!?\n]{{0,10}}?无法"
-    r"|我(?:无法|不能)(?:回答|提供|协助|帮助|满足|完成)"
+    r"|我(?:无法|不能)(?:回答|提供|协助|帮助|满足|完成|生成)"
     r"|(?:I['’]?\s?a?m (?:very )?sorry|Sorry|I apologi[sz]e|Unfortunately|As an AI)[^.!?\n]{0,100}?"
     r"(?:cannot|can['’]?t|unable|not able|do not|don['’]t)"
     r")[^，。！？,.!?\n]*",
     re.I,
+)
+# "This task cannot be carried out": only as the whole of a short answer, since it may also be true of a task.
+NOT_POSSIBLE = re.compile(
+    r"\W*(?:<[^>]*>|N/A)?\W*(?:(?:该|此|这个?)(?:指令|任务)[^。]{0,10}(?:无法|不能)"
+    r"|(?:GPT[^。]{0,6}模型)?(?:无法|不能)[^。]{0,16}(?:执行|完成|产生))"
 )
 TURNS_HELPFUL = re.compile(r"但|不过|然而|以下|如果|例如|However|but I can", re.I)
 # Where the user asks for a text, "sorry, I cannot" may be that text.
@@ -48,7 +54,9 @@ ASKS_FOR_SIGNS = re.compile(
 )
 MORSE = re.compile(r"(?=.*[.·])(?=.*[-—])[.·—\-/|\s]+", re.S)
 # A text that stops so was cut off: the model that wrote it had reached its limit.
-UNFINISHED = re.compile(r"(?:[，、]|[（(《“「【]|\n\s*(?:\d{1,2}[.、]|[-*•]|#+))$")
+UNFINISHED = re.compile(
+    r"(?:[，、]|[（(《“「【]|\n\s*(?:\d{1,2}[.、]|[-*•]|#+)|\n\s*\d{1,2}[.、]\s*[^\n]{1,10}[：:]|以下[^\n。]{0,12}[：:])$"
+)
 ASKS_TO_REPEAT = re.compile(
     r"重复|遍|次|循环|连续|拼|乘法|口诀|表格|HTML|CSS|SQL|代码|歌|诗|繞|绕口令|二进制|repeat|times|loop|code",
     re.I,
@@ -81,7 +89,8 @@ def empty(messages: Messages) -> str | None:
         signs = all(unicodedata.category(c)[0] in "PZC" for c in text)
         if signs and not MORSE.fullmatch(text) and not ASKS_FOR_SIGNS.search(before["content"]):
             return "an answer of punctuation only"
-        if text[0] in MARKS and text.strip(MARKS).lower() in NOTHING | VAGUE:
+        word = text.strip(MARKS).lower()
+        if word in NOTHING | {"不适用"} or (text[0] in MARKS and word in VAGUE):
             return "an answer that says there is none"
     return None
 
@@ -89,6 +98,8 @@ def empty(messages: Messages) -> str | None:
 def refusal(messages: Messages) -> str | None:
     """Drop where the last answer opens with a refusal and has little more to offer."""
     answer, asked = messages[-1]["content"].strip(), messages[-2]["content"]
+    if len(answer) < 40 and NOT_POSSIBLE.match(answer):
+        return "the last answer says that it cannot be done"
     found = REFUSAL.match(answer)
     if not found or (ASKS_FOR_TEXT.search(asked) and not re.search(rf"{MACHINE}|协助|提供", found[0])):
         return None
@@ -98,12 +109,18 @@ def refusal(messages: Messages) -> str | None:
 
 
 def wrong_language(messages: Messages) -> str | None:
-    """Drop where a Chinese question has an English answer and nobody asked for English or brought some."""
+    """Drop where a Chinese question has an English (or Japanese) answer and nobody asked for that or brought some."""
     asked = "\n".join(message["content"] for message in messages if message["role"] != "assistant")
     if language(asked) != "zh" or ASKS_FOR_ENGLISH.search(asked) or LATIN_WORD.search(asked):
         return None
     if any(_is_english_prose(message["content"]) for message in messages if message["role"] == "assistant"):
         return "a Chinese question with an English answer nobody asked for"
+    if (
+        len(KANA.findall(messages[-1]["content"])) > 20
+        and not KANA.search(asked)
+        and not re.search("日[文语語本]|动漫", asked)
+    ):
+        return "a Chinese question with a Japanese answer nobody asked for"
     return None
 
 
@@ -128,9 +145,11 @@ def truncated(messages: Messages) -> str | None:
         return f"the last answer stops at {found[0].strip()!r}"
     if answer.count("```") % 2 and not answer.endswith("```"):
         return "the last answer stops inside a code block"
-    if len(answer) > 150 and len(last) >= 30 and "\u4e00" <= answer[-1] <= "\u9fff":
-        ended = max(map(last.rfind, "。！？"))
-        if ended > 0 and "，" in last[ended:] and not re.search(r"[#@/]|https?:", last[ended:]):
+    ended = max(map(last.rfind, "。！？"))
+    if len(answer) > 100 and ended > 0 and not re.search(r"[#@/]|https?:", last[ended:]):
+        if last[-1] in "的和与在把被及或但而将":
+            return f"the last answer stops at {last[-1]!r}"
+        if len(answer) > 150 and "，" in last[ended:] and "\u4e00" <= last[-1] <= "\u9fff":
             return "the last answer stops in the middle of a sentence"
     return None
 
@@ -148,14 +167,11 @@ def repetition(messages: Messages) -> str | None:
         run = RUN.search(prose)
         if run and re.search(r"\w", run[1]) and len(run[0]) > len(prose) / 2:
             return f"an answer repeats {run[1][:20]!r}"
-        lines = [
-            line.strip()
-            for line in re.split(r"[\n。！？!?；;]", prose)
-            if len(line.strip()) >= 6 and re.search(r"\w", line)
-        ]
-        often = max(lines, key=lines.count, default="") if len(lines) < 2_000 else ""
-        if lines.count(often) >= 5 and lines.count(often) * len(often) > len(prose) / 2:
-            return f"an answer repeats {often[:20]!r}"
+        prose = re.sub(r"[^\w\s]{4,}", " ", prose)  # rules and boxes are drawn with the same sign
+        grams = [prose[start : start + 30] for start in range(len(prose) - 29)]
+        times = Counter(grams)
+        if len(grams) > 100 and sum(times[gram] > 1 for gram in grams) > 0.85 * len(grams):
+            return f"an answer repeats {times.most_common(1)[0][0][:20]!r}"
     return None
 
 

@@ -28,6 +28,8 @@ ABOUT_ENTITIES = re.compile(r"实体|转义|entit|escap", re.I)
 NOTHING = {
     "noinput",
     "no input",
+    "nooutput",
+    "no output",
     "无输入",
     "没有输入",
     "无需输入",
@@ -38,12 +40,15 @@ NOTHING = {
     "输入:无",
 }
 VAGUE = {"无", "none", "n/a", "不适用"}
+STRAY_NO_INPUT = re.compile(r"^\s*[<‹《](?:no ?input|无输入|没有输入)[>›》]\s*(?=\S)", re.I)
 MARKS = ' \t`<>()（）[]【】"“”.。'
 
 # What a training prompt or a chat format leaves behind when an answer runs on past its end.
 LEAK = re.compile(
     r"(?:^|\n)\s*(?:#{2,3}\s*(?:Instruction|Response|Input|Human|Assistant|指令|指示|输入|输出|回复|回答)\s*[:：]"
     r"|Below is an instruction that describes a task|(?:Human|Assistant)\s*: )"
+    # self-instruct went on to its next example: "11. 说明：... 11. 输入：..."
+    r"|(?:^|\n)(?:#{2,3}\s*\n\s*)?\d{1,2}\s*[.、]\s*(?:说明|指令|Instruction)\s*[:：](?=[\s\S]*?\n\s*\d{1,2}\s*[.、]\s*(?:输入|Input))"
     r"|<\|(?:im_start|im_end|endoftext|user|assistant|eot_id)\|>|\[/?INST\]|<</?SYS>>"
 )
 LABEL = re.compile(
@@ -56,8 +61,12 @@ ABOUT_PROMPTS = re.compile(
 ESCAPES = {r"\n": "\n", r"\t": "\t", r"\"": '"'}
 ESCAPE = re.compile(r"\\[nt\"]")
 CODE = re.compile(r"[{}<>=\\]{2}|[;{]\s*$|```|print|def |正则|转义|regex|代码|JSON", re.I | re.M)
-EMAIL = re.compile(r"(?<![\w.+-])[\w.+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,}(?![\w-])", re.A)
+EMAIL = re.compile(
+    r"(?<![\w.+-])[\w.+-]*\w@(?!example\.)[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,}(?![\w-])", re.A
+)
 MOBILE = re.compile(r"(?<![\d.])(?:\+?86[- ]?)?1[3-9]\d(?:[- ]?\d{4}){2}(?![\d.]\d|\d)")
+TEST_CARDS = {"4242424242424242", "4111111111111111", "5555555555554444"}  # in every payment tutorial
+ABOUT_TRADITIONAL = re.compile(r"繁[体體]|正[体體][中字]|[简簡][体體]字|traditional chinese", re.I)
 LONG_NUMBER = re.compile(r"(?<![\d.])\d{15,19}[Xx]?(?![\d.]\d|\d)")
 
 
@@ -96,13 +105,18 @@ def _character(entity: re.Match) -> str:
 
 
 def no_input(messages: Messages) -> Messages:
-    """A last line that says "no input" goes from the question: it stood for an empty field."""
-    return [m | {"content": _without_no_input(m["content"])} if m["role"] == "user" else m for m in messages]
+    """A question's last line, or an answer's first word in brackets, that says "no input" goes: it stood for an empty field."""
+    mended = {
+        "user": _without_no_input,
+        "assistant": lambda text: STRAY_NO_INPUT.sub("", text),
+        "system": str,
+    }
+    return [m | {"content": mended[m["role"]](m["content"])} for m in messages]
 
 
 def _without_no_input(text: str) -> str:
     question, _, last = text.rstrip().rpartition("\n")
-    word = last.strip(MARKS).lower()
+    word, question = last.strip(MARKS).lower(), question.rstrip()
     return question if question and (word in NOTHING or (word in VAGUE and "\n" not in question)) else text
 
 
@@ -128,9 +142,11 @@ def trailing_question(messages: Messages) -> Messages:
     return messages[: last + 1] if last >= 0 else messages
 
 
-def to_simplified(text: str) -> str:
-    """Traditional characters become simplified ones (OpenCC's t2s); Japanese is left alone."""
-    return text if KANA.search(text) else _opencc().convert(text)
+def to_simplified(messages: Messages) -> Messages:
+    """Traditional characters become simplified ones (OpenCC's t2s), unless they are the subject; Japanese is left alone."""
+    if any(ABOUT_TRADITIONAL.search(message["content"]) for message in messages):
+        return messages
+    return on_every_text(lambda text: text if KANA.search(text) else _opencc().convert(text), messages)
 
 
 @cache
@@ -140,8 +156,12 @@ def _opencc():
     return opencc.OpenCC("t2s")
 
 
-def mask_personal(text: str) -> str:
+def mask_personal(messages: Messages) -> Messages:
     """E-mail addresses, mainland mobile numbers, identity and bank card numbers (their check digits right) become `[...]`."""
+    return on_every_text(_masked, messages)
+
+
+def _masked(text: str) -> str:
     if "@" in text:
         text = EMAIL.sub("[邮箱]", text)
     if not re.search(r"\d{4}", text):
@@ -153,13 +173,14 @@ def _masked_number(found: re.Match) -> str:
     number = found[0]
     if ric.is_valid(number):
         return "[身份证号]"
-    return "[银行卡号]" if number.isdigit() and len(number) >= 16 and luhn.is_valid(number) else number
+    card = number.isdigit() and len(number) >= 16 and luhn.is_valid(number) and number not in TEST_CARDS
+    return "[银行卡号]" if card else number
 
 
 # In this order: an edit may uncover what the next one finds.
 TEXT_EDITS: list[Callable[[str], str]] = [escapes, mojibake, invisible]
 EDITS: list[Callable[[Messages], Messages]] = [html_entities, no_input, prompt_leak, trailing_question]
-OPTIONAL: list[Callable[[str], str]] = [to_simplified, mask_personal]
+OPTIONAL: list[Callable[[Messages], Messages]] = [to_simplified, mask_personal]
 
 
 def edit(messages: Messages, options: tuple[str, ...] = ()) -> tuple[Messages, list[dict]]:
@@ -167,9 +188,9 @@ def edit(messages: Messages, options: tuple[str, ...] = ()) -> tuple[Messages, l
 
     `options` names steps of OPTIONAL to take as well. Editing again changes nothing.
     """
-    on_texts = [*TEXT_EDITS, *(step for step in OPTIONAL if step.__name__ in options)]
-    steps = [(step.__name__, partial(_on_every_text, step)) for step in on_texts]
+    steps = [(step.__name__, partial(on_every_text, step)) for step in TEXT_EDITS]
     steps += [(step.__name__, step) for step in EDITS]
+    steps += [(step.__name__, step) for step in OPTIONAL if step.__name__ in options]
     changes = []
     for _ in range(10):  # `&amp;lt;` takes two passes; ten is for the malicious
         at_first = messages
@@ -182,7 +203,8 @@ def edit(messages: Messages, options: tuple[str, ...] = ()) -> tuple[Messages, l
     return messages, changes
 
 
-def _on_every_text(step: Callable[[str], str], messages: Messages) -> Messages:
+def on_every_text(step: Callable[[str], str], messages: Messages) -> Messages:
+    """The conversation with `step` taken on each of its texts; the same object where nothing changes."""
     texts = [step(message["content"]) for message in messages]
     if all(text == message["content"] for text, message in zip(texts, messages, strict=True)):
         return messages

@@ -11,7 +11,7 @@ import pyarrow as pa
 import xxhash
 from joblib import Parallel, delayed
 
-from aurora_lib import drops, duplicates, edits
+from aurora_lib import contamination, drops, duplicates, edits
 
 PART = 4_096  # conversations cleaned at a time: what a process works on, and what an interruption loses
 EDIT = {"step": pa.string(), "turn": pa.int32(), "before": pa.string(), "after": pa.string()}
@@ -65,7 +65,8 @@ def _finished(piece: bytes, settings: tuple, folder: Path | None) -> bytes:
 def _code() -> bytes:
     """What the steps are: a part cleaned by other code is not the same part."""
     return b"".join(
-        Path(module.__file__).read_bytes() for module in (edits, drops, duplicates, sys.modules[__name__])
+        Path(module.__file__).read_bytes()
+        for module in (edits, drops, duplicates, contamination, sys.modules[__name__])
     )
 
 
@@ -76,7 +77,7 @@ def _clean_part(part: pa.Table, options: tuple[str, ...], benchmarks, seed: int)
         step, reason = next(((s.__name__, why) for s in drops.DROPS if (why := s(messages))), (None, None))
         if not step:
             shingles = duplicates.shingles(duplicates.plain(messages))
-            if benchmarks and (question := benchmarks.found_in(messages, shingles)):
+            if benchmarks and (question := benchmarks.found_in(messages)):
                 step, reason = "contamination", f"holds the benchmark question {question[:40]!r}"
         rows.append(dict(step=step, reason=reason, edits=changes))
         if not step:

@@ -1,6 +1,7 @@
 """Cleaning: each step finds its dirt, leaves good rows alone, and nothing is lost."""
 
 import json
+import pickle
 import random
 import signal
 import subprocess
@@ -272,6 +273,7 @@ def test_good_rows_stay():
         ("escapes", r"第一行\n第二行", "第一行\n第二行"),
         ("prompt_leak", "好的。\n### Instruction: 再写一个", "好的。"),
         ("prompt_leak", "### Response: 好的。<|im_end|>", "好的。"),
+        ("no_input", "<无输入> 好的，请说。", "好的，请说。"),
         ("to_simplified", "請問臺灣的首府", "请问台湾的首府"),
         ("mask_personal", "打13812345678，或写信到a.b@qq.com。", "打[手机号]，或写信到[邮箱]。"),
         ("mask_personal", "证号11010519491231002X", "证号[身份证号]"),
@@ -291,6 +293,8 @@ def test_every_edit_is_recorded_with_what_it_changed(step, before, after):
     [
         ("写代码", 'print("a\\n")'),
         ("写一个微调用的提示词模板", "### Instruction: 翻译\n### Response: 好的"),
+        ("请用繁體中文回答", "請問臺灣的首府"),
+        ("邮箱格式", "例如 name@example.com；测试卡 4242424242424242"),
         ("圆周率是多少", "3.14159265358979"),
         ("订单号", "20231106123456789012"),
         ("东京", "日本の首都です。東京"),
@@ -311,6 +315,12 @@ LONG = "春天来了，河边的柳树发了芽。孩子们跑到草地上放风
         ("truncated", LONG + "代码如下：\n```python\nfor i in range(3):\n    print(i"),
         ("truncated", LONG + "\n1. 第一点\n2."),
         ("truncated", LONG * 3 + "春天还是播种的季节。农民们开始在田里忙碌，他们希望今年能有一个很好的收"),
+        ("truncated", LONG * 2 + "这个季节也适合我们一家人一起去郊外的"),
+        ("truncated", LONG + "\n1. 看花。\n2. 踏青："),
+        ("wrong_language", "春は桜がとてもきれいです。みんなで公園に行って、お花見をします。"),
+        ("refusal", "该任务无法完成，因为没有给出文本。"),
+        ("empty", "无输入"),
+        ("repetition", LONG * 3),
         ("repetition", "我们可以尝试不同的方法来解决这个问题。" * 20),
         ("repetition", "好的，" + "谢谢你的提问" * 60),
     ],
@@ -322,23 +332,25 @@ def test_answers_cut_off_or_stuck_are_dropped(step, answer):
 
 def test_a_conversation_with_a_benchmark_question_is_dropped_where_asked():
     asked = "下列关于光合作用的说法中，正确的一项是哪一个？请从四个选项里选出来。"
+    english = "Which part of the cell is known as its powerhouse because it makes most of the energy?"
     found = contamination.Questions(
-        [asked, "水的沸点是多少？", "The mitochondria is which part of the cell?"]
+        [asked, "水的沸点是多少？", english, "Name | Age | ________________________"]
     )
     rows = dataset(
         ["题目：下列关于光合作用的说法中正确的一项是哪一个？请从四个选项里选出来", "甲"],
         ["水的沸点是多少？", "一百度。"],
         ["在高山上，水的沸点是多少？", "低于一百度。"],
-        ["翻译", "mitochondria, which  is part of THE cell"],
+        ["翻译", "part of the cell is  KNOWN as its powerhouse, because it makes most of the energy"],
+        ["翻译：哪一部分？", "Which part of the cell is known"],
+        ["填写", "________________________"],
         ["光合作用是什么？", "植物利用光能制造养分的过程。"],
     )
-    assert [row["id"] for row in contamination.overlaps(rows, found)] == ["0", "1"]
+    assert [row["id"] for row in contamination.overlaps(rows, found)] == ["0", "1", "3"]
     result = cleaning.clean(rows, benchmarks=found)
-    assert [(row["id"], row["step"]) for row in result.dropped] == [
-        ("0", "contamination"),
-        ("1", "contamination"),
-    ]
-    assert len(cleaning.clean(rows).dropped) == 0
+    assert [row["id"] for row in result.dropped if row["step"] == "contamination"] == ["0", "1", "3"]
+    assert "contamination" not in cleaning.clean(rows).dropped["step"]
+    again = pickle.loads(pickle.dumps(found))
+    assert contamination.overlaps(rows, again) == contamination.overlaps(rows, found)
 
 
 def test_wrong_calls_are_told():
