@@ -16,7 +16,7 @@ from aurora_lib import contamination, drops, duplicates, edits, parts, splitting
 from aurora_lib.scale import Scale
 from aurora_lib.sources import FEATURES, SOURCES, DataError, load, table
 
-STEPS = [step.__name__ for step in (*edits.TEXT_EDITS, *edits.OPTIONAL, *edits.EDITS, *drops.DROPS)]
+STEPS = [step.__name__ for step in (*edits.TEXT_EDITS, *edits.EDITS, *edits.OPTIONAL, *drops.DROPS)]
 STEPS += ["contamination", "duplicate", "near_duplicate"]
 
 

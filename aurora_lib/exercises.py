@@ -295,7 +295,7 @@ def _keep(keep):
 
 @exercise("02.4", 2, 6, "the S-curve of banding")
 def _compared(compared):
-    j, bands, rows = 0.8, 20, 5
+    j, bands, rows = 0.4, 5, 2
     right = 1 - (1 - j**rows) ** bands
     mistakes = {
         j**rows: "this is the probability that *one* band agrees. Any of the bands will do.",

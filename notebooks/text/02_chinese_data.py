@@ -103,7 +103,7 @@ good = [talk("三乘九等于多少？", "27"), talk("写一封道歉信", "对�
 from aurora_lib import cleaning, duplicates
 
 pd.options.display.max_colwidth = None
-functions = [*edits.TEXT_EDITS, *edits.OPTIONAL, *edits.EDITS, *drops.DROPS]
+functions = [*edits.TEXT_EDITS, *edits.EDITS, *edits.OPTIONAL, *drops.DROPS]
 does = {step.__name__: step.__doc__.split("\n\n")[0].replace("\n   ", "") for step in functions}
 does |= {"duplicate": "Of equal conversations the first stays.", "near_duplicate": "Of nearly equal ones the one with the longer answers stays."}
 optional = [step.__name__ for step in edits.OPTIONAL]
@@ -219,8 +219,8 @@ print(f"mean error of the estimate {np.abs(estimate - true).mean():.3f}; {candid
 
 # %% [markdown]
 # Pairs that share a band are *candidates*: they are then compared in full, and two questions of the same form (15 apples, 18 apples) are told
-# apart. How many does the whole thing find? Plant copies with 2 % of their characters replaced, at least one, and count. In a very short row one
-# character is far more than 2 %, and may be what the row is about; so short and longer rows are counted apart.
+# apart. How many does the whole thing find? Plant copies with one character in fifty replaced, at least one, and count. In a very short row one
+# character is a large share, and may be what the row is about; so short and longer rows are counted apart.
 
 # %%
 copies = []
