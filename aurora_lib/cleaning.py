@@ -1,20 +1,19 @@
 """Conversations -> clean conversations, by named steps; nothing is lost in silence (paper, section 2)."""
 
-import json
 import os
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset
 from tqdm.auto import tqdm
 
-from aurora_lib import contamination, drops, duplicates, edits, parts, splitting, tokenizer
-from aurora_lib.scale import Scale
-from aurora_lib.sources import FEATURES, SOURCES, DataError, load, table
+from aurora_lib import arrow_files, contamination, drops, duplicates, edits, parts
+from aurora_lib.sources import FEATURES, DataError
 
 STEPS = [step.__name__ for step in (*edits.TEXT_EDITS, *edits.EDITS, *edits.OPTIONAL, *drops.DROPS)]
 STEPS += ["contamination", "duplicate", "near_duplicate"]
@@ -74,14 +73,16 @@ def clean(
     _check(dataset, options)
     settings = (tuple(options), benchmarks, seed)
     processes = processes or (os.cpu_count() if len(dataset) >= 20_000 else 1)
-    done = []
+    folder = Path(folder) if folder else arrow_files.room() / "parts"
+    done, light = [], []
     with tqdm(total=len(dataset), desc="cleaning", unit=" rows", disable=len(dataset) < 20_000) as bar:
-        for part in parts.cleaned(dataset, settings, processes, folder and Path(folder)):
-            done.append(part)
-            bar.update(len(part))
-    done = pa.concat_tables(done)
-    step, reason = done["step"].to_pylist(), done["reason"].to_pylist()
-    _drop_duplicates(done, dataset["id"], step, reason)
+        for path in parts.cleaned(dataset, settings, processes, folder):
+            done.append(path)
+            light.append(arrow_files.read(path, list(range(parts.LIGHT))))
+            bar.update(len(light[-1]))
+    light = pa.concat_tables(light)
+    step, reason = light["step"].to_pylist(), light["reason"].to_pylist()
+    _drop_duplicates(light, done, dataset["id"], step, reason)
     return _result(dataset, done, step, reason)
 
 
@@ -104,50 +105,70 @@ def _check(dataset: Dataset, options: tuple[str, ...]) -> None:
         )
 
 
-def _drop_duplicates(done: pa.Table, ids: list[str], step: list, reason: list) -> None:
+def _drop_duplicates(light: pa.Table, done: list[Path], ids: list[str], step: list, reason: list) -> None:
     """Mark in `step` and `reason` what is equal, or nearly equal, to a conversation that stays."""
-    ids, marks, messages = list(ids), done["fingerprint"].to_pylist(), done["messages"]
+    ids, marks = list(ids), light["fingerprint"].to_pylist()
     clean = [i for i, why in enumerate(step) if not why]
     for copy, first in duplicates.exact([marks[i] for i in clean]).items():
         step[clean[copy]], reason[clean[copy]] = "duplicate", f"the same as {ids[clean[first]]}"
     unique = [i for i in clean if not step[i]]
-    chosen = done.select(["bands", "size"]).take(pa.array(unique, pa.int64()))
+    chosen = light.select(["bands", "size"]).take(pa.array(unique, pa.int64()))
     bands = chosen["bands"].combine_chunks().flatten().to_numpy().reshape(-1, duplicates.BANDS)
-    found = duplicates.near(bands, chosen["size"].to_numpy(), lambda i: messages[unique[i]].as_py())
-    for copy, other in found.items():
-        step[unique[copy]], reason[unique[copy]] = (
-            "near_duplicate",
-            f"nearly the same as {ids[unique[other]]}",
-        )
+    texts = [arrow_files.read(path)["messages"] for path in done]
+
+    def messages(i: int) -> edits.Messages:
+        part, row = divmod(unique[i], parts.PART)
+        return texts[part][row].as_py()
+
+    for copy, other in duplicates.near(bands, chosen["size"].to_numpy(), messages).items():
+        why = f"nearly the same as {ids[unique[other]]}"
+        step[unique[copy]], reason[unique[copy]] = "near_duplicate", why
 
 
-def _result(dataset: Dataset, done: pa.Table, step: list, reason: list) -> CleaningResult:
-    stays = pa.array([why is None for why in step])
-    rows = dataset.with_format("arrow")[:]
-    kept = rows.set_column(rows.schema.get_field_index("messages"), "messages", done["messages"]).filter(
-        stays
+def _result(dataset: Dataset, done: list[Path], step: list, reason: list) -> CleaningResult:
+    """Part by part: what is kept and what is dropped goes to files of its own, so that neither has to fit in memory."""
+    counts, changes, rows = Counter(), [], dataset.with_format("arrow")
+    dropped_schema = FEATURES.arrow_schema.append(pa.field("step", pa.string())).append(
+        pa.field("reason", pa.string())
     )
-    dropped = rows.append_column("step", pa.array(step, pa.string())).append_column(
-        "reason", pa.array(reason, pa.string())
+
+    def kept() -> Iterator[pa.Table]:
+        for start, part, stays in sliced():
+            found = rows[start : start + parts.PART].select(list(FEATURES))
+            found = found.set_column(found.schema.get_field_index("messages"), "messages", part["messages"])
+            found = found.filter(stays).cast(FEATURES.arrow_schema)
+            counts.update(("kept", "kept", source) for source in found["source"].to_pylist())
+            yield found
+
+    def dropped() -> Iterator[pa.Table]:
+        for start, part, stays in sliced():
+            read = rows[start : start + parts.PART].select(list(FEATURES))
+            counts.update(("read", "read", source) for source in read["source"].to_pylist())
+            changes.append(_changes(read, part["edits"].combine_chunks()))
+            for name, values in (("step", step), ("reason", reason)):
+                read = read.append_column(name, pa.array(values[start : start + parts.PART], pa.string()))
+            read = read.filter(pc.invert(stays))
+            pairs = zip(read["step"].to_pylist(), read["source"].to_pylist(), strict=True)
+            counts.update((name, "dropped", source) for name, source in pairs)
+            yield read.cast(dropped_schema)
+
+    def sliced() -> Iterator[tuple[int, pa.Table, pa.Array]]:
+        for start, path in zip(range(0, len(dataset), parts.PART), done, strict=True):
+            yield (
+                start,
+                arrow_files.read(path),
+                pa.array([why is None for why in step[start : start + parts.PART]]),
+            )
+
+    kept, dropped = (
+        Dataset.from_file(str(arrow_files.write(tables, schema)))
+        for tables, schema in ((kept(), FEATURES.arrow_schema), (dropped(), dropped_schema))
     )
-    dropped = dropped.filter(pc.invert(stays))
     assert len(kept) + len(dropped) == len(dataset)
-    changes = _changes(rows, done["edits"].combine_chunks())
-    counts = Counter(("read", "read", source) for source in rows["source"].to_pylist())
-    counts.update(("kept", "kept", source) for source in kept["source"].to_pylist())
-    pairs = zip(dropped["step"].to_pylist(), dropped["source"].to_pylist(), strict=True)
-    counts.update((name, "dropped", source) for name, source in pairs)
-    edited = (
-        changes.select(["id", "step", "source"]).group_by(["id", "step", "source"]).aggregate([]).to_pylist()
-    )
+    changes = pa.concat_tables(changes)
+    edited = changes.group_by(["id", "step", "source"]).aggregate([]).to_pylist()
     counts.update((row["step"], "edited", row["source"]) for row in edited)
-    order = list(FEATURES)
-    return CleaningResult(
-        Dataset(kept.select(order).cast(FEATURES.arrow_schema)),
-        Dataset(dropped.select([*order, "step", "reason"]).replace_schema_metadata()),
-        Dataset(changes),
-        counts,
-    )
+    return CleaningResult(kept, dropped, Dataset(changes), counts)
 
 
 def _changes(rows: pa.Table, lists: pa.ListArray) -> pa.Table:
@@ -155,40 +176,3 @@ def _changes(rows: pa.Table, lists: pa.ListArray) -> pa.Table:
     owner = pc.list_parent_indices(lists)
     columns = dict(zip(parts.EDIT, lists.flatten().flatten(), strict=True))
     return pa.table({"id": rows["id"].take(owner), "source": rows["source"].take(owner)} | columns)
-
-
-def conversations(scale: Scale) -> Dataset:
-    """The clean conversations to train on: those notebook 02 saved, else cleaned here and now from the same sources.
-
-    Prints in one line which. What was saved from other data than `scale.data` is not used.
-    """
-    path = scale.runs / "conversations.jsonl"
-    if path.is_file():
-        head, *lines = path.read_text(encoding="utf-8").splitlines()
-        if json.loads(head) == _origin(scale):
-            print(f"conversations: {len(lines):,}, cleaned by notebook 02")
-            return table([json.loads(line) for line in lines])
-    read = concatenate_datasets([load(name, scale.data or "hub") for name in SOURCES])
-    kept = splitting.split(
-        clean(read, folder=scale.runs / "cleaning").kept,
-        tokenizer.load(scale.base_model, revision=scale.revision),
-        scale.length,
-    )
-    print(f"conversations: {len(kept):,}, cleaned just now (notebook 02 has not run on this data here)")
-    return kept
-
-
-def save(dataset: Dataset, scale: Scale) -> Path:
-    """Write `dataset` as JSON Lines for the notebooks that follow; the first line says which data it came from."""
-    path = scale.runs / "conversations.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".part")
-    with unfinished.open("w", encoding="utf-8") as file:
-        for row in [_origin(scale), *dataset]:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    unfinished.replace(path)  # whole or not at all
-    return path
-
-
-def _origin(scale: Scale) -> dict:
-    return {"data": str(scale.data or "hub")}

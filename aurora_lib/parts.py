@@ -1,8 +1,6 @@
 """The steps that look at one conversation at a time, over parts of a dataset: on several cores, and taken up after an interruption."""
 
-import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -12,53 +10,49 @@ import xxhash
 from joblib import Parallel, delayed
 
 from aurora_lib import contamination, drops, duplicates, edits
+from aurora_lib.arrow_files import from_bytes, to_bytes, write
 
-PART = 4_096  # conversations cleaned at a time: what a process works on, and what an interruption loses
+PART = 2_048  # conversations cleaned at a time: what a process works on, and what an interruption loses
 EDIT = {"step": pa.string(), "turn": pa.int32(), "before": pa.string(), "after": pa.string()}
 CLEANED = pa.schema(
     {
-        "messages": pa.list_(pa.struct({"role": pa.string(), "content": pa.string()})),
         "step": pa.string(),  # why it was dropped; null where it was not
         "reason": pa.string(),
-        "edits": pa.list_(pa.struct(EDIT)),
         "fingerprint": pa.binary(),
         "bands": pa.list_(pa.uint64()),
         "size": pa.int32(),  # characters of its answers
+        "edits": pa.list_(pa.struct(EDIT)),
+        "messages": pa.list_(pa.struct({"role": pa.string(), "content": pa.string()})),
     }
 )
+LIGHT = [name not in ("edits", "messages") for name in CLEANED.names].count(
+    True
+)  # the first columns, kept in memory
 
 
-def cleaned(dataset, settings: tuple, processes: int, folder: Path | None) -> Iterator[pa.Table]:
-    """The parts of a Dataset after every step, in order: tables of CLEANED.
+def cleaned(dataset, settings: tuple, processes: int, folder: Path) -> Iterator[Path]:
+    """The parts of a Dataset after every step, in order: files in `folder`, tables of CLEANED (see `arrow_files`).
 
-    `settings` are the options, benchmark questions or None, and seed of `cleaning.clean`; finished parts are kept in `folder`.
+    `settings` are the options, benchmark questions or None, and seed of `cleaning.clean`. What was finished before is not
+    done again: a part's name is made of its rows, the settings and the code of the steps.
     """
     rows = dataset.select_columns(["messages"]).with_format("arrow")
-    pieces = (_as_bytes(rows[at : at + PART]) for at in range(0, len(dataset), PART))
+    pieces = (to_bytes(rows[at : at + PART]) for at in range(0, len(dataset), PART))
     if processes > 1 and len(dataset) > PART:
         parallel = Parallel(processes, return_as="generator", pre_dispatch="2 * n_jobs")
-        done = parallel(delayed(_finished)(piece, settings, folder) for piece in pieces)
+        yield from parallel(delayed(_finished)(piece, settings, folder) for piece in pieces)
     else:
-        done = (_finished(piece, settings, folder) for piece in pieces)
-    yield from map(_from_bytes, done)
+        yield from (_finished(piece, settings, folder) for piece in pieces)
 
 
-def _finished(piece: bytes, settings: tuple, folder: Path | None) -> bytes:
-    """A part of the dataset after all steps that look at one conversation; taken from `folder` where it was done before."""
+def _finished(piece: bytes, settings: tuple, folder: Path) -> Path:
     options, benchmarks, seed = settings
-    if folder is None:
-        return _as_bytes(_clean_part(_from_bytes(piece), *settings))
     asked = "\0".join(benchmarks.texts) if benchmarks else ""
-    key = xxhash.xxh3_128_hexdigest(
-        b"\0".join([piece, repr((options, seed)).encode(), asked.encode(), _code()])
-    )
-    path = folder / f"{key}.arrow"
+    marks = [piece, repr((options, seed)).encode(), asked.encode(), _code()]
+    path = folder / f"{xxhash.xxh3_128_hexdigest(b''.join(marks))}.arrow"
     if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, suffix=".unfinished", delete=False) as file:
-            file.write(_as_bytes(_clean_part(_from_bytes(piece), *settings)))
-        os.replace(file.name, path)  # whole or not at all
-    return path.read_bytes()
+        write([_clean_part(from_bytes(piece), *settings)], CLEANED, path)
+    return path
 
 
 @cache
@@ -88,14 +82,3 @@ def _clean_part(part: pa.Table, options: tuple[str, ...], benchmarks, seed: int)
     return pa.Table.from_pylist(
         [row if row["step"] else row | {"bands": next(bands)} for row in rows], CLEANED
     )
-
-
-def _as_bytes(rows: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, rows.schema) as stream:
-        stream.write_table(rows)
-    return sink.getvalue().to_pybytes()
-
-
-def _from_bytes(piece: bytes) -> pa.Table:
-    return pa.ipc.open_stream(piece).read_all()

@@ -1,19 +1,16 @@
 """Rows -> conversations: one reader for the layouts of the paper's three released datasets (section 3.1)."""
 
-import atexit
 import hashlib
 import re
-import tempfile
 import warnings
 from collections.abc import Iterator
-from functools import cache
-from itertools import count, islice
+from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
 from datasets import Dataset, Features, List, Value
 
-from aurora_lib import json_rows
+from aurora_lib import arrow_files, json_rows
 from aurora_lib.json_rows import DataError
 from aurora_lib.scale import DATA
 
@@ -50,7 +47,6 @@ AGAIN = "Download it again, or point AURORA_DATA at a complete copy."
 SURROGATE = re.compile(r"[\ud800-\udfff]")
 MOST_CHARACTERS = 200_000  # of one conversation; what is longer is a dump, not a talk
 BATCH = 2_000  # rows
-COUNTER = count()
 
 
 class _NotAConversation(ValueError):
@@ -66,34 +62,21 @@ def load(name: str, path: str | Path | None = None, *, revision: str | None = No
     file. Files are streamed, a row at a time. Raises DataError for an unknown name, and for a file that is
     missing, empty or not UTF-8.
     """
-    found = _write(name, path, files(name, path, revision=revision))
-    return Dataset.from_file(str(found))
+    tables = _tables(name, path, files(name, path, revision=revision))
+    return Dataset.from_file(str(arrow_files.write(tables, FEATURES.arrow_schema)))
 
 
-def _write(name: str, path: str | Path | None, chosen: list[Path]) -> Path:
-    """The conversations as an Arrow file that is mapped, not read: they need no memory until they are looked at."""
-    target = _room() / f"{next(COUNTER)}-{name}.arrow"
-    with pa.OSFile(str(target), "wb") as out, pa.ipc.new_stream(out, FEATURES.arrow_schema) as stream:
-        for file in chosen:
-            within = (
-                file.relative_to(path) if path not in (None, "hub") and Path(path).is_dir() else file.name
-            )
-            good = (
-                dict(id=f"{name}:{within}:{number}", source=name, category=_category(row), messages=messages)
-                for number, (_, _, row, messages) in enumerate(_conversations(file), 1)
-                if isinstance(messages, list)
-            )
-            while batch := list(islice(good, BATCH)):
-                stream.write_batch(pa.RecordBatch.from_pylist(batch, FEATURES.arrow_schema))
-    return target
-
-
-@cache
-def _room() -> Path:
-    """A folder for this process's Arrow files; it goes when the process ends."""
-    folder = tempfile.TemporaryDirectory(prefix="aurora-rows-")
-    atexit.register(folder.cleanup)
-    return Path(folder.name)
+def _tables(name: str, path: str | Path | None, chosen: list[Path]) -> Iterator[pa.Table]:
+    """The conversations of one source, BATCH at a time."""
+    for file in chosen:
+        within = file.relative_to(path) if path not in (None, "hub") and Path(path).is_dir() else file.name
+        good = (
+            dict(id=f"{name}:{within}:{number}", source=name, category=_category(row), messages=messages)
+            for number, (_, _, row, messages) in enumerate(_conversations(file), 1)
+            if isinstance(messages, list)
+        )
+        while batch := list(islice(good, BATCH)):
+            yield pa.Table.from_pylist(batch, FEATURES.arrow_schema)
 
 
 def _category(row: dict) -> str:

@@ -1,10 +1,9 @@
 """Long conversations in pieces that fit the training length, cut between turns, so that no answer is cut (paper: cutoff 1024)."""
 
-from collections import deque
-
 import pyarrow as pa
 from datasets import Dataset
 
+from aurora_lib import arrow_files
 from aurora_lib.edits import Messages
 from aurora_lib.sources import FEATURES
 
@@ -19,22 +18,28 @@ def split(dataset: Dataset, tokenizer, length: int) -> Dataset:
     stays whole (training cuts its end off). Splitting again changes nothing.
     """
     schema = FEATURES.arrow_schema
-    tables = []
-    for start in range(0, len(dataset), BATCH):
-        rows = dataset.select(range(start, min(start + BATCH, len(dataset)))).to_list()
-        long = [row for row in rows if _may_be_longer(row["messages"], length)]
-        sizes = deque(exchange_tokens([row["messages"] for row in long], tokenizer))
-        if not long:
-            pieces = rows
-        else:
-            ids = {row["id"] for row in long}
-            pieces = [
-                piece
-                for row in rows
-                for piece in (_pieces(row, sizes.popleft(), length) if row["id"] in ids else [row])
-            ]
-        tables.append(pa.Table.from_pylist(pieces, schema))
-    return Dataset(pa.concat_tables(tables) if tables else schema.empty_table())
+    batches = (range(start, min(start + BATCH, len(dataset))) for start in range(0, len(dataset), BATCH))
+    tables = (
+        pa.Table.from_pylist(_split(dataset.select(rows).to_list(), tokenizer, length), schema)
+        for rows in batches
+    )
+    return Dataset.from_file(str(arrow_files.write(tables, schema)))
+
+
+def _split(rows: list[dict], tokenizer, length: int) -> list[dict]:
+    long = [row for row in rows if _may_be_longer(row["messages"], length)]
+    sizes = dict(
+        zip(
+            (row["id"] for row in long),
+            exchange_tokens([row["messages"] for row in long], tokenizer),
+            strict=True,
+        )
+    )
+    return [
+        piece
+        for row in rows
+        for piece in (_pieces(row, sizes[row["id"]], length) if row["id"] in sizes else [row])
+    ]
 
 
 def exchange_tokens(conversations: list[Messages], tokenizer) -> list[list[int]]:

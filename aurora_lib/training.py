@@ -18,7 +18,8 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 from trl import SFTConfig, SFTTrainer
 
-from aurora_lib import cleaning, nf4, paper, tokenizer
+from aurora_lib import nf4, paper, tokenizer
+from aurora_lib.conversations import clean_conversations
 from aurora_lib.scale import DATA, Scale, ScaleError, start
 from aurora_lib.sources import DataError
 
@@ -235,7 +236,7 @@ def main() -> None:
 
 def tune(scale: Scale, out: Path | None = None) -> Path:
     """The whole of notebook 04's training at `scale`; returns the adapter's folder."""
-    conversations = cleaning.conversations(scale)
+    conversations = clean_conversations(scale)
     base = nf4.load(scale.base_model, **scale.loading)
     words = tokenizer.load(scale.base_model, revision=scale.revision)
     trainer = build_trainer(base, words, conversations, scale)

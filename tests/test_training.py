@@ -7,7 +7,7 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
-from aurora_lib import cleaning, nf4, paper, scale, sources, tokenizer, training
+from aurora_lib import conversations, nf4, paper, scale, sources, tokenizer, training
 
 TALK = [
     [
@@ -172,14 +172,14 @@ def test_adapter_of_another_base_is_one_sentence(tiny, tmp_path):
 
 
 def test_conversations_come_from_notebook_02_only_if_it_read_the_same_data(tiny, tmp_path, capsys):
-    cleaned = cleaning.conversations(tiny)
+    cleaned = conversations.clean_conversations(tiny)
     assert "cleaned just now" in capsys.readouterr().out
-    cleaning.save(cleaned.select(range(5)), tiny)
-    assert len(cleaning.conversations(tiny)) == 5
+    conversations.save(cleaned.select(range(5)), tiny)
+    assert len(conversations.clean_conversations(tiny)) == 5
     elsewhere = tmp_path / "rows"
     elsewhere.mkdir()
     for file in (scale.DATA / "rows").iterdir():
         (elsewhere / file.name).write_bytes(file.read_bytes())
     other = dataclasses.replace(tiny, data=elsewhere)
-    assert len(cleaning.conversations(other)) == len(cleaned)
+    assert len(conversations.clean_conversations(other)) == len(cleaned)
     assert set(cleaned.column_names) == set(sources.FEATURES)

@@ -347,11 +347,11 @@ axes.legend();
 # it, from where, under which licence, and what was done to it.
 
 # %%
-from aurora_lib import data_card
+from aurora_lib import conversations, data_card
 
 own = tokenizer.load(scale.base_model, revision=scale.revision)
 saved = splitting.split(result.kept, own, scale.length)
-path = cleaning.save(saved, scale)
+path = conversations.save(saved, scale)
 card = data_card.card(result, saved, origin=f"the files in `{Path(data).name}`", steps=does, rejected=len(rejected))
 path.with_name("DATA_CARD.md").write_text(card, encoding="utf-8")
 print(f"{len(saved):,} conversations in {path.name}\n")

@@ -20,9 +20,10 @@ import html
 
 from IPython.display import HTML
 
-from aurora_lib import cleaning, tokenizer
+from aurora_lib import tokenizer
+from aurora_lib.conversations import clean_conversations
 
-conversations = cleaning.conversations(scale)
+conversations = clean_conversations(scale)
 words = tokenizer.load(scale.base_model, revision=scale.revision)
 example = next((row for row in conversations if len(row["messages"]) == 4), conversations[0])
 encoded = words.apply_chat_template(example["messages"], return_dict=True, return_assistant_tokens_mask=True)
