@@ -126,7 +126,10 @@ def _drop_duplicates(light: pa.Table, done: list[Path], ids: list[str], step: li
 
 
 def _result(dataset: Dataset, done: list[Path], step: list, reason: list) -> CleaningResult:
-    """Part by part: what is kept and what is dropped goes to files of its own, so that neither has to fit in memory."""
+    """Part by part: what is kept and what is dropped goes to files of its own, so that neither has to fit in memory.
+
+    The parts are walked twice, once for each file; what there is to count is counted on the way.
+    """
     counts, changes, rows = Counter(), [], dataset.with_format("arrow")
     dropped_schema = FEATURES.arrow_schema.append(pa.field("step", pa.string())).append(
         pa.field("reason", pa.string())

@@ -1,4 +1,4 @@
-"""Benchmark questions among the training rows: n-gram overlap with C-Eval, CMMLU and MMLU (GPT-3, appendix C, with characters)."""
+"""Benchmark questions among the training rows: n-gram overlap with C-Eval, CMMLU and MMLU (GPT-3, appendix C), or the whole question."""
 
 import re
 from collections.abc import Iterable, Sequence

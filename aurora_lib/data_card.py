@@ -4,21 +4,34 @@ from datasets import Dataset
 
 from aurora_lib.cleaning import CleaningResult
 
-# licence as stated where the set is published; all three were written by, or with, commercial models
-LICENCES = {
+# As stated where the sets are published; all three were written by, or with, commercial models.
+RELEASED_LICENCES = {
     "alpaca_zh": "Apache-2.0 (repository); machine-generated",
     "alpaca_gpt4_zh": "CC BY-NC 4.0; GPT-4 answers: not for commercial use",
     "sharegpt_zh": "see the publisher's page; ChatGPT conversations shared by users, may hold personal data",
 }
 
 
-def card(result: CleaningResult, saved: Dataset, *, origin: str, steps: dict[str, str], rejected: int) -> str:
+def card(
+    result: CleaningResult,
+    saved: Dataset,
+    *,
+    origin: str,
+    licences: dict[str, str],
+    steps: dict[str, str],
+    rejected: int,
+) -> str:
     """The card of `saved` (what `result` kept, perhaps split), as Markdown.
 
-    `origin` is where the rows were read from, `steps` what each step does, `rejected` the rows that were no conversation.
+    `origin` is where the rows were read from, `licences` those of the sources, `steps` what each step taken does, `rejected`
+    the rows that were no conversation.
     """
-    counts = result.report.reset_index().to_dict("records")
-    sources = [name for name in result.report.columns if name != "total"]
+    report = result.report
+    sources = [name for name in report.columns if name != "total"]
+
+    def count(step: str, action: str, source: str = "total") -> str:
+        return f"{int(report[source].get((step, action), 0)):,}"
+
     lines = [
         "# Cleaned Chinese conversations",
         "",
@@ -27,8 +40,7 @@ def card(result: CleaningResult, saved: Dataset, *, origin: str, steps: dict[str
         "| source | licence | read | kept |",
         "|---|---|---|---|",
         *(
-            f"| {name} | {LICENCES.get(name, 'unknown')} | {result.report.loc[('read', 'read'), name]:,} "
-            f"| {_count(result, ('kept', 'kept'), name):,} |"
+            f"| {name} | {licences.get(name, 'unknown')} | {count('read', 'read', name)} | {count('kept', 'kept', name)} |"
             for name in sources
         ),
         "",
@@ -36,17 +48,12 @@ def card(result: CleaningResult, saved: Dataset, *, origin: str, steps: dict[str
         "",
         "| step | what it does | edited | dropped |",
         "|---|---|---|---|",
-    ]
-    for name, does in steps.items():
-        took = {row["action"]: row["total"] for row in counts if row["step"] == name}
-        lines.append(f"| {name} | {does} | {took.get('edited', 0):,} | {took.get('dropped', 0):,} |")
-    lines += [
+        *(
+            f"| {name} | {does} | {count(name, 'edited')} | {count(name, 'dropped')} |"
+            for name, does in steps.items()
+        ),
         "",
-        "Known limits: steps are rules and leave some dirt and drop some good rows; facts in the answers were not checked; "
-        "personal data is masked only where that optional step was asked for.",
+        "Known limits: steps are rules, which leave some dirt and drop some good rows; facts in the answers were not checked; "
+        "personal data is masked only where that optional step was taken.",
     ]
     return "\n".join(lines) + "\n"
-
-
-def _count(result: CleaningResult, row: tuple[str, str], source: str) -> int:
-    return int(result.report[source].get(row, 0))

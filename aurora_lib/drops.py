@@ -13,6 +13,7 @@ from aurora_lib.language import KANA, NOT_PROSE, language
 UNABLE = r"(?:无法|不能|没有能力|没有办法|没办法|没法|不可以|拒绝)(?!真正|像人|吃|喝|感受|拥有)"
 LACKS = r"没有[^，。\n]{0,16}(?:能力|信息|权限)"
 MACHINE = r"(?:AI|人工智能|语言模型|助手|助理|机器人|程序)"
+# 抱歉，作为一个人工智能助手，我无法看到物体。 Not: 抱歉，我之前的回答有误。
 REFUSAL = re.compile(
     r"\W{0,3}(?:"
     r"[我您]?(?:非常|真的|十分|很|深感|感到)*(?:抱歉|对不起|不好意思|遗憾|不幸的是)"
@@ -27,7 +28,10 @@ REFUSAL = re.compile(
     r")[^，。！？,.!?\n]*",
     re.I,
 )
-# "This task cannot be carried out": only as the whole of a short answer, since it may also be true of a task.
+# 该指令无法由语言模型完成。 Only as the whole of a short answer: it may also be what was asked about.
+SHORT = 40  # characters
+# So many characters after a refusal are an answer all the same; fewer do where they begin with "but". Read off real rows.
+HELPFUL, HELPFUL_AFTER_BUT = 150, 60
 NOT_POSSIBLE = re.compile(
     r"\W*(?:<[^>]*>|N/A)?\W*(?:(?:该|此|这个?)(?:指令|任务)[^。]{0,10}(?:无法|不能)"
     r"|(?:GPT[^。]{0,6}模型)?(?:无法|不能)[^。]{0,16}(?:执行|完成|产生))"
@@ -53,7 +57,7 @@ ASKS_FOR_SIGNS = re.compile(
     re.I,
 )
 MORSE = re.compile(r"(?=.*[.·])(?=.*[-—])[.·—\-/|\s]+", re.S)
-# A text that stops so was cut off: the model that wrote it had reached its limit.
+# A text that stops at a comma, an open bracket, "3.", "4. 工作：" or "以下几种：" was cut off: whoever wrote it reached a limit.
 UNFINISHED = re.compile(
     r"(?:[，、]|[（(《“「【]|\n\s*(?:\d{1,2}[.、]|[-*•]|#+)|\n\s*\d{1,2}[.、]\s*[^\n]{1,10}[：:]|以下[^\n。]{0,12}[：:])$"
 )
@@ -61,6 +65,9 @@ ASKS_TO_REPEAT = re.compile(
     r"重复|遍|次|循环|连续|拼|乘法|口诀|表格|HTML|CSS|SQL|代码|歌|诗|繞|绕口令|二进制|repeat|times|loop|code",
     re.I,
 )
+COMPRESSIBLE = 0.3  # ordinary Chinese text shrinks to half
+REPEATED = 0.85  # share of 30 characters in a row that are there twice; poems with a refrain stay below 0.8
+# 谢谢谢谢谢谢谢谢: a piece and seven copies of it
 RUN = re.compile(r"(.{1,80}?)\1{7,}", re.S)
 
 
@@ -98,13 +105,13 @@ def empty(messages: Messages) -> str | None:
 def refusal(messages: Messages) -> str | None:
     """Drop where the last answer opens with a refusal and has little more to offer."""
     answer, asked = messages[-1]["content"].strip(), messages[-2]["content"]
-    if len(answer) < 40 and NOT_POSSIBLE.match(answer):
+    if len(answer) < SHORT and NOT_POSSIBLE.match(answer):
         return "the last answer says that it cannot be done"
     found = REFUSAL.match(answer)
     if not found or (ASKS_FOR_TEXT.search(asked) and not re.search(rf"{MACHINE}|协助|提供", found[0])):
         return None
     rest = answer[found.end() :]
-    helpful = len(rest) > (60 if TURNS_HELPFUL.search(rest) else 150)
+    helpful = len(rest) > (HELPFUL_AFTER_BUT if TURNS_HELPFUL.search(rest) else HELPFUL)
     return None if helpful else "the last answer is a refusal"
 
 
@@ -161,7 +168,9 @@ def repetition(messages: Messages) -> str | None:
         if message["role"] != "assistant" or len(text) < 200:
             continue
         raw = text.encode()
-        if len(zlib.compress(raw, 1)) > 0.3 * len(raw) or ASKS_TO_REPEAT.search(messages[i - 1]["content"]):
+        if len(zlib.compress(raw, 1)) > COMPRESSIBLE * len(raw) or ASKS_TO_REPEAT.search(
+            messages[i - 1]["content"]
+        ):
             continue  # hardly repeats itself, or was told to
         prose = NOT_PROSE.sub(" ", text)
         run = RUN.search(prose)
@@ -170,7 +179,7 @@ def repetition(messages: Messages) -> str | None:
         prose = re.sub(r"[^\w\s]{4,}", " ", prose)  # rules and boxes are drawn with the same sign
         grams = [prose[start : start + 30] for start in range(len(prose) - 29)]
         times = Counter(grams)
-        if len(grams) > 100 and sum(times[gram] > 1 for gram in grams) > 0.85 * len(grams):
+        if len(grams) > 100 and sum(times[gram] > 1 for gram in grams) > REPEATED * len(grams):
             return f"an answer repeats {times.most_common(1)[0][0][:20]!r}"
     return None
 

@@ -20,6 +20,7 @@ SHINGLE = 5  # characters
 PERMUTATIONS = 128
 BANDS, ROWS = 32, 4
 SIMILAR = 0.7  # Jaccard similarity of shingles from which on two conversations are near duplicates
+ALIKE = 0.6  # where the questions differ, so alike must the answers be
 HARDLY_EDITED = 0.9  # so are those with this share of characters in common: one change in a short text breaks many shingles
 UNIMPORTANT = re.compile(r"[\s，。！？、；：,!?;:\"'“”‘’…~～]+")
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
@@ -89,9 +90,9 @@ def same(a: Messages, b: Messages) -> bool:
         return False  # the same word replaced on both sides: the same form, asked about something else
     if _other_numbers(asked_a, asked_b) and _other_numbers(answered_a, answered_b):
         return False  # the same sum with other figures
-    if len(answered_a) + len(answered_b) < 8:  # a share says little about two words
+    if len(answered_a) + len(answered_b) < 8:  # a share says little about a word or two
         return Indel.distance(answered_a, answered_b) <= 2 and not _other_numbers(answered_a, answered_b)
-    return Indel.normalized_similarity(answered_a, answered_b) >= 0.6
+    return Indel.normalized_similarity(answered_a, answered_b) >= ALIKE
 
 
 def _sides(messages: Messages) -> tuple[str, str]:

@@ -282,30 +282,35 @@ def _unique(unique):
 
 @exercise("02.3", 2, 8, "dropping without losing good rows")
 def _keep(keep):
-    for answer in ("27", "负面", "是", "Fe"):
+    for answer in ("27", "负面", "是", "Fe", "¥35", "√2", "Yes."):
         if not keep(answer):
             if answer.isdigit() and keep("负面"):
                 return f"the answer {answer!r} is right, and has no letter: numbers say something too."
             return f"the answer {answer!r} is short and right. Length alone is no reason to drop a row."
-    for answer in ("", "  ", "。。。", "……", "!?"):
+    for answer in ("", "  ", "。。。", "……", "!?", "——", "\n"):
         if keep(answer):
             return f"the answer {answer!r} says nothing, and was kept."
     return None
 
 
-@exercise("02.4", 2, 6, "the S-curve of banding")
-def _compared(compared):
-    j, bands, rows = 0.4, 5, 2
-    right = 1 - (1 - j**rows) ** bands
+@exercise("02.4", 3, 10, "choosing bands and rows")
+def _half(half):
+    bands, rows = 5, 2
+    right = (1 - 0.5 ** (1 / bands)) ** (1 / rows)
     mistakes = {
-        j**rows: "this is the probability that *one* band agrees. Any of the bands will do.",
-        (1 - j**rows) ** bands: "this is the probability that *no* band agrees. You want the opposite.",
-        1 - (1 - j**bands) ** rows: "bands and rows are swapped: the values within a band must all agree.",
-        1 - (1 - j) ** (bands * rows): "a band counts only when all its values agree: that has probability j ** rows.",
-        min(1.0, bands * j**rows): "adding up the bands counts twice what agrees in two of them.",
+        (1 / bands)
+        ** (
+            1 / rows
+        ): "(1/bands) ** (1/rows) is the rule of thumb for where the curve is steepest. Solve for exactly one half.",
+        0.5 ** (1 / rows): "there *one* band agrees with probability one half. Any of the bands will do.",
+        (1 - 0.5 ** (1 / rows))
+        ** (1 / bands): "bands and rows are swapped: the values within a band must all agree.",
+        1
+        - 0.5 ** (1 / bands): "this is the probability that one band agrees. It is j ** rows: take the root.",
+        0.5 ** (1 / bands): "this is the probability that one band does *not* agree. What is then j ** rows?",
     }
-    problem = _number(compared(j, bands, rows), right, mistakes)
-    return problem or _number(compared(0.3, 8, 2), 1 - (1 - 0.3**2) ** 8, {})
+    problem = _number(half(bands, rows), right, mistakes)
+    return problem or _number(half(32, 4), (1 - 0.5 ** (1 / 32)) ** (1 / 4), {})
 
 
 # 03: NF4, LoRA, memory

@@ -25,9 +25,7 @@ CLEANED = pa.schema(
         "messages": pa.list_(pa.struct({"role": pa.string(), "content": pa.string()})),
     }
 )
-LIGHT = [name not in ("edits", "messages") for name in CLEANED.names].count(
-    True
-)  # the first columns, kept in memory
+LIGHT = CLEANED.names.index("edits")  # the columns before that are small, and kept in memory for all rows
 
 
 def cleaned(dataset, settings: tuple, processes: int, folder: Path) -> Iterator[Path]:

@@ -71,7 +71,7 @@ def _tables(name: str, path: str | Path | None, chosen: list[Path]) -> Iterator[
     for file in chosen:
         within = file.relative_to(path) if path not in (None, "hub") and Path(path).is_dir() else file.name
         good = (
-            dict(id=f"{name}:{within}:{number}", source=name, category=_category(row), messages=messages)
+            dict(id=f"{name}:{within}[{number}]", source=name, category=_category(row), messages=messages)
             for number, (_, _, row, messages) in enumerate(_conversations(file), 1)
             if isinstance(messages, list)
         )

@@ -53,7 +53,12 @@ def test_a_long_group_then_a_short_one_leaves_no_number_behind():
 def test_the_card_adds_up():
     found = result()
     card = data_card.card(
-        found, found.kept, origin="`rows`", steps=dict.fromkeys(cleaning.STEPS, "does"), rejected=7
+        found,
+        found.kept,
+        origin="`rows`",
+        licences=data_card.RELEASED_LICENCES,
+        steps=dict.fromkeys(cleaning.STEPS, "does"),
+        rejected=7,
     )
     assert "2 conversations" in card and "set aside before: 7." in card
     assert "| alpaca_zh | Apache-2.0 (repository); machine-generated | 3 | 1 |" in card

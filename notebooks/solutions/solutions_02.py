@@ -17,9 +17,9 @@ def keep(answer):
     return any(c.isalnum() for c in answer)
 
 
-# 02.4: a band agrees with j ** rows; not a single one does with (1 - that) ** bands
-def compared(j, bands, rows):
-    return 1 - (1 - j**rows) ** bands
+# 02.4: 1 - (1 - j**rows)**bands = 1/2, solved for j
+def half(bands, rows):
+    return (1 - 0.5 ** (1 / bands)) ** (1 / rows)
 
 
-ANSWERS = {"02.1": han_share, "02.2": unique, "02.3": keep, "02.4": compared}
+ANSWERS = {"02.1": han_share, "02.2": unique, "02.3": keep, "02.4": half}
