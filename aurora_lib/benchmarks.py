@@ -6,7 +6,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from aurora_lib import hub_benchmarks
 from aurora_lib.scale import DATA
+from aurora_lib.subjects import released
 
 LETTERS = "ABCD"
 # Per task: language of the prompt, split scored by default, file name. C-Eval's test answers are not public.
@@ -34,23 +36,36 @@ class Question:
 
 
 def folder(task: str, root=None) -> Path:
-    """The folder with the task's mapping.json: below `root`, or `root` itself. Raises EvalError."""
+    """The folder with the task's dev, val and test: below `root`, or `root` itself, or a download for "hub".
+
+    Raises EvalError.
+    """
     if task not in TASKS:
         raise EvalError(f"There is no task {task!r}. Choose one of {', '.join(TASKS)}.")
-    root = Path(root or DATA / "benchmarks").expanduser()
-    for path in (root / task, root):
-        if (path / "mapping.json").is_file() and (path != root or root.name not in set(TASKS) - {task}):
-            return path
+    problem, root = "", root or DATA / "benchmarks"
+    if str(root) == "hub":
+        try:
+            return hub_benchmarks.download(task)
+        except OSError as error:
+            problem = f"{error}."
+    else:
+        root = Path(root).expanduser()
+        for path in (root / task, root):
+            another = path == root and root.name in set(TASKS) - {task}
+            if not another and ((path / "mapping.json").is_file() or (path / "dev").is_dir()):
+                return path
+        problem = f"{root} has no {task}/mapping.json and no {task}/dev."
     raise EvalError(
-        f"{root} has no {task}/mapping.json. Set AURORA_BENCHMARKS (or root=...) to a local folder with the "
-        f"unpacked release: {task}/mapping.json and one CSV file per subject in {task}/dev and "
-        f"{task}/{TASKS[task]['split']}, as in LLaMA-Factory's evaluation folder. Nothing is downloaded here."
+        f"{problem} Set AURORA_BENCHMARKS (or root=...) to a local folder with the unpacked release: one CSV file per "
+        f"subject in {task}/dev and {task}/{TASKS[task]['split']}, as in LLaMA-Factory's evaluation folder."
     )
 
 
 def load_subjects(task: str, root=None) -> dict[str, dict[str, str]]:
-    """The task's subjects: subject -> {name, category}. Raises EvalError."""
+    """The task's subjects: subject -> {name, category}, by its mapping.json or else as released. Raises EvalError."""
     path = folder(task, root) / "mapping.json"
+    if not path.is_file():
+        return released(task)
     try:
         mapping = json.loads(path.read_text(encoding="utf-8"))
         return {
@@ -75,6 +90,7 @@ def load_questions(task: str, subject: str, split: str, root=None) -> tuple[list
         raise EvalError(
             f"{path} is missing; unpack {task} again, or leave {subject!r} out with subjects=[...]."
         )
+    where = dict(file=f"{split}/{path.name}", line=None, subject=subject, index=None)
     questions, skipped, lines = [], [], {}
     # surrogateescape keeps undecodable bytes visible, so that one broken row does not take its file with it
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
@@ -83,21 +99,27 @@ def load_questions(task: str, subject: str, split: str, root=None) -> tuple[list
             header = (
                 COLUMNS if task == "mmlu" else [name.strip().lower() or "id" for name in next(reader, [])]
             )
-            for index, row in enumerate(filter(None, reader)):
+            index, begin = 0, reader.line_num + 1
+            for row in reader:
+                line, begin = begin, reader.line_num + 1
+                if not row:
+                    continue
                 record = dict(zip(header, row, strict=False))
                 reason = _defect(header, row, record, lines)
                 if "id" in record:
-                    lines.setdefault(record["id"], reader.line_num)
+                    lines.setdefault(record["id"], line)
                 if reason:
-                    where = dict(
-                        file=f"{split}/{path.name}", line=reader.line_num, subject=subject, index=index
-                    )
-                    skipped.append(where | {"reason": reason})
-                    continue
-                text, *choices, answer = (record[name].strip() for name in COLUMNS)
-                questions.append(Question(subject, index, text, tuple(choices), answer))
+                    if begin - line > 1:  # an opening quote without an end swallows the rows below it
+                        reason += f"; the row goes on to line {begin - 1}: is a quote left open?"
+                    skipped.append(where | dict(line=line, index=index, reason=reason))
+                else:
+                    text, *choices, answer = (record[name].strip() for name in COLUMNS)
+                    questions.append(Question(subject, index, text, tuple(choices), answer))
+                index += 1
         except csv.Error as error:
             raise EvalError(f"{path}, line {reader.line_num}: {error}; repair or replace the file.") from None
+    if not questions and not skipped:
+        skipped.append(where | dict(reason="the file has no rows"))
     return questions, skipped
 
 

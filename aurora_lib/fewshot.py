@@ -1,10 +1,16 @@
-"""Few-shot scoring, bottom up: a prompt, its token ids, and the log-probability of what may follow it."""
+"""Few-shot scoring, bottom up: a prompt, its token ids, and the log-probability of what may follow it.
+
+The prompts of one subject begin alike: the same examples, four to five times as long as the question. `Group` keeps that
+beginning apart; the model reads it once, and every batch of questions goes on from its keys and values (KV cache).
+"""
 
 from collections.abc import Iterable
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from tqdm.auto import tqdm
+from transformers.cache_utils import Cache, DynamicLayer
 
 from aurora_lib.benchmarks import LETTERS, Question
 
@@ -13,6 +19,10 @@ SYSTEM = {
     "zh": "以下是中国关于{subject}考试的单项选择题，请选出其中的正确答案。",
 }
 ANSWER = {"en": "\nAnswer: ", "zh": "\n答案："}
+Candidate = tuple[list[int], list[int]]  # the ids of a context, and of what may follow it
+
+
+# ---- from a question to token ids
 
 
 def letter_prompt(question: Question, examples: list[Question], subject_name: str, language: str) -> str:
@@ -41,18 +51,27 @@ def chat_prompt(tokenizer, messages: list[dict]) -> str:
     return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=False)
 
 
+def encode_all(tokenizer, texts: list[str]) -> list[list[int]]:
+    """Token ids of each text with <s> in front, once."""
+    rows, bos = tokenizer(texts, add_special_tokens=False).input_ids, tokenizer.bos_token_id
+    return [ids if bos is None or ids[:1] == [bos] else [bos, *ids] for ids in rows]
+
+
 def encode(tokenizer, text: str) -> list[int]:
     """Token ids of `text` with <s> in front, once."""
-    ids = tokenizer(text, add_special_tokens=False).input_ids
-    bos = tokenizer.bos_token_id
-    return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
+    return encode_all(tokenizer, [text])[0]
 
 
-def continuation(tokenizer, context: str, text: str) -> tuple[list[int], list[int]]:
-    """The ids of `context + text`, cut where they part from the ids of `context` alone."""
-    alone, whole = encode(tokenizer, context), encode(tokenizer, context + text)
-    same = [a == b for a, b in zip(alone, whole, strict=False)] + [False]
-    return whole[: same.index(False)], whole[same.index(False) :]
+def part(alone: list[int], whole: list[int]) -> Candidate:
+    """`whole`, the ids of a context with its continuation, cut where they leave those of the context alone."""
+    same = shared_length([alone, whole])
+    return whole[:same], whole[same:]
+
+
+def shared_length(rows: list[list[int]]) -> int:
+    """How many ids all rows begin with in common."""
+    first, last = min(rows), max(rows)  # if these two agree up to a place, so do all between them
+    return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
 
 
 def letter_ids(tokenizer, language: str) -> list[list[int]]:
@@ -62,7 +81,110 @@ def letter_ids(tokenizer, language: str) -> list[list[int]]:
     """
     stem = ANSWER[language].rstrip()
     space = ANSWER[language][len(stem) :]
-    return [continuation(tokenizer, stem, space + letter)[1] for letter in LETTERS]
+    alone, *wholes = encode_all(tokenizer, [stem, *(stem + space + letter for letter in LETTERS)])
+    return [part(alone, whole)[1] for whole in wholes]
+
+
+def candidates(tokenizer, questions, examples, subject_name, language, scoring) -> list[list[Candidate]]:
+    """Per question four (context, continuation): by "letter" the letters, by "cloze" the choices' texts."""
+    if scoring == "letter":
+        letters = letter_ids(tokenizer, language)
+        prompts = [letter_prompt(question, examples, subject_name, language) for question in questions]
+        return [[(context, ids) for ids in letters] for context in encode_all(tokenizer, prompts)]
+    prompts = [cloze_prompt(tokenizer, question, examples) for question in questions]
+    texts = [[p, *(f"{p} {text}" for text in q.choices)] for p, q in zip(prompts, questions, strict=True)]
+    return [
+        [part(alone, whole) for whole in wholes]
+        for alone, *wholes in (encode_all(tokenizer, five) for five in texts)
+    ]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Questions of one subject with equally many examples; the ids all their prompts begin with are kept once.
+
+    `prefix` and, for each question, `rest`: its four candidates, whose contexts go on where the prefix ends.
+    """
+
+    subject: str
+    shots: int
+    prefix: list[int]
+    questions: list[Question]
+    rest: list[list[Candidate]]
+
+    @classmethod
+    def of(cls, subject: str, shots: int, asked: list[tuple[Question, list[Candidate]]]) -> "Group":
+        contexts = [context for _, four in asked for context, _ in four]
+        # one id must stay: the model's output after it is what the first id of a continuation is scored by
+        start = min(shared_length(contexts), min(map(len, contexts)) - 1)
+        rest = [[(context[start:], ids) for context, ids in four] for _, four in asked]
+        return cls(subject, shots, contexts[0][:start], [question for question, _ in asked], rest)
+
+    def batches(self, size: int) -> list[list[int]]:
+        """Places of its questions in batches of at most `size` rows, longest first, so that little is padding."""
+        inputs = [{tuple(context + ids[:-1]) for context, ids in four} for four in self.rest]
+        longest = [max(map(len, rows)) for rows in inputs]
+        order = sorted(range(len(longest)), key=lambda i: -longest[i])
+        size = max(1, size // max(map(len, inputs)))
+        return [order[i : i + size] for i in range(0, len(order), size)]
+
+
+# ---- from token ids to log-probabilities
+
+
+class PrefixLayer(DynamicLayer):
+    """One attention layer's keys and values `[1, heads, prefix, head_dim]`: written once, then read by any batch."""
+
+    def update(self, keys, values, *args, **kwargs):
+        if not self.is_initialized:
+            return super().update(keys, values)
+        pairs = ((self.keys, keys), (self.values, values))
+        return tuple(torch.cat([old.expand(len(new), -1, -1, -1), new], dim=-2) for old, new in pairs)
+
+
+def read(model, prefix: list[int]) -> Cache | None:
+    """Run the prefix once; what comes back stands for it in any number of later calls of the model."""
+    if not prefix:
+        return None
+    cache, ids = Cache(layer_class_to_replicate=PrefixLayer), torch.tensor([prefix], device=model.device)
+    model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return cache
+
+
+def logprobs(model, cache: Cache | None, batch: list[list[Candidate]], pad: int) -> list[list[float]]:
+    """Natural log P(ids | prefix, context), summed over the ids, of each candidate: `[len(batch)][4]`.
+
+    Candidates with the same input, as the four letters have, are one row. Rows are padded on the right, where no
+    token that counts can see it. The head computes logits only at the places where a continuation is scored.
+    """
+    rows, places = {}, {}
+    for context, ids in (candidate for four in batch for candidate in four):
+        tokens = (*context, *ids[:-1])
+        row = rows.setdefault(tokens, len(rows))
+        for i in range(len(context) - 1, len(tokens)):
+            places.setdefault((row, i), len(places))
+    longest = max(map(len, rows))
+    inputs = torch.tensor(
+        [[*tokens, *[pad] * (longest - len(tokens))] for tokens in rows], device=model.device
+    )
+    keep = sorted({i for _, i in places})
+    logits = model(
+        input_ids=inputs,
+        past_key_values=cache,
+        use_cache=cache is not None,
+        logits_to_keep=torch.tensor(keep, device=model.device),
+    ).logits
+    at = [row for row, _ in places], [keep.index(i) for _, i in places]
+    tables = logits[at].float().log_softmax(-1).cpu()  # [places, vocabulary]
+
+    def total(context, ids):
+        row = rows[(*context, *ids[:-1])]
+        return sum(tables[places[row, i], token].item() for i, token in enumerate(ids, len(context) - 1))
+
+    return [[total(*candidate) for candidate in four] for four in batch]
+
+
+# ---- plumbing
 
 
 @contextmanager
@@ -81,11 +203,16 @@ def ready(model):
 
 def left_pad(rows: list[list[int]], tokenizer, device) -> dict[str, torch.Tensor]:
     """int64 `input_ids` and `attention_mask`, `[rows, longest]`: every row ends in the last column."""
-    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    pad = padding(tokenizer)
     longest = max(map(len, rows))
     ids = torch.tensor([[pad] * (longest - len(row)) + row for row in rows], device=device)
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
     return {"input_ids": ids, "attention_mask": mask}
+
+
+def padding(tokenizer) -> int:
+    """An id to fill rows with."""
+    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
 
 def batches(rows: list, size: int, progress: bool, label: str) -> Iterable[list[int]]:
@@ -95,28 +222,3 @@ def batches(rows: list, size: int, progress: bool, label: str) -> Iterable[list[
         for start in range(0, len(order), size):
             yield order[start : start + size]
             bar.update(len(order[start : start + size]))
-
-
-def logprobs(model, tokenizer, requests, batch_size: int, progress: bool, label: str) -> list[list[float]]:
-    """Natural log P(ids | context), summed over the ids, for each request's (context, ids): `[requests][4]`.
-
-    Candidates of one request with the same input, as the four letters have, share a forward pass.
-    """
-    wanted = {}
-    for r, candidates in enumerate(requests):
-        for c, (context, ids) in enumerate(candidates):
-            wanted.setdefault((r, *context, *ids[:-1]), []).append((c, ids))
-    keys = list(wanted)
-    rows = [list(key[1:]) for key in keys]
-    scores = [[0.0] * len(candidates) for candidates in requests]
-    with ready(model):
-        for batch in batches(rows, batch_size, progress, label):
-            inputs = left_pad([rows[i] for i in batch], tokenizer, model.device)
-            positions = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
-            keep = max(len(ids) for i in batch for _, ids in wanted[keys[i]])
-            logits = model(**inputs, position_ids=positions, use_cache=False, logits_to_keep=keep).logits
-            for i, table in zip(batch, logits.float().log_softmax(-1).cpu(), strict=True):
-                for c, ids in wanted[keys[i]]:
-                    chosen = table[-len(ids) :].gather(-1, torch.tensor(ids)[:, None])
-                    scores[keys[i][0]][c] = chosen.sum().item()
-    return scores

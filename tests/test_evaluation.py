@@ -2,17 +2,22 @@
 
 import csv
 import json
+import signal
+import time
+import zipfile
 from collections import Counter
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import MixtralConfig, MixtralForCausalLM
+from accelerate import PartialState, debug_launcher
+from transformers import MistralConfig, MistralForCausalLM, MixtralConfig, MixtralForCausalLM
 
-from aurora_lib import evaluation
+from aurora_lib import evaluation, fewshot, hub_benchmarks, nf4, score_cache, training
 from aurora_lib import tokenizer as tokenizers
 from aurora_lib.benchmarks import TASKS, EvalError, load_questions, load_subjects
-from aurora_lib.evaluation import EvalResult, Score, multiple_choice
+from aurora_lib.evaluation import EvalResult, Paired, Score, multiple_choice, paired
 from aurora_lib.scale import DATA, ROOT
 
 BUNDLED = DATA / "benchmarks"
@@ -36,8 +41,8 @@ def model(tokenizer):
     return random_model(len(tokenizer))
 
 
-def random_model(vocab: int, context: int = 2048) -> MixtralForCausalLM:
-    torch.manual_seed(0)
+def random_model(vocab: int, context: int = 2048, seed: int = 0) -> MixtralForCausalLM:
+    torch.manual_seed(seed)
     config = MixtralConfig(
         vocab_size=vocab,
         hidden_size=32,
@@ -50,6 +55,13 @@ def random_model(vocab: int, context: int = 2048) -> MixtralForCausalLM:
         initializer_range=0.3,  # far from uniform, so that predictions do not hang on rounding
     )
     return MixtralForCausalLM(config).eval()
+
+
+def watched(model) -> list[dict]:
+    """The arguments of every call of the model from now on."""
+    seen = []
+    model.register_forward_pre_hook(lambda module, args, kw: seen.append(kw), with_kwargs=True)
+    return seen
 
 
 @pytest.fixture
@@ -140,6 +152,99 @@ def test_cloze_predictions_equal_one_plain_forward_per_choice(model, tokenizer):
         assert row["prediction"] == "ABCD"[expected.index(max(expected))]
 
 
+def plain(model, tokenizer, task, subject) -> list[str]:
+    """Letter predictions by one whole forward for each question, without a cache."""
+    examples = load_questions(task, subject, "dev")[0]
+    name, language = load_subjects(task)[subject]["name"], TASKS[task]["language"]
+    said = []
+    for question in load_questions(task, subject, TASKS[task]["split"])[0]:
+        prompt = evaluation.letter_prompt(question, examples, name, language)
+        gap = " " if language == "en" else ""
+        whole = [
+            tokenizer("<s>" + prompt + gap + letter, add_special_tokens=False).input_ids for letter in "ABCD"
+        ]
+        assert len({tuple(ids[:-1]) for ids in whole}) == 1
+        with torch.no_grad():
+            logits = model(torch.tensor([whole[0][:-1]])).logits[0, -1]
+        said.append("ABCD"[logits[[ids[-1] for ids in whole]].argmax()])
+    return said
+
+
+@pytest.fixture(scope="module")
+def tuned():
+    """The bundled model in NF4 with the bundled adapter, and its tokenizer."""
+    base = nf4.load(DATA / "tiny", dtype=torch.float32)
+    return training.load_adapter(base, DATA / "tiny_adapter"), tokenizers.load(DATA / "tiny")
+
+
+@pytest.mark.parametrize("task", ["cmmlu", "mmlu"])
+def test_a_4_bit_model_with_an_adapter_predicts_as_without_cache(tuned, task):
+    model, words = tuned
+    got = {}
+    for name, padding in (("tuned", "right"), ("base", "left")):
+        words.padding_side = padding
+        if name == "base":
+            with model.disable_adapter():
+                got[name] = multiple_choice(model, words, task, subjects=["capital", "sum"], progress=False)
+                expected = plain(model, words, task, "capital") + plain(model, words, task, "sum")
+        else:
+            got[name] = multiple_choice(model, words, task, subjects=["capital", "sum"], progress=False)
+            expected = plain(model, words, task, "capital") + plain(model, words, task, "sum")
+        assert [row["prediction"] for row in got[name].predictions] == expected
+    assert got["tuned"].predictions[0]["logprobs"] != got["base"].predictions[0]["logprobs"]
+
+
+def test_sliding_window_attention_sees_the_same_through_the_shared_prefix(tokenizer):
+    torch.manual_seed(0)
+    sizes = dict(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, num_hidden_layers=2)
+    heads = dict(num_attention_heads=2, num_key_value_heads=1, sliding_window=24, initializer_range=0.3)
+    model = MistralForCausalLM(MistralConfig(**sizes, **heads)).eval()
+    result = multiple_choice(model, tokenizer, "mmlu", subjects=["sum"], progress=False)
+    assert [row["prediction"] for row in result.predictions] == plain(model, tokenizer, "mmlu", "sum")
+
+
+def test_a_prefix_is_read_once_for_a_subject_and_prompts_built_once_for_two_models(tokenizer, monkeypatch):
+    built, real = [], evaluation.candidates
+    monkeypatch.setattr(evaluation, "candidates", lambda *args: built.append(args[3]) or real(*args))
+    whole = sum(
+        len(fewshot.encode(tokenizer, fewshot.letter_prompt(question, examples, name, "en")))
+        for subject, name in (("author", "authors"), ("use", "uses"))
+        for examples in [load_questions("mmlu", subject, "dev")[0]]
+        for question in load_questions("mmlu", subject, "test")[0]
+    )
+    for seed in (0, 1):
+        model = random_model(len(tokenizer), seed=seed)
+        seen = watched(model)
+        result = multiple_choice(
+            model, tokenizer, "mmlu", subjects=["author", "use"], batch_size=3, progress=False
+        )
+        starts = [kw for kw in seen if isinstance(kw["logits_to_keep"], int)]
+        assert len(starts) == 2
+        tokens = sum(kw["input_ids"].numel() for kw in seen)
+        assert result.n > 10 and tokens < whole / 3
+    assert len(built) == 2
+
+
+@pytest.mark.parametrize("words", [None, DATA / "tiny"])
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_letters_have_the_ids_that_the_tokenizer_gives_them_after_a_whole_prompt(words, language):
+    words, task = tokenizers.load(words), {"en": "mmlu", "zh": "cmmlu"}[language]
+    question = load_questions(task, "home", TASKS[task]["split"])[0][0]
+    prompt = "<s>" + evaluation.letter_prompt(question, [question], "x", language)
+    gap = {"en": " ", "zh": ""}[language]
+    alone = words(prompt, add_special_tokens=False).input_ids
+    for letter, ids in zip("ABCD", evaluation.letter_ids(words, language), strict=True):
+        assert words(prompt + gap + letter, add_special_tokens=False).input_ids == alone + ids
+        assert len(ids) == 1 and words.decode(ids).strip() == letter
+
+
+def test_a_model_that_computes_no_numbers_is_an_error(tokenizer):
+    model = random_model(len(tokenizer))
+    model.lm_head.weight.data[:] = torch.nan
+    with pytest.raises(EvalError, match=r"mmlu letter, sum: .* not a number"):
+        multiple_choice(model, tokenizer, "mmlu", subjects=["sum"], progress=False)
+
+
 def test_batch_size_does_not_change_a_prediction(model, tokenizer):
     results = [
         multiple_choice(model, tokenizer, "ceval", subjects=["sum"], batch_size=size, progress=False)
@@ -182,6 +287,92 @@ def test_scoring_leaves_the_model_as_it_was(tokenizer):
     assert model.training and model.config.output_router_logits is True
 
 
+# ---- interrupted, and on several processes
+
+
+def score_slowly(cache: Path):
+    model = random_model(32000)
+    model.register_forward_pre_hook(lambda *args: time.sleep(0.05))
+    multiple_choice(model, tokenizers.load(), "mmlu", batch_size=4, cache=cache, progress=False)
+
+
+def test_a_killed_run_goes_on_where_it_stopped_and_scores_no_question_twice(tokenizer, tmp_path):
+    child = get_context("fork").Process(target=score_slowly, args=(tmp_path,))
+    child.start()
+    while child.is_alive() and sum(path.read_bytes().count(b"\n") for path in tmp_path.glob("*.jsonl")) < 12:
+        time.sleep(0.01)
+    child.kill()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    (path,) = tmp_path.glob("*.jsonl")
+    before = [json.loads(line) for line in path.read_bytes().splitlines()]
+    with path.open("ab") as file:
+        file.write(b'{"key": "cut off, as a full disk leaves it')
+
+    model = random_model(len(tokenizer))
+    seen, settings = watched(model), dict(batch_size=4, progress=False)
+    resumed = multiple_choice(model, tokenizer, "mmlu", cache=tmp_path, **settings)
+    rows = [kw["input_ids"].shape[0] for kw in seen if isinstance(kw["logits_to_keep"], torch.Tensor)]
+    assert 0 < len(before) < resumed.n and sum(rows) == resumed.n - len(before)
+    keys = [json.loads(line)["key"] for line in path.read_bytes().splitlines() if not line.endswith(b"it")]
+    assert len(keys) == len(set(keys)) == resumed.n and keys[: len(before)] == [row["key"] for row in before]
+    whole = multiple_choice(model, tokenizer, "mmlu", **settings)
+    assert resumed.predictions == whole.predictions
+
+    seen.clear()
+    assert (
+        multiple_choice(model, tokenizer, "mmlu", cache=tmp_path, **settings).predictions == whole.predictions
+    )
+    assert not seen
+
+
+def test_scores_are_kept_apart_by_weights_and_by_the_state_of_adapters(tuned):
+    model = random_model(200)
+    key = score_cache.model_key(model)
+    assert score_cache.model_key(random_model(200)) == key != score_cache.model_key(random_model(200, seed=1))
+    model.config.use_cache = False
+    assert score_cache.model_key(model) == key
+    with torch.no_grad():
+        model.model.layers[0].self_attn.q_proj.weight += 1e-3
+    assert score_cache.model_key(model) != key
+    with tuned[0].disable_adapter():
+        base = score_cache.model_key(tuned[0])
+    assert base != score_cache.model_key(tuned[0])
+
+
+def test_changed_questions_are_scored_anew(model, tokenizer, tmp_path):
+    row = "question {},one,two,three,four,{}\n"
+    dev, test = row.format("d", "A").encode(), (row.format("1", "A") + row.format("2", "B")).encode()
+    root, cache = write_task(tmp_path / "root", "mmlu", {"dev": dev, "test": test}), tmp_path / "cache"
+    first = multiple_choice(model, tokenizer, "mmlu", root=root, cache=cache, progress=False)
+    changed = root / "mmlu" / "test" / "x_test.csv"
+    changed.write_text(row.format("1", "A") + row.format("3", "B"))
+    second = multiple_choice(model, tokenizer, "mmlu", root=root, cache=cache, progress=False)
+    assert first.predictions[0]["logprobs"] == pytest.approx(second.predictions[0]["logprobs"], abs=1e-3)
+    assert first.predictions[1]["logprobs"] != pytest.approx(second.predictions[1]["logprobs"], abs=1e-3)
+    assert sum(len(path.read_text().splitlines()) for path in cache.glob("*.jsonl")) == 3
+
+
+def score_a_share(folder: Path):
+    PartialState._reset_state()  # a forked process begins with the state of its parent, a launched one without any
+    PartialState(cpu=True)
+    result = multiple_choice(
+        random_model(32000), tokenizers.load(), "ceval", cache=folder / "cache", progress=False
+    )
+    (folder / f"out{PartialState().process_index}").write_text(json.dumps(result.predictions))
+
+
+def test_two_processes_share_the_subjects_and_return_the_whole_result(model, tokenizer, tmp_path):
+    debug_launcher(score_a_share, args=(tmp_path,), num_processes=2)
+    alone = multiple_choice(model, tokenizer, "ceval", progress=False)
+    for rank in "01":
+        rows = json.loads((tmp_path / f"out{rank}").read_text())
+        assert [row["prediction"] for row in rows] == [row["prediction"] for row in alone.predictions]
+        assert rows == alone.predictions
+    scored = [len(path.read_text().splitlines()) for path in sorted((tmp_path / "cache").glob("*.jsonl"))]
+    assert len(scored) == 2 and sum(scored) == alone.n and max(scored) < 0.6 * alone.n
+
+
 # ---- results
 
 
@@ -210,6 +401,61 @@ def test_micro_macro_and_categories_count_what_they_say():
     assert result.macro == pytest.approx((1 / 3 + 1 + 0) / 3)
     assert result.by_category == {"STEM": Score(4, 8), "Other": Score(0, 1)}
     assert result.by_subject["b"] == Score(2, 2) and result.chance == 0.25
+
+
+def outcome(hits: str, **changes) -> EvalResult:
+    """A result of one subject: "1" for a right answer."""
+    rows = [
+        dict(subject="x", index=i, correct=hit == "1", answer="A", shots=5)
+        for i, hit in enumerate(hits)
+        if hit != " "
+    ]
+    fields = dict(
+        task="mmlu", split="test", scoring="letter", shots=5, root=BUNDLED, predictions=rows, skipped=[]
+    )
+    return EvalResult(**fields | dict(subjects={"x": dict(name="x", category="STEM")}) | changes)
+
+
+def test_paired_test_counts_only_the_questions_on_which_two_models_differ():
+    # a alone right once, b alone 8 times: 2 * (1 + 9) / 2**9
+    one = paired(outcome("1" + 8 * "0" + 11 * "1"), outcome("0" + 8 * "1" + 11 * "1"))
+    assert (one.only_a, one.only_b, one.n) == (1, 8, 20) and one.p == pytest.approx(0.0390625)
+    assert one.difference == pytest.approx(7 / 20)
+    # Agresti and Min: (8.5 - 1.5) / 22, +- 1.96 * sqrt(8.5 + 1.5 - 49 / 22) / 22
+    assert one.interval == pytest.approx((0.31818 - 0.24842, 0.31818 + 0.24842), abs=1e-4)
+    assert paired(outcome("10"), outcome("01")).p == 1 == paired(outcome("11"), outcome("11")).p
+    assert Paired(0, 10, 5000).p == pytest.approx(2 / 2**10)
+    assert Paired(4000, 4400, 14042).p == pytest.approx(1.353e-5, rel=0.02)
+    part = paired(outcome("111 "), outcome("101 1"))
+    assert (part.n, part.unmatched) == (3, 1) and "1 questions asked of one model only" in str(part)
+
+
+def test_results_of_other_questions_cannot_be_paired():
+    for other in (outcome("11", task="ceval"), outcome("11", split="val"), outcome(" 1")):
+        with pytest.raises(EvalError, match="not the same questions"):
+            paired(outcome("1"), other)
+    changed = outcome("1")
+    changed.predictions[0]["answer"] = "B"
+    with pytest.raises(EvalError, match="not the same questions"):
+        paired(outcome("1"), changed)
+
+
+def test_table_names_the_papers_average_and_shows_chance():
+    rows = [
+        dict(subject=name, correct=hit, shots=5) for name, hit in (("a", True), ("a", False), ("b", True))
+    ]
+    mapping = {"a": dict(name="a", category="STEM"), "b": dict(name="b", category="Other")}
+    table = outcome("1", predictions=rows, subjects=mapping).table()
+    assert list(table.index) == [
+        "STEM",
+        "Other",
+        "micro average (the paper's)",
+        "macro average, over subjects",
+        "chance",
+    ]
+    assert table["accuracy"].tolist() == pytest.approx([50, 100, 200 / 3, 75, 25])
+    assert table.loc["STEM", ["low", "high"]].tolist() == pytest.approx([9.453, 90.547], abs=1e-3)
+    assert table["n"].tolist() == [2, 1, 3, 3, 3]
 
 
 def test_plot_draws_the_chance_line_and_every_interval():
@@ -265,6 +511,23 @@ def test_a_file_without_a_needed_column_names_every_row(model, tokenizer, tmp_pa
     assert [row["reason"] for row in result.skipped] == ["missing column C"] * 2
 
 
+def test_a_quote_left_open_is_named_with_the_lines_it_swallows(tmp_path):
+    root = write_task(tmp_path, "mmlu", {"test": b'q,a,b,c,d,A\n"q,a,b,c,d,A\nq,a,b,c,d,B\nq,a,b,c,d,C\n'})
+    questions, (skipped,) = load_questions("mmlu", "x", "test", root)
+    assert len(questions) == 1 and (skipped["line"], skipped["index"]) == (2, 1)
+    assert "missing column" in skipped["reason"] and "goes on to line 4" in skipped["reason"]
+
+
+def test_a_file_without_rows_is_reported_with_the_score(model, tokenizer, tmp_path):
+    root = write_task(tmp_path, "cmmlu", {"dev": b"", "test": b",Question,A,B,C,D,Answer\n0,q,a,b,c,d,A\n"})
+    result = multiple_choice(model, tokenizer, "cmmlu", root=root, progress=False)
+    assert (
+        result.n == 1
+        and result.skipped[0]["file"] == "dev/x.csv"
+        and "no rows" in result.skipped[0]["reason"]
+    )
+
+
 def test_a_file_with_no_usable_row_is_an_error_that_says_why(model, tokenizer, tmp_path):
     root = write_task(tmp_path, "mmlu", {"dev": b"q,a,b,c,d,A\n", "test": b"q,a,b,c,d,E\n"})
     with pytest.raises(EvalError, match=r"test/x_test.csv: answer 'E'"):
@@ -291,8 +554,7 @@ def test_the_unlabelled_test_split_of_ceval_is_refused(model, tokenizer):
         ("mmlu", {"language": "fr"}, "no language 'fr'.*en, zh"),
         ("mmlu", {"scoring": "vibes"}, "no scoring 'vibes'.*letter, cloze"),
         ("mmlu", {"split": "train"}, "train.*capital_train.csv is missing"),
-        ("mmlu", {"root": "hub"}, "AURORA_BENCHMARKS"),
-        ("mmlu", {"root": BUNDLED / "ceval"}, "ceval has no mmlu/mapping.json"),
+        ("mmlu", {"root": BUNDLED / "ceval"}, "ceval has no mmlu/mapping.json.*AURORA_BENCHMARKS"),
     ],
 )
 def test_what_does_not_exist_is_one_sentence_with_a_remedy(model, tokenizer, task, options, message):
@@ -302,6 +564,89 @@ def test_what_does_not_exist_is_one_sentence_with_a_remedy(model, tokenizer, tas
 
 def test_root_may_be_the_folder_of_the_task_itself():
     assert load_subjects("mmlu", BUNDLED / "mmlu") == load_subjects("mmlu", BUNDLED)
+
+
+# ---- the hub, here a folder laid out as its repositories are: nothing is downloaded in these tests
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """Where a test puts what the hub would send; what is made of it goes to a cache of its own."""
+    source = tmp_path / "snapshots" / "0123abc"
+    source.mkdir(parents=True)
+    monkeypatch.setattr(hub_benchmarks, "snapshot_download", lambda *args, **kwargs: str(source))
+    monkeypatch.setattr(
+        hub_benchmarks,
+        "cached_assets_path",
+        lambda library, namespace, subfolder: tmp_path / library / namespace / subfolder,
+    )
+    hub_benchmarks.download.cache_clear()
+    yield source
+    hub_benchmarks.download.cache_clear()
+
+
+def test_a_zip_from_the_hub_is_read_as_released_with_the_released_subjects(hub, model, tokenizer):
+    names = {"agronomy": "农学", "ancient_chinese": "古汉语"}
+    with zipfile.ZipFile(hub / "cmmlu_v1_0_1.zip", "w") as archive:
+        for subject in hub_benchmarks.released("cmmlu"):
+            for split in ("dev", "test"):
+                archive.write(BUNDLED / "cmmlu" / split / "home.csv", f"{split}/{subject}.csv")
+        archive.writestr("../dev/evil.csv", "0")
+    found = load_subjects("cmmlu", "hub")
+    assert len(found) == 67 and {name: found[name]["name"] for name in names} == names
+    result = multiple_choice(model, tokenizer, "cmmlu", root="hub", subjects=list(names), progress=False)
+    assert result.n == 2 * len(cells("cmmlu", "test", "home")) and result.root.name == "0123abc"
+    assert not list(hub.parent.rglob("evil.csv"))
+
+
+def test_parquet_files_from_the_hub_become_the_released_rows(hub):
+    import pandas as pd
+
+    for subject in hub_benchmarks.released("mmlu"):
+        (hub / subject).mkdir()
+        for split, ours in (("dev", "dev"), ("validation", "val"), ("test", "test")):
+            rows = cells("mmlu", ours, "home")
+            columns = dict(
+                question=[row[0] for row in rows], subject=subject, choices=[row[1:5] for row in rows]
+            )
+            table = pd.DataFrame(columns | dict(answer=["ABCD".index(row[5]) for row in rows]))
+            table.to_parquet(hub / subject / f"{split}-00000-of-00001.parquet")
+    assert len(load_subjects("mmlu", "hub")) == 57
+    for split in MMLU_SPLITS:
+        got, skipped = load_questions("mmlu", "virology", split, "hub")
+        assert [[q.text, *q.choices, q.answer] for q in got] == cells("mmlu", split, "home") and not skipped
+
+
+def test_a_download_that_lacks_subjects_is_named(hub):
+    with pytest.raises(
+        EvalError, match=r"ceval/ceval-exam as downloaded lacks 52 subjects.*AURORA_BENCHMARKS"
+    ):
+        load_subjects("ceval", "hub")
+    (hub / "ceval-exam.zip").write_bytes(b"half a zip")
+    with pytest.raises(EvalError, match=r"ceval-exam.zip is damaged"):
+        load_subjects("ceval", "hub")
+
+
+def test_without_a_network_the_hub_is_one_sentence_with_a_remedy(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    hub_benchmarks.download.cache_clear()
+    with pytest.raises(EvalError, match=r"cais/mmlu could not be downloaded.*AURORA_BENCHMARKS"):
+        load_subjects("mmlu", "hub")
+
+
+def test_a_release_without_a_mapping_has_the_released_subjects(tmp_path):
+    (tmp_path / "ceval" / "dev").mkdir(parents=True)
+    found = load_subjects("ceval", tmp_path)
+    assert Counter(entry["category"] for entry in found.values()) == {
+        "STEM": 20,
+        "Social Sciences": 10,
+        "Humanities": 11,
+        "Other": 11,
+    }
+    (tmp_path / "cmmlu" / "dev").mkdir(parents=True)
+    (tmp_path / "mmlu" / "dev").mkdir(parents=True)
+    assert (len(load_subjects("cmmlu", tmp_path)), len(load_subjects("mmlu", tmp_path))) == (67, 57)
 
 
 # ---- the bundled questions
@@ -408,7 +753,7 @@ def test_a_right_answer_in_the_wrong_language_is_understood_but_not_correct(monk
     probes = [*probes[:2], symbol, probes[3]]
     zh = [probes[0]["zh"]["answer"], probes[1]["en"]["answer"], symbol["en"]["answer"], "我不知道。"]
     en = [probes[0]["en"]["answer"], probes[1]["zh"]["answer"], "", "I do not know."]
-    monkeypatch.setattr(evaluation, "answers", lambda *args, **kwargs: zh + en)
+    monkeypatch.setattr("aurora_lib.probes.answers", lambda *args, **kwargs: zh + en)
     result = evaluation.probe(None, None, probes)
     counts = {
         (asked, what): result.score(asked, what).correct
@@ -425,6 +770,9 @@ def test_a_right_answer_in_the_wrong_language_is_understood_but_not_correct(monk
     }
     assert [row["answer"] for row in result.rows] == zh + en
     assert [score.n for score in result.scores.values()] == [4] * 6
+    assert {name: score.correct for name, score in result.languages("en").items()} == dict(
+        zh=1, en=2, mixed=0, other=1
+    )
 
 
 def test_probes_split_into_held_out_and_others():
