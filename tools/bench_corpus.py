@@ -60,7 +60,7 @@ Turns = list[list[str]]  # [question, answer] of each round
 
 def identity(source: str, row: int) -> str:
     """The id `sources.load` gives a row of a corpus."""
-    return f"{source}:{LAYOUTS[source][0]}:{row}"
+    return f"{source}:{LAYOUTS[source][0]}[{row}]"
 
 
 def vocabulary(folder: Path | None = None) -> dict[tuple[str, bool], list[str]]:

@@ -22,15 +22,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 HARNESS = "lm-eval[hf]==0.4.13"
-TASK = {
-    "dataset_path": "json",
-    "test_split": "test",
-    "output_type": "multiple_choice",
-    "doc_to_text": "prompt",
-    "doc_to_choice": ["A", "B", "C", "D"],
-    "doc_to_target": "target",
-    "metric_list": [{"metric": "acc"}],
-}
 
 
 def main() -> None:
@@ -38,7 +29,7 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=ROOT / "data" / "benchmarks", help="released CSV files")
     parser.add_argument("--task", choices=["cmmlu", "ceval", "mmlu"], default="cmmlu")
     parser.add_argument("--subjects", nargs="+", help="default: four, evenly from the list of all")
-    parser.add_argument("--models", nargs="+", choices=["tiny", "random"], default=["tiny", "random"])
+    parser.add_argument("--models", nargs="+", choices=["tiny", "random"], default=["random", "tiny"])
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--harness", type=Path, default=ROOT / "runs" / "bench" / "harness")
@@ -138,8 +129,8 @@ def memory() -> float:
 
 def ours(job: dict) -> None:
     sys.path.insert(0, str(ROOT))
-    from aurora_lib import evaluation
-    from aurora_lib.benchmarks import TASKS, load_questions, load_subjects
+    from aurora_lib import evaluation, harness
+    from aurora_lib.benchmarks import load_subjects
 
     model, words = load(job)
     task, known = job["task"], load_subjects(job["task"], job["root"])
@@ -150,28 +141,7 @@ def ours(job: dict) -> None:
     )
     seconds, cpu, peak = time.perf_counter() - start, time.process_time() - cpu, memory()
 
-    # after the clock has stopped: the same prompts for the harness, with as many examples as were used
-    shots = {(row["subject"], row["index"]): row["shots"] for row in result.predictions}
-    Path(job["work"]).mkdir(parents=True, exist_ok=True)
-    with (Path(job["work"]) / "prompts.jsonl").open("w", encoding="utf-8") as file:
-        for subject in subjects:
-            examples = load_questions(task, subject, "dev", job["root"])[0][:5]
-            for question in load_questions(task, subject, result.split, job["root"])[0]:
-                if (used := shots.get((subject, question.index))) is None:
-                    continue
-                few = examples[len(examples) - used :]
-                prompt = evaluation.letter_prompt(
-                    question, few, known[subject]["name"], TASKS[task]["language"]
-                )
-                ids = evaluation.encode(words, prompt)
-                prompt = (
-                    words.bos_token + prompt
-                )  # the harness leaves <s> to the tokenizer, and these add none
-                if words(prompt, add_special_tokens=False).input_ids != ids:
-                    sys.exit(
-                        f"{subject} {question.index}: the two prompts differ, so nothing can be compared."
-                    )
-                file.write(json.dumps({"prompt": prompt, "target": "ABCD".index(question.answer)}) + "\n")
+    harness.export(result, words, job["work"])  # after the clock has stopped
     answer(seconds, cpu, before, peak, [row["prediction"] for row in result.predictions], result.accuracy)
 
 
@@ -182,19 +152,15 @@ def theirs(job: dict) -> None:
 
     model, words = load(job)
     lm = HFLM(pretrained=model, tokenizer=words, batch_size=job["batch"], device="cpu")
-    settings = TASK | dict(
-        task="prompts",
-        target_delimiter=" " if job["task"] == "mmlu" else "",
-        dataset_kwargs={"data_files": {"test": str(Path(job["work"]) / "prompts.jsonl")}},
-    )
-    task = TaskManager(include_defaults=False).load([settings])["tasks"]
+    name = f"aurora_{job['task']}"
+    task = TaskManager(include_path=job["work"], include_defaults=False).load([name])["tasks"]
     before, start, cpu = memory(), time.perf_counter(), time.process_time()
     found = evaluator.evaluate(lm, task, bootstrap_iters=0, log_samples=True)
     seconds, cpu, peak = time.perf_counter() - start, time.process_time() - cpu, memory()
-    samples = sorted(found["samples"]["prompts"], key=lambda sample: sample["doc_id"])
+    samples = sorted(found["samples"][name], key=lambda sample: sample["doc_id"])
     scores = [[reply[0] for reply in sample["filtered_resps"]] for sample in samples]
     said = ["ABCD"[values.index(max(values))] for values in scores]
-    answer(seconds, cpu, before, peak, said, found["results"]["prompts"]["acc,none"])
+    answer(seconds, cpu, before, peak, said, found["results"][name]["acc,none"])
 
 
 def answer(seconds, cpu, before, peak, predictions: list[str], accuracy: float) -> None:

@@ -5,7 +5,7 @@
 # steps, find near duplicates, and account for every single row.
 #
 # At `tiny` the files are samples of our own in the released layouts, dirt included. `AURORA_DATA=/a/folder` reads yours; at `full` the
-# three released files are read. Two cores clean all 176,678 rows in about the time you need to read this page (`tools/bench_cleaning.py`).
+# three released files are read. (`tools/bench_cleaning.py` times the same code on as many synthetic rows as the paper has.)
 
 # %%
 import aurora_lib
@@ -15,19 +15,20 @@ scale = aurora_lib.start("02")
 # %% [markdown]
 # ## Three files, three layouts
 #
-# A raw row of each. The Alpaca sets hold an `instruction`, sometimes an `input` it refers to, and the `output`; ShareGPT holds turns. (The
-# paper describes the first set as translated sentence pairs; the released file has this layout.)
+# The longest of the first rows of each. The Alpaca sets hold an `instruction`, sometimes an `input` it refers to, and the `output`; ShareGPT holds
+# turns and a free-text tag. (The paper describes the first set as translated sentence pairs; the released file has this layout.)
 
 # %%
 import json
+from itertools import islice
 
 from aurora_lib import json_rows, sources
 
 data = scale.data or "hub"
 for name in sources.SOURCES:
     file = sources.files(name, data)[0]
-    row = next(value for _, _, value in json_rows.read(file) if isinstance(value, dict))
-    print(f"{name}: {file.name}\n  {json.dumps(row, ensure_ascii=False)[:200]}\n")
+    first = [json.dumps(value, ensure_ascii=False) for _, _, value in islice(json_rows.read(file), 20)]
+    print(f"{name}: {file.name}\n  {max(first, key=len)[:230]}\n")
 
 # %% [markdown]
 # `sources.load` streams a file row by row, recognises each row's layout and turns it into one shape, *messages*. A row that is no
@@ -38,6 +39,8 @@ from pathlib import Path
 
 import pandas as pd
 from datasets import concatenate_datasets
+
+pd.options.display.max_colwidth = 60
 
 read = concatenate_datasets([sources.load(name, data) for name in sources.SOURCES])
 rejected = [
@@ -68,7 +71,7 @@ def talk(question, answer):
 weather = "今天天气很好。我们一家人去了公园，孩子们在草地上放风筝，老人坐在长椅上聊天，"
 dirty = [
     talk("5 &lt; 6 对吗？", "对。"),
-    talk("北京\u200b在哪里？", "在中国\ufeff北方。"),
+    talk("北京\u200b在哪里？", "在北方。"),
     talk("你好".encode().decode("latin-1"), "你好！"),
     talk("写一句问候。\n<noinput>", "早上好！"),
     talk("列出两种水果", r"苹果\n香蕉"),
@@ -82,10 +85,11 @@ rows = []
 for messages in dirty:
     mended, changes = edits.edit(messages)
     found = next(((step.__name__, reason) for step in drops.DROPS if (reason := step(mended))), (None, None))
-    steps = ", ".join(change["step"] for change in changes) or f"dropped by {found[0]}"
-    after = found[1] or " | ".join(message["content"] for message in mended)
-    rows.append([" | ".join(repr(m["content"])[1:-1][-32:] for m in messages), steps, after])
-pd.DataFrame(rows, columns=["before (question | answer)", "step", "after, or the reason"])
+    steps = ", ".join({change["step"] for change in changes}) or f"dropped by {found[0]}"
+    before = [m["content"].replace("\n", "⏎").replace("\u200b", "[U+200B]") for m in messages]
+    after = found[1] or " | ".join(message["content"].replace("\n", "⏎") for message in mended)
+    rows.append([" | ".join(text if len(text) < 34 else "…" + text[-30:] for text in before), steps, after])
+pd.DataFrame(rows, columns=["before (question | answer; ⏎ is a line break)", "step", "after, or the reason"])
 
 # %% [markdown]
 # What is *not* dropped matters as much. Short answers are mostly right, an apology may have been asked for, and 英语 in the question makes an
@@ -93,25 +97,27 @@ pd.DataFrame(rows, columns=["before (question | answer)", "step", "after, or the
 
 # %%
 good = [talk("三乘九等于多少？", "27"), talk("写一封道歉信", "对不起，我不能参加会议。"), talk("“谢谢”的英语怎么说？", "You can say thank you.")]
-[[step(messages) for step in drops.DROPS] for messages in good]
+for messages in good:
+    reasons = [step(messages) for step in drops.DROPS]
+    print(messages[1]["content"], "is kept" if not any(reasons) else reasons)
 
 # %% [markdown]
-# All steps, in order, each with what it does. The ones marked *optional* change good text too, so they are taken only where you ask
-# for them; benchmark questions are looked for further down.
+# All steps, in order. The *optional* ones change good text too, so they are taken only where you ask for them. ("Unless they are the
+# subject" means: a conversation *about* HTML keeps its `&lt;`.)
 
 # %%
+from IPython.display import display
+
 from aurora_lib import cleaning, duplicates
 
-pd.options.display.max_colwidth = None
-functions = [*edits.TEXT_EDITS, *edits.EDITS, *edits.OPTIONAL, *drops.DROPS]
-does = {step.__name__: step.__doc__.split("\n\n")[0].replace("\n   ", "") for step in functions}
-does |= {"duplicate": "Of equal conversations the first stays.", "near_duplicate": "Of nearly equal ones the one with the longer answers stays."}
-optional = [step.__name__ for step in edits.OPTIONAL]
-pd.DataFrame([[name + " (optional)" * (name in optional), does[name]] for name in does], columns=["step", "what it does"])
+optional = {step.__name__ for step in edits.OPTIONAL}
+with pd.option_context("display.max_colwidth", None):
+    display(pd.DataFrame([[name + " (optional)" * (name in optional), does] for name, does in cleaning.descriptions().items()], columns=["step", "what it does"]))
 
 # %% [markdown]
-# `clean` runs them all and keeps everything: what was kept, what was dropped and why, every single change. Finished parts are stored in
-# `folder`: interrupt a long run, start it again, and it goes on where it was.
+# `clean` takes every step but the optional ones and keeps all there is to know: what was kept, what was dropped and why, every single change. Finished parts
+# are stored in `folder`: a long run that was interrupted goes on where it stopped. Steps that found nothing are not listed, and a row that was edited may
+# still be dropped further down.
 
 # %%
 result = cleaning.clean(read, folder=scale.runs / "cleaning")
@@ -119,38 +125,31 @@ assert len(result.kept) + len(result.dropped) == len(read)
 result.report
 
 # %% [markdown]
-# The same as a picture: how many conversations are left after each step, and which source each step took from.
+# The same as a picture: what each step removed, by source, and how many conversations were left then.
 
 # %%
 import matplotlib.pyplot as plt
+from matplotlib.ticker import MaxNLocator
 
-dropped = result.report.xs("dropped", level="action").drop(columns="total")
-left = [len(read), *(len(read) - dropped.sum(axis=1).cumsum())]
-figure, (funnel, steps) = plt.subplots(1, 2, figsize=(11, 0.4 * len(left) + 1), sharey=False)
-funnel.barh(["read", *dropped.index], left)
-for y, n in enumerate(left):
-    funnel.text(n, y, f" {n:,}", va="center")
-funnel.set(title="left after each step", xlim=(0, 1.15 * left[0]))
-dropped.plot.barh(stacked=True, ax=steps, xlabel="conversations", ylabel="", title="dropped by each step")
-steps.legend(bbox_to_anchor=(1, 1))
-for axes in (funnel, steps):
-    axes.invert_yaxis()
-figure.tight_layout()
+removed = result.report.xs("dropped", level="action").drop(columns="total")
+left = len(read) - removed.sum(axis=1).cumsum()
+removed.index = [f"{step} ({n:,} left)" for step, n in left.items()]
+axes = removed.plot.barh(stacked=True, figsize=(7, 0.4 * len(removed) + 1), xlabel="conversations removed", ylabel="", title=f"{len(read):,} read, {len(result.kept):,} kept")
+axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+axes.legend(bbox_to_anchor=(1, 1))
+axes.invert_yaxis();
 
 # %% [markdown]
 # Read some of what was dropped. A step that drops good rows shows itself here, and nowhere else.
 
 # %%
-frame = pd.DataFrame(result.dropped.to_list())
-first = frame.groupby("step", sort=False).head(2)
-pd.DataFrame(
-    {
-        "step": first.step,
-        "reason": first.reason,
-        "question": [m[0]["content"][:30] for m in first.messages],
-        "last turn": [m[-1]["content"][:40] for m in first.messages],
-    }
-).reset_index(drop=True)
+texts = {row["id"]: row["messages"] for row in read}
+rows = []
+for step in dict.fromkeys(sorted(result.dropped["step"], key=cleaning.STEPS.index)):
+    for row in result.dropped.filter(lambda row, step=step: row["step"] == step).select(range(2)):
+        twin = texts.get(row["reason"].rpartition(" ")[2], [{"content": ""}])[0]["content"]
+        rows.append([step, row["messages"][0]["content"][:30], row["messages"][-1]["content"][:34], f"stays: {twin}" if twin else row["reason"]])
+pd.DataFrame(rows, columns=["step", "question", "last turn", "reason, or the row that stays"])
 
 # %% [markdown]
 # With a kernel running you can go through all of them, and through what was kept and changed. (On a page without one, the table above
@@ -164,16 +163,18 @@ browsing.browse(result)
 # %% [markdown]
 # ## Near duplicates
 #
-# Two rows that differ in a word teach the same thing twice, and a copy of a test question is worse. To compare texts, cut them into
-# *shingles*, here every five characters in a row; the *Jaccard similarity* is the share of shingles in common.
+# Two rows that say the same in almost the same words teach it twice. To compare texts, cut them into *shingles*, here every five
+# characters in a row; the *Jaccard similarity* J is the share of shingles in common.
 
 # %%
+def shingles(text):
+    return {text[i : i + 5] for i in range(len(text) - 4)}
+
+
 a = "长城是中国古代的防御工程，东起山海关，西到嘉峪关。"
 b = "长城是中国古代的防御工程，东起山海关，西至嘉峪关。"
-c = "故宫是明清两代的皇家宫殿，位于北京城的中轴线上。"
-pieces = [{text[i : i + 5] for i in range(len(text) - 4)} for text in map(lambda t: duplicates.plain(talk("", t)), (a, b, c))]
-for name, other in (("b", pieces[1]), ("c", pieces[2])):
-    print(f"a and {name}: {len(pieces[0] & other)} of {len(pieces[0] | other)} shingles, J = {duplicates.jaccard(a, {'b': b, 'c': c}[name]):.2f}")
+common, all_ = shingles(a) & shingles(b), shingles(a) | shingles(b)
+print(f"J = {len(common)} / {len(all_)} = {len(common) / len(all_):.2f}; only in one of them: {sorted(all_ - common)}")
 
 # %% [markdown]
 # One character changed, and five shingles on either side are gone.
@@ -181,55 +182,69 @@ for name, other in (("b", pieces[1]), ("c", pieces[2])):
 # Comparing all pairs of 176,678 rows would take 15.6 billion comparisons. **MinHash** makes each text a short list of numbers: hash all its shingles,
 # keep the smallest hash, and repeat with 128 different hash functions. The smallest of all shingles of two texts is equally likely to be any of
 # them, so it is a *common* one with probability J: **the share of equal numbers estimates J.** Then cut the 128 numbers into 32 *bands* of 4: only texts
-# that agree in a whole band, at least one, are compared. That happens with probability $1-(1-J^4)^{32}$, the S-curve.
+# that agree in a whole band, at least one, are compared. That happens with probability $1-(1-J^4)^{32}$, the S-curve. Below, copies with ever more
+# characters replaced, and what becomes of them.
 
 # %%
 import numpy as np
 
 rng = np.random.default_rng(0)
-texts = [duplicates.plain(row["messages"]) for row in result.kept]
-texts = [text for text in texts if len(text) >= 25]
-pairs = []
-for text in texts[:400]:  # copies with ever more characters replaced
-    changed = list(text)
-    for place in rng.integers(0, len(text), rng.integers(0, len(text) // 3)):
-        changed[place] = chr(rng.integers(0x4E00, 0x9FA5))
-    pairs.append((text, "".join(changed)))
+
+
+def changed(text, share):
+    """A copy with this share of its characters replaced."""
+    characters = list(text)
+    for place in rng.permutation(len(text))[: round(share * len(text))]:
+        characters[place] = chr(rng.integers(0x4E00, 0x9FA5))
+    return "".join(characters)
+
+
+long_enough = [text for row in result.kept if len(text := duplicates.plain(row["messages"])) >= 25][:400]
+pairs = [(text, changed(text, rng.uniform(0, 0.33))) for text in long_enough]
 true = np.array([duplicates.jaccard(*pair) for pair in pairs])
 signed = duplicates.signatures([duplicates.shingles(text) for pair in pairs for text in pair])
 estimate = (signed[::2] == signed[1::2]).mean(axis=1)
 bands = duplicates.bands(signed)
-candidate = (bands[::2] == bands[1::2]).any(axis=1)
+compared = (bands[::2] == bands[1::2]).any(axis=1)
+print(f"{len(pairs)} pairs: mean error of the estimate {np.abs(estimate - true).mean():.3f}; {compared.sum()} share a band")
 
+# %%
+figure, (left_axes, right_axes) = plt.subplots(1, 2, figsize=(10, 3.6))
 j = np.linspace(0, 1, 200)
-figure, (left_axes, right_axes) = plt.subplots(1, 2, figsize=(10, 3.4))
 left_axes.plot(true, estimate, ".", alpha=0.4)
 left_axes.plot(j, j, "k", lw=0.8)
 left_axes.set(xlabel="true Jaccard similarity", ylabel="share of equal MinHash values", title="128 numbers stand for a text")
 for count, rows_each in ((8, 16), (16, 8), (32, 4), (64, 2)):
     chosen = (count, rows_each) == (duplicates.BANDS, duplicates.ROWS)
     right_axes.plot(j, 1 - (1 - j**rows_each) ** count, lw=3 if chosen else 1, label=f"{count} bands of {rows_each}")
-edges = np.linspace(0, 1, 11)
-inside = np.digitize(true, edges[1:-1])
-shares = [(true[inside == k].mean(), candidate[inside == k].mean()) for k in range(10) if (inside == k).any()]
-right_axes.plot(*zip(*shares, strict=True), "ko", ms=4, label="measured")
-right_axes.set(xlabel="true Jaccard similarity", ylabel="compared at all", title="The S-curve")
-right_axes.legend()
-print(f"mean error of the estimate {np.abs(estimate - true).mean():.3f}; {candidate.sum()} of {len(pairs)} pairs share a band");
+tenth = np.minimum((true * 10).astype(int), 9)
+for k in np.unique(tenth):
+    share, n = compared[tenth == k].mean(), (tenth == k).sum()
+    right_axes.plot(true[tenth == k].mean(), share, "ko", ms=2 + n**0.5, alpha=0.6, label="measured (larger: more pairs)" if k == tenth.min() else None)
+right_axes.set(xlabel="true Jaccard similarity", ylabel="share of pairs compared", title="The S-curve")
+right_axes.legend(bbox_to_anchor=(1, 1))
+figure.tight_layout()
 
 # %% [markdown]
-# Pairs that share a band are *candidates*: they are then compared in full, and two questions of the same form (15 apples, 18 apples) are told
-# apart. How many does the whole thing find? Plant copies with one character in fifty replaced, at least one, and count. In a very short row one
+# Pairs that share a band are *candidates*, and then compared in full: near duplicates have at least 0.7 of their shingles or 0.9 of their characters in
+# common, *unless* it is another question with its own answer:
+
+# %%
+apples = "小明有{}个苹果，又买了{}个苹果，现在他一共有多少个苹果？"
+one = talk(apples.format(15, 6), "他一共有21个苹果。")
+print("other numbers, other answer:", duplicates.same(one, talk(apples.format(18, 7), "他一共有25个苹果。")))
+print("same question, other words: ", duplicates.same(one, talk(apples.format(15, 6), "他现在一共有21个苹果！")))
+
+# %% [markdown]
+# How many does the whole thing find? Plant copies with one character in fifty replaced, at least one, and count. In a very short row one
 # character is a large share, and may be what the row is about; so short and longer rows are counted apart.
 
 # %%
 copies = []
 for row in result.kept.select(range(0, len(result.kept), 3)):
     messages = [dict(message) for message in row["messages"]]
-    where = [(m, i) for m, message in enumerate(messages) for i in range(len(message["content"]))]
-    for m, i in rng.permutation(where)[: max(1, round(0.02 * len(where)))]:
-        text = messages[m]["content"]
-        messages[m]["content"] = text[:i] + chr(rng.integers(0x4E00, 0x9FA5)) + text[i + 1 :]
+    last = messages[-1]["content"]
+    messages[-1]["content"] = changed(last, max(0.02, 1 / len(last)))
     copies.append(row | {"id": row["id"] + " copy", "messages": messages})
 again = cleaning.clean(concatenate_datasets([result.kept, sources.table(copies)]))
 gone = set(again.dropped["id"])
@@ -244,16 +259,18 @@ found.groupby("characters").found.agg(planted="size", found="sum", share="mean")
 # %% [markdown]
 # ## Benchmark questions among the rows
 #
-# A model that has read the exam scores too well. `contamination` looks for 20 characters in a row of any C-Eval, CMMLU or MMLU question (or for
-# a shorter question as a whole), the same way at `full`.
+# A model that has read the exam scores too well. `contamination` looks for 20 Chinese characters in a row of any C-Eval, CMMLU or MMLU question (50 letters
+# of other scripts, where 20 are a stock phrase), and for shorter questions as a whole.
 
 # %%
 from aurora_lib import contamination
 
 asked = contamination.questions(scale.benchmarks)
 overlaps = contamination.overlaps(result.kept, asked)
+exam = contamination.Questions(["下列关于光合作用的说法中，正确的一项是哪一个？请从四个选项里选出来。"])
+print("planted:", exam.found_in(talk("题目：下列关于光合作用的说法中正确的一项是哪一个？甲乙丙丁", "乙")))
 print(f"{len(overlaps):,} of {len(result.kept):,} conversations hold one of {len(asked.texts):,} benchmark questions")
-pd.DataFrame(overlaps[:3], columns=["id", "question"])
+pd.DataFrame([[row["question"], texts[row["id"]][0]["content"]] for row in overlaps[:3]], columns=["benchmark question", "a row's question"])
 
 # %% [markdown]
 # Look at what was found before you drop anything: at `tiny`, world facts are the subject of rows and questions alike, on purpose. Dropping them is one
@@ -261,7 +278,8 @@ pd.DataFrame(overlaps[:3], columns=["id", "question"])
 #
 # ## Table 1
 #
-# The paper counts single- and multi-round conversations. Ours, from this run, beside the paper's:
+# The paper counts single- and multi-round conversations. Ours, from this run, beside the paper's. (At `tiny` only the shape compares: the first two sets
+# have one round each.)
 
 # %%
 from aurora_lib import paper
@@ -273,50 +291,51 @@ published = {
 }
 published["total"] = tuple(map(sum, zip(*published.values(), strict=True)))
 assert sum(published["total"]) == paper.CONVERSATIONS["total"].value
-result.table1().join(pd.DataFrame.from_dict(published, orient="index", columns=["paper: single", "paper: multiple"]))
+table1 = result.table1().join(pd.DataFrame.from_dict(published, orient="index", columns=["paper: single", "paper: multiple"]))
+table1.map("{:,}".format)
 
 # %% [markdown]
 # ## What the rows are about
 #
-# The paper's Figure 2 shows twenty categories, and says little about where they came from. Ours are ShareGPT's own tags where there are any, else
-# the guess of a small classifier: a lexicon labels the conversations it is sure of, and naive Bayes learns from those.
+# The paper's Figure 2 shows twenty categories, and says little about where they came from. Ours are ShareGPT's own tags where there are any, else the
+# guess of a small classifier: a list of telling words labels the conversations it is sure of, and naive Bayes, which weighs every character by how much more
+# often one topic uses it, learns from those. How often its guess is right was measured on prompts labelled by hand (`tools/measure_categories.py`).
 
 # %%
-from collections import Counter
-
 from aurora_lib import categories
 
 classifier = categories.fit(result.kept["messages"])
-topics = Counter(classifier.topics(result.kept["messages"], result.kept["category"]))
-names, counts = zip(*topics.most_common()[::-1], strict=True)
-figure, axes = plt.subplots(figsize=(6, 0.28 * len(names) + 0.6))
-axes.barh(names, counts)
-axes.set(xlabel="conversations", title="Topics of the kept conversations")
+topics = classifier.topics(result.kept["messages"], result.kept["category"])
+tagged = [bool(categories.normalise(tag)) for tag in result.kept["category"]]
+counts = pd.crosstab(pd.Series(topics), pd.Series(tagged)).rename(columns={True: "ShareGPT's tag", False: "classifier's guess"})
+counts = counts.loc[counts.sum(axis=1).sort_values().index].rename_axis(columns=None)
+axes = counts.plot.barh(stacked=True, figsize=(6, 0.28 * len(counts) + 0.8), xlabel="conversations", ylabel="", title="Topics of the kept conversations")
 measured = json.loads(Path(sources.DATA.parent, "results", "topics.json").read_text())
-print("accuracy on {n} hand-labelled prompts: {accuracy:.0%}, 95 % interval {interval[0]:.0%} to {interval[1]:.0%}".format(**measured))
+print("a guess is right for {accuracy:.0%} of {n} hand-labelled prompts, 95 % interval {interval[0]:.0%} to {interval[1]:.0%}".format(**measured))
 
 # %% [markdown]
 # ## What Chinese costs in tokens
 #
 # Mixtral's tokenizer has 32,000 pieces, few of them Chinese; a character without a piece of its own falls back to its three
-# bytes. Same facts, both languages, the *real* tokenizer:
+# bytes, like the last one of 巴黎. Same facts, both languages, the *real* tokenizer:
 
 # %%
 from aurora_lib import evaluation, tokenizer
+from aurora_lib.language import HAN
 
 mixtral_tokenizer = tokenizer.load()
-sentences = {side: [probe[side]["answer"] for probe in evaluation.load_probes()] for side in ("zh", "en")}
-pieces = {side: [mixtral_tokenizer.tokenize(sentence) for sentence in sentences[side]] for side in sentences}
-tokens = {side: sum(map(len, pieces[side])) for side in pieces}
-per_character = tokens["zh"] / sum(map(len, sentences["zh"]))
-bytes_ = sum(piece.startswith("<0x") for sentence in pieces["zh"] for piece in sentence)
-print(mixtral_tokenizer.tokenize("斯德哥尔摩在瑞典。"))
-print(f"Chinese: {per_character:.2f} tokens a character, {bytes_ / tokens['zh']:.1%} of the tokens are single bytes")
-print(f"the same facts take {tokens['zh'] / tokens['en']:.2f} x the English tokens")
+print(mixtral_tokenizer.tokenize("法国的首都是巴黎。"))
+chinese = sum(bool(HAN.search(piece)) for piece in mixtral_tokenizer.get_vocab())
+facts = {side: "".join(probe[side]["answer"] for probe in evaluation.load_probes()) for side in ("zh", "en")}
+pieces = {side: mixtral_tokenizer.tokenize(text) for side, text in facts.items()}
+per_character = len(pieces["zh"]) / len(facts["zh"])
+bytes_ = sum(piece.startswith("<0x") for piece in pieces["zh"]) / len(pieces["zh"])
+print(f"{chinese:,} of {len(mixtral_tokenizer):,} pieces are Chinese; {bytes_:.1%} of the tokens of our Chinese facts are single bytes")
+print(f"{per_character:.2f} tokens a Chinese character (punctuation included); {len(pieces['zh']) / len(pieces['en']):.2f} x the tokens of the same facts in English")
 
 # %% [markdown]
 # A conversation longer than the training length (the paper's stack: 1,024 tokens) loses its end. Cut *between turns* instead, and only what is
-# too long within a single exchange is lost. How much, for lengths of your choice:
+# too long within a single exchange is lost (and the second piece its memory of the first: a lone "继续" may open it). How much, at each length:
 
 # %%
 from aurora_lib import splitting
@@ -326,10 +345,10 @@ total = sum(map(sum, sizes))
 lengths = [16, 24, 32, 48, 64, 96, 128, 256, 512, 1024]
 truncated, split = [], []
 for length in lengths:
-    pieces = splitting.split(result.kept, mixtral_tokenizer, length)
     truncated.append(sum(max(0, sum(size) - length) for size in sizes) / total)
-    inside = splitting.exchange_tokens(pieces["messages"], mixtral_tokenizer)
-    split.append(sum(max(0, sum(size) - length) for size in inside) / total)
+    pieces = splitting.split(result.kept, mixtral_tokenizer, length)
+    of_pieces = splitting.exchange_tokens(pieces["messages"], mixtral_tokenizer)
+    split.append(sum(max(0, sum(size) - length) for size in of_pieces) / total)
 figure, axes = plt.subplots(figsize=(6, 3))
 axes.plot(lengths, truncated, "o-", label="conversations cut off")
 axes.plot(lengths, split, "o-", label="split between turns")
@@ -339,7 +358,8 @@ axes.minorticks_off()
 axes.legend();
 
 # %% [markdown]
-# Our bundled rows are short, so the curve falls early. On long ShareGPT conversations the same cell shows the same picture at a thousand tokens.
+# Our bundled rows are short, so the curves fall early. Real ShareGPT conversations run to thousands of tokens: there the same cell should show the gap at the
+# paper's 1,024.
 #
 # ## Save
 #
@@ -352,15 +372,18 @@ from aurora_lib import conversations, data_card
 own = tokenizer.load(scale.base_model, revision=scale.revision)
 saved = splitting.split(result.kept, own, scale.length)
 path = conversations.save(saved, scale)
-card = data_card.card(result, saved, origin=f"the files in `{Path(data).name}`", steps=does, rejected=len(rejected))
+bundled = scale.data == sources.DATA / "rows"
+licences = dict.fromkeys(sources.SOURCES, "Apache-2.0; self-written for this course") if bundled else data_card.RELEASED_LICENCES
+steps = {name: does for name, does in cleaning.descriptions().items() if name not in optional}
+card = data_card.card(result, saved, origin=f"`{Path(data).name}`", licences=licences, steps=steps, rejected=len(rejected))
 path.with_name("DATA_CARD.md").write_text(card, encoding="utf-8")
-print(f"{len(saved):,} conversations in {path.name}\n")
+print(f"{len(saved):,} conversations of at most {scale.length} tokens (or one exchange) in {path.name}\n")
 print("\n".join(card.splitlines()[:12]))
 
 # %% [markdown]
 # ## Exercises
 #
-# **02.1** The share of Chinese characters (U+4E00 to U+9FFF, `"\u4e00" <= c <= "\u9fff"`) among the *letters* of a text.
+# **02.1** The share of Chinese characters (U+4E00 to U+9FFF, `"\u4e00" <= c <= "\u9fff"`) among the *letters* of a text; 0.0 where there is no letter.
 
 # %%
 from aurora_lib import exercises
@@ -375,7 +398,7 @@ exercises.check("02.1", han_share)
 # %% [markdown]
 # <details><summary>Hint</summary><code>str.isalpha</code> is true for Chinese characters too.</details>
 #
-# **02.2** Drop exact duplicates: keep the first of each, in order.
+# **02.2** Drop exact duplicates from a list of texts: keep the first of each, in order.
 
 # %%
 def unique(rows):
@@ -385,7 +408,7 @@ def unique(rows):
 exercises.check("02.2", unique)
 
 # %% [markdown]
-# <details><summary>Hint</summary><code>dict</code> keys are unique, and remember their order.</details>
+# <details><summary>Hint</summary>A <code>set</code> forgets the order. Which other container has every key once?</details>
 #
 # **02.3** Keep an answer, or not? Short right answers stay, answers that say nothing go.
 
@@ -399,17 +422,17 @@ exercises.check("02.3", keep)
 # %% [markdown]
 # <details><summary>Hint</summary>What do all answers that say something contain?</details>
 #
-# **02.4** The S-curve: with what probability are two texts of Jaccard similarity `j` compared, given `bands` bands of `rows` MinHash values?
+# **02.4** You choose `bands` and `rows` (values a band). At which Jaccard similarity is exactly half of the pairs compared?
 
 # %%
-def compared(j, bands, rows):
+def half(bands, rows):
     return ...
 
 
-exercises.check("02.4", compared)
+exercises.check("02.4", half)
 
 # %% [markdown]
-# <details><summary>Hint</summary>One band agrees with probability j to the power of its rows. What is the probability that none does?</details>
+# <details><summary>Hint</summary>Set the S-curve to one half, and undo it from the outside in.</details>
 #
 # ## Paper, records and you
 
@@ -422,7 +445,7 @@ results.record(
         "rows read": len(read) + len(rejected),
         "rows set aside as no conversation": len(rejected),
         "conversations dropped": len(result.dropped),
-        "near duplicates dropped": int((frame.step == "near_duplicate").sum()),
+        "near duplicates dropped": result.dropped["step"].count("near_duplicate"),
         "planted near duplicates found (25 characters and more)": round(found.found[found.characters == "25 and more"].mean(), 4),
         "conversations": len(saved),
         "tokens per Chinese character": round(per_character, 3),

@@ -2,7 +2,7 @@
 # # 05 · Evaluate: C-Eval, MMLU and CMMLU, with honest error bars
 #
 # Paper: sections 4.2 and 4.3, Table 3. **After this notebook you can** score 5-shot multiple choice as the paper's repository does, put
-# an interval and the chance line on it, and say what such a score does not show.
+# an interval and the chance line on it, compare two models question by question, and say what such a score does not show.
 #
 # At `tiny` the questions are our own, in the released CSV layouts. `AURORA_BENCHMARKS=/a/folder` reads the released files.
 
@@ -56,19 +56,44 @@ axes.set(title="One question: the right letter is green", ylabel="share among A-
 # Where a wrong letter towers over the others, that is a preference for a letter, not knowledge. (The prompt's odd wording about an *exam on
 # capitals* is C-Eval's own template with our subject in it.)
 #
+# ## Thousands of questions: read the examples once
+#
+# All questions of a subject begin with the same five examples. `multiple_choice` reads that prefix once, keeps its keys and values (the *KV cache*),
+# and lets every question continue from there. How many tokens does that save here?
+
+# %%
+prompts = [evaluation.letter_prompt(question, examples, subjects[subject]["name"], "zh") for question in questions]
+lengths = [len(evaluation.encode(words, text)) for text in prompts]
+beginning = evaluation.letter_prompt(questions[0], examples, subjects[subject]["name"], "zh").rpartition("\n\n")[0]
+prefix = len(evaluation.encode(words, beginning))
+read = prefix + sum(length - prefix for length in lengths)
+print(f"{len(questions)} questions of about {lengths[0]} tokens, {prefix} of them the same: {sum(lengths):,} tokens, or {read:,} with the prefix read once")
+
+# %% [markdown]
 # ## All questions, base and tuned
 #
 # One copy of the weights serves both: switched off, the adapter leaves the base. Every score comes with its n and its 95 % interval
-# (Wilson's formula): where the true share plausibly lies, given so few questions. Rows that had to be skipped would be counted, too.
+# (Wilson's formula): where the true share plausibly lies, given so few questions. Rows that had to be skipped would be counted, too. Scores are kept in
+# `cache` as they are made: interrupted, the same cell goes on where it was.
 
 # %%
-scores = {}
+scores, cache = {}, scale.runs / "scores"
 for task in evaluation.TASKS:
     with model.disable_adapter():
-        scores[task, "letter", "base"] = evaluation.multiple_choice(model, words, task, root=root)
-    scores[task, "letter", "tuned"] = evaluation.multiple_choice(model, words, task, root=root)
+        scores[task, "letter", "base"] = evaluation.multiple_choice(model, words, task, root=root, cache=cache)
+    scores[task, "letter", "tuned"] = evaluation.multiple_choice(model, words, task, root=root, cache=cache)
     for which in ("base", "tuned"):
         print(f"{which:6}", scores[task, "letter", which])
+
+# %% [markdown]
+# By category, for the tuned model. The paper's numbers are *micro* averages: every question counts alike. (C-Eval's test answers are not public; as
+# the paper's stack did, we use its *val* split.)
+
+# %%
+scores["cmmlu", "letter", "tuned"].table().round(1)
+
+# %%
+evaluation.plot({which: scores["cmmlu", "letter", which].by_category for which in ("base", "tuned")}, title="CMMLU by category, 5-shot letters");
 
 # %%
 held = [low <= 0.25 <= high for low, high in (result.interval for result in scores.values())]
@@ -83,13 +108,10 @@ print(f"{sum(held)} of {len(held)} intervals hold the chance line")
 
 # %%
 for task in evaluation.TASKS:
+    settings = dict(root=root, scoring="cloze", cache=cache)
     with model.disable_adapter():
-        scores[task, "cloze", "base"] = evaluation.multiple_choice(
-            model, words, task, root=root, scoring="cloze"
-        )
-    scores[task, "cloze", "tuned"] = evaluation.multiple_choice(
-        model, words, task, root=root, scoring="cloze"
-    )
+        scores[task, "cloze", "base"] = evaluation.multiple_choice(model, words, task, **settings)
+    scores[task, "cloze", "tuned"] = evaluation.multiple_choice(model, words, task, **settings)
     for which in ("base", "tuned"):
         print(f"{which:6}", scores[task, "cloze", which])
 
@@ -107,21 +129,59 @@ evaluation.plot(
 );
 
 # %% [markdown]
+# Two intervals that overlap do not show that two models are equal. Both answered the *same* questions: only those that one got right and the
+# other wrong can tell them apart (*McNemar's test*, 麦克尼马尔检验).
+
+# %%
+for task in evaluation.TASKS:
+    print(f"{task}, letters, tuned against base:", evaluation.paired(scores[task, "letter", "base"], scores[task, "letter", "tuned"]))
+
+# %% [markdown]
 # Same model, same questions, two ways of asking. A benchmark measures the pair of model *and* format. And a score at its ceiling, before
 # and after, can show that nothing was lost; it cannot show that something was gained.
 #
 # ## What was gained, what was lost
 #
-# Free answers to held-out facts, judged by language and by content. English made up only a small part of the tuning data: what
-# happened to it is the price.
+# Free answers to held-out facts, judged by language and by content; sums and instructions in both languages, judged by rules (`aurora_lib/skills.py`).
+# English made up only a small part of the tuning data: what happened to it is the price. Users of the original reported lost reasoning, so sums belong
+# in the table.
 
 # %%
 import pandas as pd
 
-with model.disable_adapter():
-    before = evaluation.probe(model, words, max_new_tokens=scale.max_new_tokens)
-after = evaluation.probe(model, words, max_new_tokens=scale.max_new_tokens)
-pd.DataFrame({"base": before.scores, "tuned": after.scores})
+found = {}
+for which in ("base", "tuned"):
+    with model.disable_adapter() if which == "base" else torch.no_grad():
+        found[which] = evaluation.probe(model, words, max_new_tokens=scale.max_new_tokens), evaluation.skills(model, words)
+before, after = found["base"][0], found["tuned"][0]
+table = {which: probed.scores | skills.scores for which, (probed, skills) in found.items()}
+pd.DataFrame(table).map(str)
+
+# %% [markdown]
+# A model of this size never learned to do sums or to follow instructions; rows near zero on both sides can neither be lost nor gained here. They are meant
+# for the full model. An answer may also *mix* languages, as the paper's own example does:
+
+# %%
+pd.DataFrame({(asked, which): probed.languages(asked) for asked in ("zh", "en") for which, (probed, _) in found.items()}).rename_axis("answered in").map(str)
+
+# %% [markdown]
+# The paper's repository also scores checkpoints by how near their answers come to reference answers: BLEU-4 and ROUGE, on Chinese characters and words.
+# *Perplexity* asks how well the model foresees the reference itself: 1 would be perfect foresight.
+
+# %%
+from aurora_lib import generation_metrics, paper
+
+held_out = [probe for probe in evaluation.load_probes() if probe["held_out"]]
+talks = [[{"role": "user", "content": p["zh"]["question"]}, {"role": "assistant", "content": p["zh"]["answer"]}] for p in held_out]
+near = {}
+for which in ("base", "tuned"):
+    with model.disable_adapter() if which == "base" else torch.no_grad():
+        said = evaluation.answers(model, words, [talk[0]["content"] for talk in talks], max_new_tokens=scale.max_new_tokens)
+        near[which] = generation_metrics.compare(said, [talk[1]["content"] for talk in talks])
+        near[which]["perplexity"] = generation_metrics.perplexity(model, words, talks).value
+checkpoint, published = max(paper.GENERATION_SCORES.items(), key=lambda item: item[1][0])
+near[f"paper's repository, checkpoint {checkpoint}, its own data"] = dict(zip(("BLEU-4", "ROUGE-1", "ROUGE-2", "ROUGE-L"), published, strict=True))
+pd.DataFrame(near).round(2)
 
 # %% [markdown]
 # ## The paper's Table 3
@@ -131,13 +191,47 @@ pd.DataFrame({"base": before.scores, "tuned": after.scores})
 # show where chance is.
 
 # %%
-from aurora_lib import paper
-
 table = pd.DataFrame.from_dict(paper.TABLE_3, orient="index", columns=["C-Eval", "MMLU", "CMMLU"])
 for which in ("base", "tuned"):
-    ours = [scores[task, "letter", which] for task in ("ceval", "mmlu", "cmmlu")]
-    table.loc[f"this run: {scale.name}, {which}"] = [100 * r.accuracy for r in ours]
+    ours = {name: scores[name.lower().replace("-", ""), "letter", which] for name in table.columns}
+    n = "/".join(str(result.n) for result in ours.values())
+    table.loc[f">>> this run ({scale.name}, {which}; n {n})"] = [100 * result.accuracy for result in ours.values()]
 table.sort_values("CMMLU", ascending=False).round(2)
+
+# %% [markdown]
+# ## What such a score can say, and what not
+#
+# - **Chance.** Four choices give a quarter by guessing; on a few hundred questions luck alone moves a score by several points. Read the interval.
+# - **Format.** Letters and cloze disagree above, on the same model and the same facts.
+# - **Order.** Other examples, or the same in another order, give another score. Try it: turn `examples` around in the cell below.
+# - **Contamination.** A question seen in training measures memory. Notebook 02 counts overlaps for our rows; nobody outside can count them for a base model.
+# - **Language.** A multiple-choice score in Chinese says nothing about whether the model *answers* in Chinese.
+
+# %%
+def share_right(examples):
+    right = 0
+    for question in questions:
+        text = evaluation.letter_prompt(question, examples, subjects[subject]["name"], "zh")
+        with torch.no_grad():
+            logits = model(torch.tensor([evaluation.encode(words, text)], device=model.device)).logits[0, -1, letters]
+        right += "ABCD"[logits.argmax()] == question.answer
+    return right, len(questions)
+
+
+for name, order in (("as in the file", examples), ("turned around", examples[::-1])):
+    right, n = share_right(order)
+    print(f"{name:15} {right} of {n} right on {subject}")
+
+# %% [markdown]
+# ## Checked by an independent program
+#
+# `lm-evaluation-harness` scores the same prompts, token for token. The cell writes them as a task of its own; [this page](lm_evaluation_harness.md) shows
+# how to run it on this model and adapter. `tools/bench_evaluation.py` does so, and compares every prediction, the seconds and the memory.
+
+# %%
+from aurora_lib import harness
+
+print("task written:", harness.export(scores["cmmlu", "letter", "tuned"], words, scale.runs / "harness").name)
 
 # %% [markdown]
 # ## Exercises
