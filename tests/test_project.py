@@ -30,7 +30,7 @@ def test_every_direct_dependency_is_pinned_and_installed_at_its_pin():
     pins = write_environments.pins()
     for requirement in project["dependencies"] + project["optional-dependencies"]["dev"]:
         name = re.split(r"[><=]", requirement)[0]
-        assert version(name).split("+")[0] == pins[name], name
+        assert version(name).split("+")[0] == pins[name.lower()], name
 
 
 @pytest.mark.parametrize("name", write_readme.WORDS)
