@@ -15,8 +15,18 @@ from tqdm.auto import tqdm
 from aurora_lib import arrow_files, contamination, drops, duplicates, edits, parts
 from aurora_lib.sources import FEATURES, DataError
 
-STEPS = [step.__name__ for step in (*edits.TEXT_EDITS, *edits.EDITS, *edits.OPTIONAL, *drops.DROPS)]
-STEPS += ["contamination", "duplicate", "near_duplicate"]
+
+def descriptions() -> dict[str, str]:
+    """What each step does, in order: the first paragraph of its docstring."""
+    steps = [*edits.TEXT_EDITS, *edits.EDITS, *edits.OPTIONAL, *drops.DROPS]
+    return {step.__name__: " ".join(step.__doc__.split("\n\n")[0].split()) for step in steps} | {
+        "contamination": "Drop what holds a question of the benchmarks given, if any.",
+        "duplicate": "Of equal conversations the first stays.",
+        "near_duplicate": "Of nearly equal conversations the one with the longer answers stays.",
+    }
+
+
+STEPS = list(descriptions())
 
 
 @dataclass

@@ -1,7 +1,8 @@
 """Scores of questions, kept on disk as they are made: an interrupted evaluation goes on where it stopped.
 
 A JSON line per question, in a file per model. What a question is called does not matter: its key is a digest of the
-very ids the model reads, and the file's name one of the model's weights, so nothing stale is ever taken for fresh.
+very ids the model reads, and the file's name one of the model's weights, so that
+nothing stale is taken for fresh (of each weight 256 elements are looked at).
 """
 
 import json

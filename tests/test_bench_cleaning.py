@@ -106,7 +106,7 @@ def test_a_planted_copy_counts_as_found_only_if_it_was_dropped_for_its_own_origi
     planted = [
         {"kind": "near", "copy": ["alpaca_zh", i], "original": ["alpaca_zh", i + 10]} for i in range(1, 6)
     ]
-    row = "alpaca_zh:alpaca_data_zh_51k.json:{}".format
+    row = "alpaca_zh:alpaca_data_zh_51k.json[{}]".format
     dropped = {
         row(1): ("near_duplicate", f"like {row(11)}"),  # the copy
         row(12): ("near_duplicate", f"like {row(2)}"),  # the original, which is as good
