@@ -40,7 +40,7 @@ def to_html(trace: RoutingTrace, layer: int = 0) -> str:
         style = f"background:{color(first, n)};color:#111;padding:1px 2px;margin:1px"
         spans.append(f'<span style="{style}" title="{tip}">{html.escape(token)}<sub>{first}</sub></span>')
     heading = f"layer {trace.layers[layer]}: each token and the number of its first expert"
-    return f'<div style="line-height:2"><div><small>{heading}</small></div>{"".join(spans)}</div>'
+    return f'<div style="line-height:2"><div><small>{heading}</small></div>{" ".join(spans)}</div>'
 
 
 def byte_characters(tokens: Sequence[str]) -> list[str]:

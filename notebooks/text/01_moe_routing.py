@@ -13,8 +13,8 @@ scale = aurora_lib.start("01")
 # %% [markdown]
 # ## From a dense block to a sparse one
 #
-# Every layer of a transformer has a *feed-forward block* (前馈层). Mixtral's is *gated*: two matrices up, one of them through SiLU as a gate on the
-# other, and one matrix down. All tokens pass through the same three matrices.
+# Every layer of a transformer has a *feed-forward block* (前馈层). Mixtral's is *gated*: two matrices to a wider space, one of them through SiLU as a gate on
+# the other, and one matrix back. All tokens pass through the same three matrices.
 
 # %%
 import torch
@@ -32,7 +32,8 @@ feed_forward(torch.randn(3, 32), torch.randn(2 * 64, 32), torch.randn(32, 64)).s
 
 # %% [markdown]
 # A *mixture of experts* (混合专家, MoE) has eight of these blocks, the *experts* (专家), and picks two of them for every token. The picking is done by one
-# more matrix, the router. It gives each token a score (*router logit*) per expert. Draft: three tokens, four experts. **Before you run the cell:** which
+# more matrix, the router. It gives each token a score (*router logit*) per expert. Every token fills two *slots*, one for each expert it
+# chose. A toy case: three tokens, four experts. **Before you run the cell:** which
 # two experts does token 2 get, and with about what weights?
 
 # %%
@@ -53,7 +54,7 @@ pd.DataFrame(
 )
 
 # %% [markdown]
-# Token 1 is sure of expert 2. Token 2 hardly prefers anyone, and still exactly two experts run. That is what makes the layer
+# Token 1 is sure of expert 2. Token 2 hardly prefers any expert, and still exactly two experts run. That is what makes the layer
 # *sparse*, and its cost constant.
 #
 # The Mixtral report writes it the other way round: first the top 2, then a softmax over those two logits. Is that another router?
@@ -171,7 +172,7 @@ sizes.loc["total"] = sizes.sum()
 
 # %% [markdown]
 # In billions. "7B" is about a model with a single expert, and eight of those would repeat attention and embeddings eight times, which Mixtral does
-# not. So it is *stored* that decides how much memory you need (every expert must be there: who knows what the next token wants), and
+# not. So it is *stored* that decides how much memory you need (every expert must be there: the next token may want any of them), and
 # *used* how much arithmetic a token costs: two operations, a multiplication and an addition, for every weight in a matrix. Embeddings are looked up and
 # cost nothing. PyTorch counts the operations of a small model to check this:
 
@@ -190,7 +191,9 @@ heads = dict(num_attention_heads=4, num_key_value_heads=2)
 small = MixtralConfig(**shape, **heads, experts_implementation="eager")
 with torch.no_grad(), FlopCounterMode(display=False) as counter:
     AutoModelForCausalLM.from_config(small)(torch.arange(10)[None], use_cache=False)
-assert counter.get_flop_counts()["Global"][torch.ops.aten.mm] == 10 * flops(small)
+counted = counter.get_flop_counts()["Global"][torch.ops.aten.mm] / 10
+assert counted == flops(small)
+print(f"the small model: {counted:,.0f} operations a token, counted and by the formula")
 sparse, dense = flops(MIXTRAL_8X7B) / 1e9, flops(MIXTRAL_8X7B, 8) / 1e9
 print(f"Mixtral-8x7B: {sparse:.1f} GFLOPs a token; if all eight experts ran, {dense:.1f}")
 
@@ -209,7 +212,16 @@ trace = routing.join(routing.trace_many(base, words, texts))
 print(f"{len(texts)} texts, {len(trace.tokens)} tokens, {len(trace.layers)} layers, experts {list(trace.experts.shape)}")
 
 # %% [markdown]
-# Mixtral's experts take whoever comes. Systems that spread experts over many GPUs often cannot: each expert has a buffer of fixed size, its *capacity* (容量),
+# Who gets how much? The *load* (负载) of an expert is its share of the token slots; a perfectly balanced layer would show the same number in every cell.
+
+# %%
+load = routing.load(trace)
+routing.plot_load(load)
+idle = [(trace.layers[layer], expert) for layer, expert in (load == 0).nonzero().tolist()]
+print(f"experts that serve no slot at all (layer, expert): {idle}; the busiest serves {load.max().item():.0%} of its layer's")
+
+# %% [markdown]
+# Mixtral's experts take every token sent to them. Systems that spread experts over many GPUs often cannot: each expert has a buffer of fixed size, its *capacity* (容量),
 # and what does not fit is *dropped*: that expert adds nothing to the token. A capacity factor of 1.0 is just enough room if all
 # experts are chosen equally often. **Before you run the cell:** guess the share dropped at 1.0.
 
@@ -234,11 +246,11 @@ pd.DataFrame(drops, index=[f"layer {layer}" for layer in trace.layers]).map("{:.
 #
 # ### The load-balancing loss
 #
-# Left alone, a router would send everything to a few experts. Pre-training adds a penalty (辅助损失):
+# Left alone, a router tends to send everything to a few experts (Shazeer et al. 2017, section 4). Pre-training adds a penalty (辅助损失):
 #
 # > experts × Σ over e of (share of tokens that choose e) × (mean probability of e)
 #
-# It equals `top_k`, here 2, when all experts work alike, and grows with imbalance. The share is counted and has no gradient; the mean probability has one,
+# It equals `top_k`, here 2, when all experts work alike, and usually grows with imbalance. The share is counted and has no gradient; the mean probability has one,
 # for *every* expert. That is how the forgotten ones are reached.
 
 # %%
@@ -259,7 +271,7 @@ print(f"all layers together, as the library does it: {pooled.item():.2f}")
 print(f"layer by layer: {[round(v, 2) for v in by_layer]}")
 
 # %% [markdown]
-# The library pools the tokens of all layers before it multiplies. Is that safe? Two layers, made up: in the first nobody uses experts 4 to 7, in the second
+# The library pools the tokens of all layers before it multiplies, and its one number looks better than the worst layers are. Is that safe? Two layers, made up: in the first nobody uses experts 4 to 7, in the second
 # nobody uses 0 to 3.
 
 # %%
@@ -382,9 +394,9 @@ axes.minorticks_off()
 axes.legend(bbox_to_anchor=(1, 1));
 
 # %% [markdown]
-# On the left the dashed line is the higher one: few tokens share the cost of bringing in the weights, and the processor waits for memory. On the right the
+# On the left the dashed line is the higher one: few tokens share the cost of reading the weights, and the processor waits for memory. On the right the
 # dotted one is: there sparsity saves what it promises. In between, nearly all experts are in use already: all eight are read, and each token still computes
-# with two. None of the programs is at the floor with few tokens. `batched` reads all eight experts even for one token, and later multiplies padding; `loop` and
+# with two. Between the floors and the programs lies what we did not take apart: sorting, copying, starting kernels (the GPU's or library's programs). `batched` reads all eight experts even for one token, and later multiplies padding; `loop` and
 # `grouped` do the same work here, but on a GPU the loop starts many small kernels and waits for each count, where grouping starts one. For Mixtral on an
 # H100, from its data sheet:
 
@@ -395,9 +407,10 @@ for tokens in (1, 16, 256, 4096):
     intensity = tokens * 2 * 2 / (used * 2)  # 2 experts x 2 operations, against weights of 2 bytes
     bound = f"{'below' if intensity < h100 else 'above'} {h100:.0f}: bound by {'memory' if intensity < h100 else 'arithmetic'}"
     print(f"{tokens:>5} tokens: {used:.1f} experts read, {intensity:>5.0f} operations a byte, {bound}")
+print(f"crossing at about {h100 * 8 * 2 / 4:,.0f} tokens")
 
 # %% [markdown]
-# So a lone chat leaves most of a GPU's arithmetic idle, and anything that makes weights shorter to read helps it.
+# So a lone chat leaves most of a GPU's arithmetic idle, and weights that are shorter to read can help it, if the program reads them packed (notebook 03).
 #
 # ## Watching a real router
 #
@@ -410,26 +423,11 @@ from IPython.display import HTML
 HTML(routing.to_html(routing.trace(base, words, "法国的首都是巴黎。 The capital of France is Paris. 龘"), layer=0))
 
 # %% [markdown]
-# One sentence proves nothing. All our texts, and the *load* of every expert: a perfectly balanced layer would
-# show the same number in every cell. Look for experts that hardly work, and in which layers.
-
-# %%
-load = routing.load(trace)
-routing.plot_load(load);
-
-# %% [markdown]
-# The trace keeps every token. For a corpus, `routing.count` keeps only sums, so that any number of texts will do; the loads are the same.
-
-# %%
-counts = routing.count(base, words, texts)
-torch.testing.assert_close(counts.load, load, rtol=0, atol=1e-3)
-losses = [round(loss, 2) for loss in counts.balance_loss.tolist()]
-print(f"{counts.tokens} tokens of {counts.texts} texts; load-balancing loss by layer {losses}")
-
-# %% [markdown]
+# One sentence proves nothing. The loads above are of all our texts; now to what they go with.
+#
 # ### Is there a Chinese expert?
 #
-# A tempting claim, and the bars seem to ask for it: load by language, with 95 % intervals over texts.
+# A tempting claim, and the bars below seem to support it: load by language, with 95 % intervals over texts.
 
 # %%
 languages = [language.language(text) for text in texts]
@@ -437,13 +435,14 @@ last = len(trace.layers) - 1
 routing.plot_groups(routing.load_by_group(trace, languages), layers=sorted({0, last // 2, last}));
 
 # %% [markdown]
-# Where intervals do not overlap, the two languages are routed differently. But a router with *random* weights does that too: other tokens go other ways, and
+# Where intervals do not overlap, the two languages seem to be routed differently. But a router with *random* weights does that too: other tokens go other ways, and
 # Chinese has other tokens. So every number from here on stands beside two baselines. *Shuffled*: the same routing with the labels exchanged at random.
-# *Random routers*: the same model and texts with random router weights, 19 of them, since chance puts a value above all of 19 one time in 20.
+# *Random routers*: the same model and texts with random router weights, 19 of them. The *bound* of a
+# baseline is drawn so that chance passes it, in any layer, about one time in 20.
 
 # %%
-random = routing.random_traces(base, words, texts)
-gap = routing.compare(routing.load_gap, trace, random, labels=languages)
+random_routers = routing.random_traces(base, words, texts)
+gap = routing.compare(routing.load_gap, trace, random_routers, labels=languages)
 print(gap)
 
 
@@ -453,28 +452,24 @@ def widest(trace):
     return (load[0] - load[1]).abs().max().item()
 
 
-wider = sum(widest(one) >= widest(trace) for one in random)
+wider = sum(widest(one) >= widest(trace) for one in random_routers)
 print(f"most lopsided expert: {100 * widest(trace):.1f} points of load between zh and en;", end=" ")
-print(f"as much or more in {wider} of {len(random)} random routers")
+print(f"as much or more in {wider} of {len(random_routers)} random routers")
 gap.table().round(3)
 
 # %% [markdown]
 # The value, what each baseline gives on average, its bound, and the verdict: `above` is true only if the value is above both bounds. A claim about this
-# router needs that. (The bound holds for all layers at once, so that many layers do not give chance many tries.)
+# router needs that. Where the value is above the shuffle's bound and below the routers', languages *are* routed differently, as they are by a router that never
+# learnt anything.
 #
 # ### What do the experts tell?
 #
 # *Mutual information* (互信息) says how many bits of a label a token's expert gives away: of its language, its script, its position, or of which token it is.
 
 # %%
-found = routing.information(trace, languages, random)
-for one in found.values():
-    print(one)
-means = {
-    name: {"this router": one.value} | {f"{chance}, mean": draws for chance, draws in one.baselines.items()}
-    for name, one in found.items()
-}
-pd.DataFrame(means).T.map(lambda bits: round(bits.mean().item(), 3))
+found = routing.information(trace, languages, random_routers)
+columns = ["bits", "shuffled: mean", "shuffled: bound", "random routers: mean", "random routers: bound", "above"]
+pd.concat({name: one.table().set_axis(columns, axis=1) for name, one in found.items()}, names=["label"]).round(3)
 
 # %%
 figure, axes = plt.subplots(2, 1, figsize=(7.5, 5), layout="constrained")
@@ -484,20 +479,22 @@ routing.plot_statistic(found["token"], ax=axes[1]);
 # %% [markdown]
 # Read it in this order. Is the value above *shuffled*? Then routing and label go together. Is it above *random routers*? Only then has this router learnt
 # something of the kind. `token` dwarfs the rest, in the random routers as well: a router reads the token's vector, so the same token goes
-# nearly the same way. (Its shuffled labels are high too: with few tokens of each kind, chance alone looks like knowledge.) Language and script then follow
-# from which tokens a language uses. As shares of what there is to tell about an expert:
+# nearly the same way. (Script is fixed by the token, so it can never tell more; and with few tokens of each kind even shuffled labels look like knowledge.)
+# Language may simply follow, since the two languages hardly share a token. Bits also depend on how even the load is, so here are shares of
+# what there is to tell about an expert, with the bound of the random routers:
 
 # %%
+from aurora_lib.routing_statistics import bound
+
 everything = routing.entropy(load)
-of_random = torch.stack([routing.entropy(routing.load(one)) for one in random])
+of_random = torch.stack([routing.entropy(routing.load(one)) for one in random_routers])
+shares = {}
 for name in ("token", "language"):
-    shares = {
-        "this router": found[name].value / everything,
-        "shuffled labels": found[name].baseline / everything,
-        "random routers": (found[name].baselines["random routers"] / of_random).mean(0),
-    }
-    for who, each in shares.items():
-        print(f"{name:<9} {who:<16}", "  ".join(f"{share:5.1%}" for share in each.tolist()))
+    by_chance = found[name].baselines["random routers"] / of_random
+    shares[name, "this router"] = found[name].value / everything
+    shares[name, "random routers, mean"] = by_chance.mean(0)
+    shares[name, "random routers, bound"] = bound(by_chance)
+pd.DataFrame(shares, index=[f"layer {layer}" for layer in trace.layers]).T.map("{:.1%}".format)
 
 # %% [markdown]
 # ### Experts that work together
@@ -506,31 +503,34 @@ for name in ("token", "language"):
 # agree, beyond both knowing the token?
 
 # %%
-together = routing.compare(routing.coactivation, trace, random)
-agreement = routing.compare(routing.agreement, trace, random)
-print(together)
-print(agreement)
-routing.plot_coactivation(together, layer=last // 2);
+together = routing.compare(routing.coactivation, trace, random_routers)
+agreement = routing.compare(routing.agreement, trace, random_routers)
+routing.plot_coactivation(together, layer=last // 2)
+tables = {name: one.table().set_axis(columns, axis=1) for name, one in (("pairs", together), ("layers", agreement))}
+pd.concat(tables, names=["measure"]).round(3)
 
 # %% [markdown]
+# Many dots in the picture are beyond what re-dealing gives; the table says whether that is more than random routers show.
+#
 # ### What may be said of this model
 
 # %%
-evenness = routing.compare(routing.load_entropy, trace, random)
+evenness = routing.compare(routing.load_entropy, trace, random_routers)
 claims = [gap, *found.values(), together, agreement, evenness]
 above = [[layer for layer, yes in zip(one.layers, one.above, strict=True) if yes] for one in claims]
 rows = [[one.name, ", ".join(layers) or "none"] for one, layers in zip(claims, above, strict=True)]
 pd.DataFrame(rows, columns=["claim", "layers above every baseline"])
 
 # %% [markdown]
-# Only what has a layer in the last column is about *this* router, and with so many rows a lone hit may still be chance. (The last row: is the load more even
-# than a random router's?) Of all we asked, routing follows token identity most, and random routers do so too: see the shares above. An "expert for Chinese"
-# that a random router has as well is a story, not a finding. (The Mixtral report saw no clear experts by topic in the large model either, but patterns of syntax.)
+# Only what has a layer in the last column is about *this* router, and a hit that clears its bound by a hair, as the tables above show, is a weak one. (The last row: is
+# the load more even than a random router's?) Of all we asked, routing follows token identity most; random routers do nearly as much, see the
+# shares. An "expert for Chinese" that a random router has as well is a story, not a finding. (The Mixtral report saw no clear experts by topic in
+# the large model either, but patterns of syntax.)
 #
 # ## What tuning moved
 #
 # QLoRA leaves the router alone (it is *frozen*, 冻结). But the attention before it changed, so what the router reads is not the same. The bundled adapter or
-# your own from notebook 04, the same texts, token by token. Three noise floors: *random changes* as large as the adapter, the adapter switched off (what
+# your own from notebook 04, the same texts, token by token. Three noise floors: *random changes*, adapters of random numbers as large as this one, the adapter switched off (what
 # repeating alone moves), and the base in another precision.
 
 # %%
@@ -545,13 +545,12 @@ if scale.name == "tiny":  # at full, a second copy in another precision would no
     rounded = nf4.load(scale.base_model, dtype=torch.bfloat16, device="cpu")
     floors["bf16"] = [routing.join(routing.trace_many(rounded, words, texts))]
 moved = routing.shift(trace, after, floors)
-print(moved)
 table = moved.table()
 table.drop(columns=[column for column in table if column.endswith(": mean")]).round(3)
 
 # %% [markdown]
-# `share` with its 95 % interval over texts, and the bound of each floor. Repeating and rounding move next to nothing, so the shift is no noise of
-# arithmetic. But any change of that size moves routing: only rows that say `True` are more than "something was changed". And all shares are small: most
+# `share` with its 95 % interval over texts, and the bound of each floor. Repeating and rounding move next to nothing: the shift is not rounding noise. But any
+# change of that size moves routing. A row that says `True` is above the floor, and firmly so only where the whole interval is. All shares are small: most
 # tokens keep their experts.
 #
 # ## The explorer
@@ -586,8 +585,8 @@ exercises.check("01.1", top2)
 # %% [markdown]
 # <details><summary>Hint</summary>softmax, <code>topk</code>, divide by the sum of what was kept.</details>
 #
-# **01.2** How many billion parameters of Mixtral-8x7B does one token use? Compute it by hand from the sizes in `MIXTRAL_8X7B`, without
-# the function above.
+# **01.2** How many billion parameters of Mixtral-8x7B does one token use? The function above gives it away; do it with pencil and paper from the sizes in
+# `MIXTRAL_8X7B`, and see whether you forget a part.
 
 # %%
 billions = ...
@@ -620,7 +619,7 @@ def mean(values):
     return round(torch.as_tensor(values).mean().item(), 3)
 
 
-by_chance = {name: one.baselines["random routers"] for name, one in (found | {"gap": gap}).items()}
+chance = {name: one.baselines["random routers"] for name, one in (found | {"gap": gap}).items()}
 results.record(
     "01",
     {
@@ -630,11 +629,11 @@ results.record(
         "highest expert load [share]": round(load.max().item(), 3),
         "slots dropped at capacity factor 1.0, mean of layers [share]": mean(drops["factor 1.0"]),
         "load that differs between zh and en, mean of layers [share]": mean(gap.value),
-        "load that differs between zh and en, random routers [share]": mean(by_chance["gap"]),
+        "load that differs between zh and en, random routers [share]": mean(chance["gap"]),
         "script in experts, trained, mean of layers [bits]": mean(found["script"].value),
-        "script in experts, random routers, mean of layers [bits]": mean(by_chance["script"]),
+        "script in experts, random routers, mean of layers [bits]": mean(chance["script"]),
         "token in experts, trained, mean of layers [bits]": mean(found["token"].value),
-        "token in experts, random routers, mean of layers [bits]": mean(by_chance["token"]),
+        "token in experts, random routers, mean of layers [bits]": mean(chance["token"]),
         "slots moved by tuning, mean of layers [share]": mean(moved.slots.value),
         "slots moved by random changes, mean of layers [share]": mean(moved.slots.baselines["random changes"]),
     },
@@ -643,7 +642,7 @@ results.compare("01")
 
 # %% [markdown]
 # **In five lines.** A router is one matrix, a softmax and a top-2; it learns only through the weights of what it chose. Two experts of eight
-# run for each token: you store all, and compute with about a quarter. Writing is bound by reading weights, reading a prompt by arithmetic. A balance loss
+# run for each token: you store all, and compute with about a quarter. Writing is bound by reading weights; reading a prompt by arithmetic, once it is long. A balance loss
 # pooled over layers can hide an unbalanced layer. What a router's choices mean must be compared with shuffled labels and with random
 # routers: of all we asked, they tell most about which token it is.
 #
