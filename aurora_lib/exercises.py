@@ -198,6 +198,9 @@ def _top2(route):
     expected = (probabilities / top.sum(-1, keepdim=True)).gather(-1, chosen)
     if _close(weights, expected):
         return None
+    kept = logits.gather(-1, chosen)
+    if _close(weights, kept / kept.sum(-1, keepdim=True)):
+        return "these are logits divided by their sum: take the softmax first."
     if not _close(weights.float().sum(-1), torch.ones(2)):
         return "the weights of each token should sum to one."
     return (
@@ -219,9 +222,11 @@ def _active_parameters(billions):
             7.24: "that is with one expert; each token takes two.",
             14.0: "2 x 7B counts attention and embeddings twice: only the experts are multiplied.",
             11.27: "those are the two experts alone; attention, embeddings and head are missing.",
+            12.75: "embedding and head are two matrices of 32,000 x 4096: count both.",
+            12.62: "embedding and head are missing.",
             56.0: "8 x 7B is the name, not the size: attention is shared by the experts.",
         },
-        tolerance=5e-3,
+        tolerance=4e-3,
     )
 
 
@@ -237,6 +242,12 @@ def _balance(loss):
         return "a loss is one number: sum over the experts."
     ratio = (mine / right).item()
     if math.isclose(ratio, 1, rel_tol=1e-4):
+        one = torch.as_tensor(loss(flat.clone(), 1)).float()
+        if not _close(one, balance_loss(logits, 1)):
+            return "right for two experts a token, and wrong for one: use `top_k`."
+        never = torch.tensor([[2.0, 1.0, 0.0, -9.0]]).repeat(5, 1)  # nobody chooses the last expert
+        if not _close(torch.as_tensor(loss(never, 2)).float(), balance_loss(never[None], 2)):
+            return "an expert that nobody chooses must count too, with a share of 0."
         return None
     if math.isclose(ratio, 1 / 4, rel_tol=1e-4):
         return "multiply by the number of experts, so that a perfect balance gives top_k."

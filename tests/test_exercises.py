@@ -36,6 +36,15 @@ def top(logits):
     return logits.softmax(-1).topk(2)
 
 
+def shortened(logits, top_k):
+    """A balance loss by `bincount` that forgets the experts nobody chose."""
+    probabilities = logits.softmax(-1)
+    counts = torch.bincount(probabilities.topk(top_k, dim=-1).indices.flatten()) / len(logits)
+    return logits.shape[-1] * (counts * probabilities.mean(0)[: len(counts)]).sum() + (
+        len(counts) < logits.shape[-1]
+    )
+
+
 def imbalance(logits, top_k, *, experts=4, choices=1):
     probabilities = logits.softmax(-1)
     chosen = torch.zeros_like(logits).scatter(1, probabilities.topk(top_k).indices, 1)
@@ -78,7 +87,16 @@ WRONG = [
     ("01.1", lambda x: (top(x)[1], ANSWERS["01.1"](x)[0]), "return (weights, indices)"),
     ("01.1", lambda x: (top(x)[0], x.topk(2, largest=False)[1]), "not the two largest"),
     ("01.1", lambda x: x.softmax(0).topk(2), "should sum to one"),
-    ("01.1", lambda x: (x.topk(2)[0] / x.topk(2)[0].sum(-1, keepdim=True), top(x)[1]), "other logits"),
+    (
+        "01.1",
+        lambda x: (x.topk(2)[0] / x.topk(2)[0].sum(-1, keepdim=True), top(x)[1]),
+        "take the softmax first",
+    ),
+    ("01.1", lambda x: (top(x)[0].flip(-1) / top(x)[0].sum(-1, keepdim=True), top(x)[1]), "other logits"),
+    ("01.2", 12.6172, "embedding and head are missing"),
+    ("01.2", 12.7488, "count both"),
+    ("01.3", lambda x, k: imbalance(x, 2), "use `top_k`"),
+    ("01.3", lambda x, k: shortened(x, k), "nobody chooses"),
     ("01.1", lambda x: x.softmax(-1).max(-1), "indices should have shape (2, 2)"),
     ("01.1", lambda x: top(x)[0], "return two tensors"),
     ("01.2", 46.7, "all stored parameters"),
