@@ -31,7 +31,7 @@ data: $(READY)
 	$(BIN)/python tools/build_data.py
 
 clean:
-	rm -rf .venv runs .pytest_cache .ruff_cache *.egg-info
+	rm -rf .venv runs .hypothesis .pytest_cache .ruff_cache *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml constraints.txt
