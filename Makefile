@@ -16,7 +16,7 @@ course: $(READY)
 test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest tests --nbmake notebooks --nbmake-timeout=600
+	$(BIN)/python -m pytest tests --nbmake notebooks --nbmake-timeout=300
 
 lab: $(READY)
 	$(BIN)/jupyter lab --ServerApp.root_dir=. $(LAB) notebooks/00_start_here.ipynb
