@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from aurora_lib.benchmarks import TASKS, load_questions, load_subjects
-from aurora_lib.duplicates import MULTIPLIER, SHINGLE, shingles
+from aurora_lib.duplicates import SHINGLE, chained, shingles
 from aurora_lib.edits import Messages
 from aurora_lib.language import HAN
 
@@ -87,11 +87,7 @@ def _grams(hashed: np.ndarray, size: int) -> np.ndarray:
     count = len(hashed) - (size - SHINGLE)
     if count <= 0:
         return np.zeros(0, np.uint64)
-    joined = np.zeros(count, np.uint64)
-    for i in range(0, size, SHINGLE):
-        joined = (joined + hashed[i : i + count]) * MULTIPLIER
-        joined ^= joined >> np.uint64(29)
-    return joined
+    return chained((hashed[i : i + count] for i in range(0, size, SHINGLE)), count)
 
 
 def questions(root: str | Path | None = None, tasks: Iterable[str] = tuple(TASKS)) -> Questions:

@@ -42,9 +42,14 @@ def shingles(text: str) -> np.ndarray:
     """A 64-bit hash of every SHINGLE characters in a row of `text`, [characters - 4] (of the whole text where it is shorter)."""
     points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32).astype(np.uint64)
     count = max(1, len(points) - SHINGLE + 1)
-    hashed = np.zeros(count, np.uint64)
-    for i in range(min(SHINGLE, len(points))):
-        hashed = (hashed + points[i : i + count]) * MULTIPLIER
+    return chained((points[i : i + count] for i in range(min(SHINGLE, len(points)))), count)
+
+
+def chained(parts: Iterable[np.ndarray], *shape: int) -> np.ndarray:
+    """One 64-bit hash, `shape`, of several arrays of that shape, element by element and in their order."""
+    hashed = np.zeros(shape, np.uint64)
+    for part in parts:
+        hashed = (hashed + part) * MULTIPLIER
         hashed ^= hashed >> np.uint64(29)
     return hashed
 
@@ -68,11 +73,7 @@ def signatures(texts: Iterable[np.ndarray], seed: int = 0) -> np.ndarray:
 def bands(signature: np.ndarray) -> np.ndarray:
     """One 64-bit value a band for signatures [texts, PERMUTATIONS]: [texts, BANDS] uint64."""
     parts = signature[:, : BANDS * ROWS].astype(np.uint64).reshape(len(signature), BANDS, ROWS)
-    hashed = np.zeros(parts.shape[:2], np.uint64)
-    for i in range(ROWS):
-        hashed = (hashed + parts[:, :, i]) * MULTIPLIER
-        hashed ^= hashed >> np.uint64(29)
-    return hashed
+    return chained((parts[:, :, i] for i in range(ROWS)), *parts.shape[:2])
 
 
 def same(a: Messages, b: Messages) -> bool:
