@@ -214,7 +214,7 @@ def _share(groups: list[Group], rank: int, processes: int) -> list[int]:
 
 def main() -> None:
     """`accelerate launch -m aurora_lib.evaluation`: a model on the benchmarks, its questions shared by all processes."""
-    from aurora_lib import nf4, tokenizer, training
+    from aurora_lib import adapters, nf4, tokenizer
     from aurora_lib.scale import choose
 
     parser = argparse.ArgumentParser(description=main.__doc__)
@@ -226,7 +226,7 @@ def main() -> None:
     state = PartialState(cpu=scale.device == "cpu")
     model = nf4.load(scale.base_model, **scale.loading | dict(device=str(state.device)))
     words = tokenizer.load(scale.base_model, revision=scale.revision)
-    model = training.load_adapter(model, training.find_adapter(scale))
+    model = adapters.load_adapter(model, adapters.find_adapter(scale))
     for task in options.task:
         settings = dict(scoring=options.scoring, shots=options.shots, cache=scale.runs / "scores")
         result = multiple_choice(model, words, task, root=scale.benchmarks or "hub", **settings)

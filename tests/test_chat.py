@@ -5,7 +5,7 @@ import ipywidgets
 import pytest
 import torch
 
-from aurora_lib import chat, nf4, tokenizer, training
+from aurora_lib import adapters, chat, nf4, tokenizer
 from aurora_lib.scale import DATA
 
 QUESTION = "日本的首都是哪里？"
@@ -29,7 +29,7 @@ def words():
 @pytest.fixture(scope="module")
 def model():
     base = nf4.load(DATA / "tiny", dtype=torch.float32, device="cpu")
-    return training.load_adapter(base, DATA / "tiny_adapter")
+    return adapters.load_adapter(base, DATA / "tiny_adapter")
 
 
 @pytest.fixture

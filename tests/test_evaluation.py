@@ -14,7 +14,7 @@ import torch
 from accelerate import PartialState, debug_launcher
 from transformers import MistralConfig, MistralForCausalLM, MixtralConfig, MixtralForCausalLM
 
-from aurora_lib import evaluation, fewshot, hub_benchmarks, nf4, score_cache, training
+from aurora_lib import adapters, evaluation, fewshot, hub_benchmarks, nf4, score_cache
 from aurora_lib import tokenizer as tokenizers
 from aurora_lib.benchmarks import TASKS, EvalError, load_questions, load_subjects
 from aurora_lib.evaluation import EvalResult, Paired, Score, multiple_choice, paired
@@ -174,7 +174,7 @@ def plain(model, tokenizer, task, subject) -> list[str]:
 def tuned():
     """The bundled model in NF4 with the bundled adapter, and its tokenizer."""
     base = nf4.load(DATA / "tiny", dtype=torch.float32)
-    return training.load_adapter(base, DATA / "tiny_adapter"), tokenizers.load(DATA / "tiny")
+    return adapters.load_adapter(base, DATA / "tiny_adapter"), tokenizers.load(DATA / "tiny")
 
 
 @pytest.mark.parametrize("task", ["cmmlu", "mmlu"])

@@ -4,7 +4,7 @@ import lab
 import pytest
 import torch
 
-from aurora_lib import explorer, nf4, routing, tokenizer, training
+from aurora_lib import adapters, explorer, nf4, routing, tokenizer
 from aurora_lib.scale import DATA
 
 CELL = """
@@ -28,7 +28,7 @@ def words():
 @pytest.fixture(scope="module")
 def models():
     base = nf4.load(DATA / "tiny", dtype=torch.float32, device="cpu")
-    tuned = training.load_adapter(base, DATA / "tiny_adapter")
+    tuned = adapters.load_adapter(base, DATA / "tiny_adapter")
     return {"base": routing.WithoutAdapter(tuned), "tuned": tuned, "random": routing.random_router(base)}
 
 

@@ -9,7 +9,7 @@ from test_routing import CONFIGS, TEXT, build
 from torch import nn
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
-from aurora_lib import nf4, routing, routing_counts, tokenizer, training
+from aurora_lib import adapters, nf4, routing, routing_counts, tokenizer
 from aurora_lib.scale import DATA
 
 TEXTS = [
@@ -40,7 +40,7 @@ def mixtral():
 def tuned():
     """The bundled model in 4-bit with the bundled adapter."""
     base = nf4.load(DATA / "tiny", dtype=torch.float32, device="cpu")
-    return training.load_adapter(base, DATA / "tiny_adapter")
+    return adapters.load_adapter(base, DATA / "tiny_adapter")
 
 
 def sentences(count, seed=0):

@@ -7,7 +7,7 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
-from aurora_lib import conversations, nf4, paper, scale, sources, tokenizer, training
+from aurora_lib import adapters, checkpoints, conversations, nf4, paper, scale, sources, tokenizer, training
 
 TALK = [
     [
@@ -84,7 +84,7 @@ def test_two_runs_with_the_same_seed_give_the_same_adapter(tiny, words, tmp_path
         made.train()
         weights.append(
             load_file(
-                training.save_adapter(made, tiny, tmp_path / f"{name}-adapter") / "adapter_model.safetensors"
+                adapters.save_adapter(made, tiny, tmp_path / f"{name}-adapter") / "adapter_model.safetensors"
             )
         )
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
@@ -98,7 +98,7 @@ def test_interrupted_and_uninterrupted_runs_end_with_the_same_weights(tiny, word
     whole.train()
     (tmp_path / "whole" / "checkpoint-8").rename(tmp_path / "kept")  # as if it had been stopped after step 4
     again = trainer(tiny, words, max_steps=8, output_dir=str(tmp_path / "whole"), save_steps=4)
-    again.train(resume_from_checkpoint=training.checkpoint_to_resume(tmp_path / "whole"))
+    again.train(resume_from_checkpoint=checkpoints.checkpoint_to_resume(tmp_path / "whole"))
     ours, theirs = weights(again), weights(whole)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
@@ -108,9 +108,9 @@ def test_a_checkpoint_cut_off_half_written_is_passed_over(tiny, words, tmp_path,
     made.train()
     newest = tmp_path / "run" / "checkpoint-4" / "adapter_model.safetensors"
     newest.write_bytes(newest.read_bytes()[:100])
-    assert training.checkpoint_to_resume(tmp_path / "run").name == "checkpoint-2"
+    assert checkpoints.checkpoint_to_resume(tmp_path / "run").name == "checkpoint-2"
     assert "checkpoint-4 was not written completely" in capsys.readouterr().out
-    assert training.checkpoint_to_resume(tmp_path / "nothing here") is None
+    assert checkpoints.checkpoint_to_resume(tmp_path / "nothing here") is None
 
 
 def test_a_zero_gradient_stops_the_run(tiny, words):
@@ -130,23 +130,23 @@ def test_empty_data_is_refused(tiny, words):
 def test_saved_adapter_is_a_stock_folder_without_a_path_of_this_machine(tiny, words):
     made = trainer(tiny, words, max_steps=1)
     made.train()
-    folder = training.save_adapter(made, tiny)
+    folder = adapters.save_adapter(made, tiny)
     assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == "tiny"
     assert str(scale.ROOT) not in (folder / "README.md").read_text()
     assert not (tiny.runs / "checkpoints").exists()
-    training.load_adapter(nf4.load(tiny.base_model, **tiny.loading), folder)
+    adapters.load_adapter(nf4.load(tiny.base_model, **tiny.loading), folder)
 
 
 def test_adapter_is_found_in_order_override_own_shipped(tiny, capsys):
-    assert training.find_adapter(tiny) == str(scale.DATA / "tiny_adapter")
+    assert adapters.find_adapter(tiny) == str(scale.DATA / "tiny_adapter")
     own = tiny.runs / "adapter"
     own.mkdir(parents=True)
     (own / "adapter_config.json").write_text("{}")
-    assert training.find_adapter(tiny) == str(own)
-    assert training.find_adapter(dataclasses.replace(tiny, adapter="elsewhere")) == "elsewhere"
+    assert adapters.find_adapter(tiny) == str(own)
+    assert adapters.find_adapter(dataclasses.replace(tiny, adapter="elsewhere")) == "elsewhere"
     full = dataclasses.replace(tiny, name="full", runs=tiny.runs / "none")
-    with pytest.raises(training.AdapterError, match="run notebook 04"):
-        training.find_adapter(full)
+    with pytest.raises(adapters.AdapterError, match="run notebook 04"):
+        adapters.find_adapter(full)
 
 
 def test_adapter_of_another_base_is_one_sentence(tiny, tmp_path):
@@ -165,10 +165,10 @@ def test_adapter_of_another_base_is_one_sentence(tiny, tmp_path):
         AutoModelForCausalLM.from_config(other), LoraConfig(target_modules=["q_proj", "v_proj"])
     )
     model.save_pretrained(tmp_path / "other", save_embedding_layers=False)
-    with pytest.raises(training.AdapterError, match="cannot be put on this base model"):
-        training.load_adapter(nf4.load(tiny.base_model, **tiny.loading), tmp_path / "other")
-    with pytest.raises(training.AdapterError, match="holds no adapter"):
-        training.load_adapter(nf4.load(tiny.base_model, **tiny.loading), tmp_path / "nowhere")
+    with pytest.raises(adapters.AdapterError, match="cannot be put on this base model"):
+        adapters.load_adapter(nf4.load(tiny.base_model, **tiny.loading), tmp_path / "other")
+    with pytest.raises(adapters.AdapterError, match="holds no adapter"):
+        adapters.load_adapter(nf4.load(tiny.base_model, **tiny.loading), tmp_path / "nowhere")
 
 
 def test_conversations_come_from_notebook_02_only_if_it_read_the_same_data(tiny, tmp_path, capsys):

@@ -534,9 +534,9 @@ pd.DataFrame(rows, columns=["claim", "layers above every baseline"])
 # repeating alone moves), and the base in another precision.
 
 # %%
-from aurora_lib import training
+from aurora_lib import adapters
 
-tuned = training.load_adapter(base, training.find_adapter(scale))
+tuned = adapters.load_adapter(base, adapters.find_adapter(scale))
 untuned = routing.WithoutAdapter(tuned)  # the base, without a second copy of the weights
 after = routing.join(routing.trace_many(tuned, words, texts))
 floors = {"random changes": routing.random_adapter_traces(tuned, words, texts)}

@@ -43,7 +43,7 @@ HTML(" ".join(shown))
 # %%
 import pandas as pd
 
-from aurora_lib import paper, training
+from aurora_lib import adapters, checkpoints, paper, training
 
 lora, args = training.lora_config(scale), training.sft_config(scale)
 why = {
@@ -113,7 +113,7 @@ print(f"{trained:,} trainable parameters, {len(conversations):,} conversations, 
 loss_before = trainer.evaluate()["eval_loss"]
 with memory.profile(scale.device) as profile:
     profile.mark("train")
-    run = trainer.train(resume_from_checkpoint=training.checkpoint_to_resume(args.output_dir))
+    run = trainer.train(resume_from_checkpoint=checkpoints.checkpoint_to_resume(args.output_dir))
 loss_after = trainer.evaluate()["eval_loss"]
 print(
     f"{run.metrics['train_runtime']:.0f} s; loss on 64 of the training conversations {loss_before:.3f} -> {loss_after:.3f}"
@@ -172,7 +172,7 @@ pd.DataFrame(wrong, columns=["question", "answer", "expected"]).head(5)
 # A stock PEFT folder: any tool that knows PEFT can load it. The 4-bit base is not saved again.
 
 # %%
-folder = training.save_adapter(trainer, scale)
+folder = adapters.save_adapter(trainer, scale)
 pd.DataFrame({"bytes": {file.name: file.stat().st_size for file in sorted(folder.iterdir())}})
 
 # %% [markdown]

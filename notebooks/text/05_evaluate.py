@@ -19,12 +19,12 @@ scale = aurora_lib.start("05")
 # look at the text the model reads, with one example instead of five.
 
 # %%
-from aurora_lib import evaluation, nf4, tokenizer, training
+from aurora_lib import adapters, evaluation, nf4, tokenizer
 
 root = scale.benchmarks or "hub"
 base = nf4.load(scale.base_model, **scale.loading)
 words = tokenizer.load(scale.base_model, revision=scale.revision)
-model = training.load_adapter(base, training.find_adapter(scale))
+model = adapters.load_adapter(base, adapters.find_adapter(scale))
 
 subjects = evaluation.load_subjects("ceval", root)
 subject = next(iter(subjects))

@@ -15,11 +15,11 @@ scale = aurora_lib.start("06")
 # The model has no memory. At every turn the whole history is written out again, in exactly the format it was trained on.
 
 # %%
-from aurora_lib import chat, nf4, tokenizer, training
+from aurora_lib import adapters, chat, nf4, tokenizer
 
 base = nf4.load(scale.base_model, **scale.loading)
 words = tokenizer.load(scale.base_model, revision=scale.revision)
-model = training.load_adapter(base, training.find_adapter(scale))
+model = adapters.load_adapter(base, adapters.find_adapter(scale))
 
 history = [
     {"role": "user", "content": "你好"},

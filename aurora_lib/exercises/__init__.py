@@ -1,0 +1,11 @@
+"""The notebooks' exercises, one module of checkers a notebook; `checking` says how a checker is written."""
+
+import pkgutil
+from importlib import import_module
+
+from aurora_lib.exercises.checking import EXERCISES, check, verdict
+
+__all__ = ["EXERCISES", "check", "verdict"]
+
+for module in pkgutil.iter_modules(__path__):
+    import_module(f"{__name__}.{module.name}")  # each registers its checkers
