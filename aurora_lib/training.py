@@ -28,15 +28,19 @@ SEED = 42
 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
 
 
-def lora_config(scale: Scale) -> LoraConfig:
-    """The paper's adapter: rank 8 on q_proj and v_proj of every layer (repository, training command)."""
-    return LoraConfig(
+def lora_config(scale: Scale, **changes) -> LoraConfig:
+    """The paper's adapter: rank 8 on q_proj and v_proj of every layer (repository, training command).
+
+    `changes` override any field of `LoraConfig`.
+    """
+    settings = dict(
         task_type="CAUSAL_LM",
         r=int(paper.TRAINING["LoRA rank"].value),
         lora_alpha=int(paper.TRAINING["LoRA alpha"].value),
         lora_dropout=paper.TRAINING["LoRA dropout"].value,
         target_modules=list(paper.LORA_TARGETS),
     )
+    return LoraConfig(**settings | changes)
 
 
 def sft_config(scale: Scale, output_dir: Path | None = None, **changes) -> SFTConfig:
@@ -81,9 +85,14 @@ def adapters_in_fp32(model: PreTrainedModel) -> int:
 
 
 def build_trainer(
-    model: PreTrainedModel, tokenizer, conversations: Dataset, scale: Scale, args: SFTConfig | None = None
+    model: PreTrainedModel,
+    tokenizer,
+    conversations: Dataset,
+    scale: Scale,
+    args: SFTConfig | None = None,
+    lora: LoraConfig | None = None,
 ) -> SFTTrainer:
-    """An `SFTTrainer` on `conversations` (column `messages`) with the paper's adapter, its weights in 32 bits.
+    """An `SFTTrainer` on `conversations` (column `messages`) with a new adapter (the paper's), its weights in 32 bits.
 
     `trainer.evaluate()` gives the loss on the first 64 of them, so that it can be compared before and after. Raises
     ValueError without conversations.
@@ -92,14 +101,15 @@ def build_trainer(
         raise ValueError(
             "There is no conversation to train on. Check AURORA_DATA, or run notebook 02 to see why."
         )
-    set_seed(SEED)
+    args = args or sft_config(scale)
+    set_seed(args.seed)
     trainer = SFTTrainer(
         model=model,
-        args=args or sft_config(scale),
+        args=args,
         train_dataset=conversations.select_columns(["messages"]),
         eval_dataset=conversations.select_columns(["messages"]).select(range(min(64, len(conversations)))),
         processing_class=tokenizer,
-        peft_config=lora_config(scale),
+        peft_config=lora or lora_config(scale),
         callbacks=[ZeroGradientAlarm()],
     )
     adapters_in_fp32(trainer.model)
