@@ -11,8 +11,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
+import write_comparison  # noqa: E402
 import write_environments  # noqa: E402
 import write_readme  # noqa: E402
+
+from aurora_lib import paper  # noqa: E402
 
 
 def tracked() -> list[Path]:
@@ -39,6 +42,22 @@ def test_tables_of_the_readme_are_those_of_the_records(name):
     assert text == write_readme.filled(name)
     for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
         assert (ROOT / link).exists(), link
+
+
+def test_page_of_the_papers_numbers_is_current_and_holds_them_all():
+    page = write_comparison.PAGE.read_text(encoding="utf-8")
+    assert page == write_comparison.page()
+    numbers = set(re.findall(r"[\d.]+", page.replace(",", "")))
+    wanted = [
+        figure.value
+        for group in (paper.CONVERSATIONS, paper.MEMORY, paper.AURORA)
+        for figure in group.values()
+    ]
+    wanted += [
+        value for group in (paper.TABLE_3, paper.GENERATION_SCORES) for row in group.values() for value in row
+    ]
+    wanted += [value for row in paper.AURORA_BY_CATEGORY.values() for value in row.values()]
+    assert [value for value in wanted if f"{value:.6g}" not in numbers] == []
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="only in a git checkout")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jupytext
 import nbformat
+import write_comparison
 import write_readme
 from build_data import write_checksums
 
@@ -74,6 +75,7 @@ def main(names: list[str]) -> None:
             )
             write_checksums()
     write_readme.main()
+    write_comparison.main()
 
 
 if __name__ == "__main__":

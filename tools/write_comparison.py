@@ -1,0 +1,180 @@
+"""Write `docs/paper_and_ours.md` from `aurora_lib.paper` and `results/`: every number of the paper beside ours; `make notebooks` calls this."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from aurora_lib import memory, paper, results
+from aurora_lib.paper import Figure
+from aurora_lib.scale import FULL, TINY
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "paper_and_ours.md"
+NOT = "not measured"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One published figure; `ours` are texts of what was recorded on an H100 and at tiny."""
+
+    name: str
+    figure: Figure
+    h100: str = NOT
+    tiny: str = NOT
+    tolerance: str = ""
+    why: str = ""
+
+    def __str__(self) -> str:
+        value = f"{self.figure.value:,.6g} {self.figure.unit}".strip()
+        cells = (self.name, value, self.figure.source, self.h100, self.tiny, self.tolerance, self.why)
+        return f"| {' | '.join(cells)} |"
+
+
+def recorded(notebook: str, label: str, where: str, show=str) -> str:
+    """A recorded figure as text, or "not measured"."""
+    value = results.recorded(notebook, where).get(label)
+    return NOT if value is None else show(value)
+
+
+def conversations() -> list[Row]:
+    tiny = recorded("02", "conversations", "tiny", lambda n: f"{n:,} self-written")
+    why = "the released sets cannot be bundled; `AURORA_DATA` or the hub brings them"
+    rows = [Row(name, figure, why=why) for name, figure in paper.CONVERSATIONS.items()]
+    rows[-1] = Row("total", paper.CONVERSATIONS["total"], tiny=tiny, why="tiny reads its own rows")
+    return [*rows, Row("categories", paper.CATEGORIES, why="the paper does not say how they were found")]
+
+
+def training() -> list[Row]:
+    keys = {
+        "learning rate": "learning_rate",
+        "epochs": "epochs",
+        "save every": "save_steps",
+        "batch per device": "batch",
+        "gradient accumulation": "accumulation",
+        "cutoff": "length",
+    }
+    rows = []
+    for name, figure in paper.TRAINING.items():
+        key = keys.get(name)
+        full, tiny = (f"{preset[key]:g}" if key else f"{figure.value:g}" for preset in (FULL, TINY))
+        why = "a model this small needs other steps and lengths" if full != tiny else ""
+        rows.append(Row(name, figure, f"{full} (preset)", f"{tiny} (preset)", "exact", why))
+    return rows
+
+
+def gib(value: float) -> str:
+    return f"{value:.1f} GiB"
+
+
+def memories() -> list[Row]:
+    """Predicted beside the paper's; the record of the GPU where there is one."""
+    h100 = results.recorded("mixtral_8x7b", "h100")
+    labels = {
+        "training": "training: batch 2, accumulation 4, nvidia-smi [GiB]",
+        "training, README": "training: batch 2, accumulation 4, nvidia-smi [GiB]",
+        "inference": "inference: batch 1, nvidia-smi [GiB]",
+    }
+    rows = []
+    for name, label in labels.items():
+        train = name.startswith("training")
+        size = dict(train=train) if train else dict(train=False, batch=1, length=2048)
+        predicted = f"predicted {gib(memory.predict(memory.MIXTRAL_8X7B, **size).total)} allocated"
+        measured = gib(h100[label]) if label in h100 else f"{NOT}; {predicted}"
+        why = "parameters explain no more than predicted; the rest is likely allocator cache, eager attention and fp32 logits"
+        rows.append(
+            Row(name, paper.MEMORY[name], measured, "", "5 % of the prediction", why if train else "")
+        )
+    return [*rows, Row("GPU", paper.MEMORY["GPU"])]
+
+
+def scores() -> list[Row]:
+    rows = []
+    for task, figure in paper.AURORA.items():
+        label = f"{task}, 5-shot letters, tuned [share]"
+        h100, tiny = (recorded("05", label, where, lambda s: f"{s:.1%}") for where in ("h100", "tiny"))
+        why = "tiny answers letters at chance: it is too small to name an option"
+        rows.append(Row(f"{task}, 5-shot", figure, h100, tiny, "2 points", why))
+    for task, categories in paper.AURORA_BY_CATEGORY.items():
+        for category, value in categories.items():
+            figure = Figure(value, "%", "early README, in a comment")
+            rows.append(Row(f"{task}, {category}", figure, why="needs the released benchmark"))
+    return rows
+
+
+def generation() -> list[Row]:
+    names = ("BLEU-4", "ROUGE-1", "ROUGE-2", "ROUGE-L")
+    rows = [
+        Row(f"checkpoint {step:,}, {name}", Figure(value, "", "README"))
+        for step, values in paper.GENERATION_SCORES.items()
+        for name, value in zip(names, values, strict=True)
+    ]
+    return rows + [Row(f"CMB, {model}", Figure(value, "%", "README")) for model, value in paper.CMB.items()]
+
+
+def others() -> str:
+    head = "| model | C-Eval | MMLU | CMMLU |\n|---|---|---|---|\n"
+    return head + "\n".join(
+        f"| {model} | {' | '.join(f'{value:g}' for value in values)} |"
+        for model, values in paper.TABLE_3.items()
+        if model != "Aurora"
+    )
+
+
+def oddities() -> str:
+    rounds = {name: f.value for name, f in paper.CONVERSATIONS.items()}
+    parts = [value for name, value in rounds.items() if name != "total"]
+    # each line is computed where it can be, so that it cannot outlive a correction of paper.py
+    return f"""- Training memory is {paper.MEMORY["training"].value:g} GiB in the paper's Table 4 and {paper.MEMORY["training, README"].value:g} GiB in its early README.
+- Table 1: {" + ".join(f"{value:,.0f}" for value in parts)} = {sum(parts):,.0f}, as stated; but 48,818 looks like the raw count of alpaca_gpt4_data_zh,
+  of which LLaMA-Factory's card says that 6,103 mistruncated examples were removed.
+- The text says that alpaca_data_zh_51k holds sentence pairs with English translations; the released file holds instructions, inputs and outputs in Chinese.
+- The text announces seven benchmarks and lists three.
+- "8 experts of 7 billion parameters each": Mixtral-8x7B stores {recorded("01", "Mixtral-8x7B stored parameters", "tiny", lambda n: f"{n / 1e9:.1f}")} billion in all and uses
+  {recorded("01", "Mixtral-8x7B parameters used per token", "tiny", lambda n: f"{n / 1e9:.1f}")} billion a token, since everything but the feed-forward part is shared.
+- Figure 2's three largest categories, "computer, natural and science", are probably tags split at spaces ("Natural Science").
+- The C-Eval cell of Aurora is empty in the early README; 51.9 stands in the paper and in the later README.
+- The later README labels two rows of its generation scores 8000; by its position the second is checkpoint 10000.
+- The early README's badge links another arXiv number, 2312.12999.
+- The early README scores checkpoint 3000; the later one checkpoints 6000 to 14000. Three epochs of {rounds["total"]:,.0f} conversations at 8 a step are
+  {3 * rounds["total"] / 8:,.0f} steps (one GPU, batch 2 x 4), so none of these is the end of the training that the paper describes."""
+
+
+HEAD = "| | paper | source | ours, H100 | ours, `tiny` | tolerance | why they differ |\n|---|---|---|---|---|---|---|\n"
+
+
+def page() -> str:
+    """The text of the page."""
+    parts = {
+        "The data (section 2)": conversations(),
+        "The training (section 4.1)": training(),
+        "Memory (Table 4)": memories(),
+        "Benchmarks (Table 3)": scores(),
+        "Generation and CMB (README)": generation(),
+    }
+    tables = "\n\n".join(f"## {title}\n\n{HEAD}" + "\n".join(map(str, rows)) for title, rows in parts.items())
+    return f"""# The paper's numbers and ours
+
+Written by `tools/write_comparison.py` from [`paper.py`](../aurora_lib/paper.py) and [`results/`](../results); do not edit by hand. "Not measured" means that nobody
+has: it is no zero and no failure. `tiny` is a model of a few million parameters that shows the mechanism; its figures are not expected to
+be the paper's.
+
+{tables}
+
+## Models the paper compares with (Table 3)
+
+Collected by the authors from official results and OpenCompass, 5-shot, per cent; neither they nor we ran them.
+
+{others()}
+
+## What does not add up in the sources
+
+{oddities()}
+"""
+
+
+def main() -> None:
+    PAGE.parent.mkdir(exist_ok=True)
+    PAGE.write_text(page(), encoding="utf-8", newline="\n")
+
+
+if __name__ == "__main__":
+    main()
