@@ -8,7 +8,12 @@ ifeq ($(TORCH),cpu)
 TORCH_INDEX := --extra-index-url https://download.pytorch.org/whl/cpu
 endif
 
-.PHONY: course test lab notebooks record data clean
+# WHEELS=folder installs from a folder that `make wheelhouse` filled, without any network.
+ifdef WHEELS
+TORCH_INDEX := --no-index --find-links $(WHEELS)
+endif
+
+.PHONY: course test lab notebooks wheelhouse data clean
 
 course: $(READY)
 	$(BIN)/python tools/run_course.py
@@ -24,6 +29,12 @@ lab: $(READY)
 # notebooks/text/*.py -> notebooks/*.ipynb, executed, outputs kept
 notebooks: $(READY)
 	$(BIN)/python tools/build_notebooks.py
+
+# Everything a set-up installs, as files: for a stick, or a room with bad Wi-Fi. Same system and Python as the laptops.
+wheelhouse:
+	$(PYTHON) -m pip download --quiet --disable-pip-version-check --dest wheelhouse $(TORCH_INDEX) -c constraints.txt setuptools wheel '.[dev]'
+	@rm -f wheelhouse/aurora_course-*
+	@du -sh wheelhouse
 
 # Rewrites the bundled rows, questions and probes; `tools/build_tiny_model.py` then pre-trains the tiny model (about 10 min).
 data: $(READY)
