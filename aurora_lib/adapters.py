@@ -1,48 +1,109 @@
 """Adapters as folders: saved with a model card, found, and put on a base model."""
 
+import os
 import shutil
+import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from peft import PeftModel
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
-from trl import SFTTrainer
 
 from aurora_lib.scale import DATA, Scale
 
+if TYPE_CHECKING:
+    from trl import SFTTrainer  # heavy, and whoever only chats needs none of it
+
 
 class AdapterError(RuntimeError):
-    """An adapter that is missing, damaged or made for another base; the message says what to do."""
+    """An adapter that is missing, damaged, made for another base or cannot be saved; the message says what to do."""
 
 
-def save_adapter(trainer: SFTTrainer, scale: Scale, folder: Path | None = None) -> Path:
-    """Save the adapter as a stock PEFT folder and remove the checkpoints that led to it."""
+def save_adapter(trainer: "SFTTrainer", scale: Scale, folder: Path | None = None) -> Path:
+    """Save the adapter as a stock PEFT folder and, once it is there whole, remove the checkpoints of a finished run.
+
+    Everything is written beside `folder` first. Raises AdapterError where that fails, a full disk for one; the adapter
+    saved before and the checkpoints then stay as they are.
+    """
     folder = Path(folder or scale.runs / "adapter")
+    sharded = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None
+    if not trainer.is_world_process_zero():
+        return folder
     for config in trainer.model.peft_config.values():
         # a path of this machine would mean nothing to whoever loads the adapter elsewhere
         config.base_model_name_or_path = base_name(scale)
-    trainer.model.save_pretrained(folder, save_embedding_layers=False)
-    (folder / "README.md").write_text(_card(trainer, scale), encoding="utf-8")
-    shutil.rmtree(trainer.args.output_dir, ignore_errors=True)
+    unfinished = folder.with_name(f"{folder.name}.unfinished")
+    try:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        trainer.model.save_pretrained(unfinished, save_embedding_layers=False, state_dict=sharded)
+        (unfinished / "README.md").write_text(_card(trainer, scale), encoding="utf-8")
+        with safe_open(unfinished / "adapter_model.safetensors", "pt") as weights:
+            weights.keys()
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in sorted(unfinished.iterdir()):
+            os.replace(file, folder / file.name)
+        unfinished.rmdir()
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise AdapterError(
+            f"The adapter could not be saved to {folder} ({error}). Nothing is lost: the checkpoints stay in "
+            f"{trainer.args.output_dir}. Make room, or choose another folder, and save again."
+        ) from error
+    if trainer.state.global_step >= trainer.state.max_steps:
+        shutil.rmtree(trainer.args.output_dir, ignore_errors=True)
     return folder
 
 
-def _card(trainer: SFTTrainer, scale: Scale) -> str:
+def _card(trainer: "SFTTrainer", scale: Scale) -> str:
     """A model card with this run's own settings; PEFT's would hold a path of this machine."""
-    args, lora = trainer.args, trainer.model.peft_config["default"]
+    args, lora, state = trainer.args, trainer.model.peft_config["default"], trainer.state
+    losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+    loss = f"Training loss {losses[0]:.3f} at first, {losses[-1]:.3f} at last." if losses else ""
+    limit = "" if state.global_step >= state.max_steps else f" of {state.max_steps} planned"
+    data = "the released datasets" if scale.data is None else f"`{Path(scale.data).name}`"
+    base = base_name(scale)
+    at = f", revision `{scale.revision}`" if scale.revision else ""
     return f"""---
-base_model: {base_name(scale)}
+base_model: {base}
 library_name: peft
+pipeline_tag: text-generation
 language: [zh, en]
+tags: [lora, qlora, mixture-of-experts]
 ---
 # A Chinese chat adapter, after Aurora (arXiv 2312.14557)
 
-LoRA of rank {lora.r} (alpha {lora.lora_alpha}, dropout {lora.lora_dropout}) on {", ".join(sorted(lora.target_modules))} of an NF4 base,
-trained by `aurora_lib.training` on {len(trainer.train_dataset):,} conversations: {trainer.state.global_step} steps, {args.num_train_epochs:g} epochs,
-learning rate {args.learning_rate:g} ({args.lr_scheduler_type.value}), batch {args.per_device_train_batch_size} x {args.gradient_accumulation_steps},
-cutoff {args.max_length} tokens, seed {args.seed}. Loss on the assistant's tokens only.
+LoRA of rank {lora.r} (alpha {lora.lora_alpha}, dropout {lora.lora_dropout}) on {", ".join(sorted(lora.target_modules))} of
+`{base}`{at}, its base quantized to NF4 while training.
 
-Load it on that base: `adapters.load_adapter(nf4.load("folder or hub id of the base"), "this folder")`, or with stock PEFT.
+| training | |
+|---|---|
+| data | {len(trainer.train_dataset):,} rows from {data} |
+| length | {state.global_step} steps{limit}, {state.epoch or 0:.3g} epochs |
+| learning rate | {args.learning_rate:g}, {args.lr_scheduler_type.value} |
+| batch | {args.per_device_train_batch_size} x {args.gradient_accumulation_steps} accumulated x {args.world_size} processes |
+| cutoff | {getattr(args, "max_length", None)} tokens |
+| seed | {args.seed} |
+
+The loss was taken on the assistant's tokens only, end token included. {loss}
+
+## Use
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+base = AutoModelForCausalLM.from_pretrained("{base}")  # name or folder of the base
+model = PeftModel.from_pretrained(base, "folder of this adapter")
+```
+
+With the base in NF4, experts included: `adapters.load_adapter(nf4.load(...), ...)` of the Aurora course. Prompts are written
+`[INST] question [/INST]`.
+
+## Limits
+
+Tuned for the language of the answers, not for facts or safety: it can be fluent and wrong, says what its base and its data
+say, and was not aligned further. Check what it writes before anyone relies on it. Licences of the base and of the data apply.
 """
 
 
@@ -70,19 +131,33 @@ def find_adapter(scale: Scale) -> str:
     return str(place)
 
 
-def load_adapter(model: PreTrainedModel, adapter: str | Path) -> PeftModel:
-    """Put `adapter` (PEFT folder or hub id) on `model`, ready for inference.
+def load_adapter(model: PreTrainedModel, adapter: str | Path, revision: str | None = None) -> PeftModel:
+    """Put `adapter` (PEFT folder or hub id, there at `revision`) on `model`, ready for inference.
 
-    Raises AdapterError when it is missing, damaged, or has other shapes than this base.
+    Raises AdapterError when it is missing, damaged, or has other shapes than this base; warns when the shapes fit but
+    it names another base.
     """
     local = Path(adapter).expanduser()
     if local.is_absolute() and not (local / "adapter_config.json").is_file():
         raise AdapterError(f"{local} holds no adapter: adapter_config.json is missing. Check AURORA_ADAPTER.")
     try:
-        return PeftModel.from_pretrained(model, str(adapter)).eval()
+        tuned = PeftModel.from_pretrained(model, str(adapter), revision=revision).eval()
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise AdapterError(
             f"The adapter in {adapter} cannot be put on this base model ({reason}). Use an adapter trained on the same "
             f"base, or unset AURORA_ADAPTER."
         ) from error
+    trained_on = tuned.peft_config["default"].base_model_name_or_path
+    # folders and hub ids are compared by their last part, since the rest is where it lies
+    if (
+        trained_on
+        and model.config.name_or_path
+        and Path(trained_on).name != Path(model.config.name_or_path).name
+    ):
+        warnings.warn(
+            f"The adapter in {Path(adapter).name} was trained on {trained_on} and is now on {Path(model.config.name_or_path).name}: "
+            f"the shapes fit, but unless both are the same model its answers mean nothing.",
+            stacklevel=2,
+        )
+    return tuned

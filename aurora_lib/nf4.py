@@ -30,6 +30,10 @@ BLOCK = 64  # weights that share one absmax
 NESTED_BLOCK = 256  # absmax values that share one second-level absmax (double quantization)
 FEW_SLOTS = 16  # token-slots (tokens x top_k) up to which `experts_forward` never asks the device which experts were hit
 
+# What `load` is told where FSDP2 will split the model: no GPU may hold it whole, accelerate splits floats only, and bytes
+# called bf16 are damaged where they look like NaN, since CUDA copies bf16 by way of fp32 (bitsandbytes issue 1945).
+SHARDED = dict(device="cpu", quant_storage=torch.float32)
+
 
 class ExpertPackingError(ValueError):
     """A model whose experts cannot be, or were not, packed to NF4; the message names the stack."""
@@ -80,6 +84,11 @@ def pack(stack: torch.Tensor, config: BitsAndBytesConfig) -> bnb.nn.Params4bit:
     """
     kind = dict(blocksize=BLOCK, quant_type=config.bnb_4bit_quant_type)
     storage = dict(quant_storage=config.bnb_4bit_quant_storage)
+    home, to_be_sharded = stack.device, config.bnb_4bit_quant_storage.is_floating_point
+    if (
+        to_be_sharded
+    ):  # loaded on the CPU, where packing a large model would take an hour, though a GPU is there
+        stack = stack.to(_device(None))
     data, states = zip(*[quantize_4bit(expert, **kind, **storage) for expert in stack], strict=True)
     absmax, offset, nested = torch.cat([state.absmax for state in states]), None, None
     if config.bnb_4bit_use_double_quant:  # the absmax values, less their mean, become 8-bit themselves
@@ -88,7 +97,8 @@ def pack(stack: torch.Tensor, config: BitsAndBytesConfig) -> bnb.nn.Params4bit:
     state = QuantState(
         absmax, stack.shape, states[0].code, dtype=stack.dtype, offset=offset, state2=nested, **kind
     )
-    return bnb.nn.Params4bit(torch.cat(data), quant_state=state, bnb_quantized=True, **kind, **storage)
+    packed = bnb.nn.Params4bit(torch.cat(data), quant_state=state, bnb_quantized=True, **kind, **storage)
+    return packed.to(home)
 
 
 class ExpertQuantizer(Bnb4BitHfQuantizer):
@@ -208,7 +218,7 @@ def config(
 ) -> BitsAndBytesConfig:
     """The paper's quantization: NF4 weights, double quantization, `dtype` for the arithmetic (paper section 3).
 
-    `quant_storage` is what the packed bytes call themselves; FSDP2 wants the dtype of the other weights.
+    `quant_storage` is what the packed bytes call themselves; for FSDP2 see SHARDED.
     """
     return BitsAndBytesConfig(
         load_in_4bit=True,

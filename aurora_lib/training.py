@@ -1,28 +1,49 @@
 """QLoRA with TRL's `SFTTrainer`: the settings of the paper, three corrections today's libraries need, and a way to resume.
 
-`python -m aurora_lib.training` runs from a terminal what notebook 04 runs step by step.
+`python -m aurora_lib.training` runs from a terminal what notebook 04 runs step by step; `accelerate launch -m
+aurora_lib.training` does so on several processes.
 """
 
 import argparse
+import contextlib
+import errno
+import json
 import os
 import sys
+import time
 import warnings
+from importlib.metadata import version
 from pathlib import Path
 
+import torch
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
-from peft import LoraConfig
-from transformers import PreTrainedModel, set_seed
+from peft import LoraConfig, load_peft_weights, set_peft_model_state_dict
+from safetensors import SafetensorError
+from transformers import AutoConfig, PreTrainedModel, TrainerState, set_seed
+from transformers.trainer_utils import TrainOutput
 from trl import SFTConfig, SFTTrainer
 
-from aurora_lib import nf4, paper, tokenizer
+from aurora_lib import checkpoints, memory, nf4, paper, tokenizer
 from aurora_lib.adapters import AdapterError, save_adapter
-from aurora_lib.callbacks import ZeroGradientAlarm
-from aurora_lib.checkpoints import checkpoint_to_resume
+from aurora_lib.callbacks import Meter, NoGradient, StopBetweenSteps, ZeroGradientAlarm, require_gradient
 from aurora_lib.conversations import clean_conversations
+from aurora_lib.preflight import preflight
 from aurora_lib.scale import Scale, ScaleError, start
 from aurora_lib.sources import DataError
 
+__all__ = ["adapters_in_fp32", "build_trainer", "lora_config", "preflight", "run", "sft_config", "tune"]
+
 SEED = 42
+
+
+class Stopped(KeyboardInterrupt):
+    """A run stopped on request; the message says after which step and how to go on. Like Ctrl-C, it ends a notebook's run."""
+
+
+class SaveError(RuntimeError):
+    """A checkpoint that could not be written; the message says which one is left and what to do."""
+
 
 # PEFT and TRL still ask transformers by the old name; nobody here can act on it.
 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
@@ -65,6 +86,7 @@ def sft_config(scale: Scale, output_dir: Path | None = None, **changes) -> SFTCo
         save_steps=scale.save_steps,
         save_total_limit=2,
         logging_steps=10,
+        include_num_input_tokens_seen="non_padding",
         seed=SEED,
         report_to="none",
         dataloader_pin_memory=scale.device == "cuda",
@@ -94,58 +116,241 @@ def build_trainer(
 ) -> SFTTrainer:
     """An `SFTTrainer` on `conversations` (column `messages`) with a new adapter (the paper's), its weights in 32 bits.
 
-    `trainer.evaluate()` gives the loss on the first 64 of them, so that it can be compared before and after. Raises
-    ValueError without conversations.
+    Conversations without an answer, or with none left before the cutoff, are left out; how many is printed.
+    `trainer.evaluate()` gives the loss on the first 64 rows, so that it can be compared before and after. Raises
+    ValueError where nothing is left to train on.
     """
-    if len(conversations) == 0:
+    args = args or sft_config(scale)
+    answered = conversations.select_columns(["messages"]).filter(_has_answer)
+    if unanswered := len(conversations) - len(answered):
+        _say(args, f"{unanswered:,} conversations hold no answer by the assistant and are left out.")
+    if len(answered) == 0:
         raise ValueError(
             "There is no conversation to train on. Check AURORA_DATA, or run notebook 02 to see why."
         )
-    args = args or sft_config(scale)
     set_seed(args.seed)
     trainer = SFTTrainer(
         model=model,
         args=args,
-        train_dataset=conversations.select_columns(["messages"]),
-        eval_dataset=conversations.select_columns(["messages"]).select(range(min(64, len(conversations)))),
+        train_dataset=answered,
         processing_class=tokenizer,
         peft_config=lora or lora_config(scale),
-        callbacks=[ZeroGradientAlarm()],
+        callbacks=[ZeroGradientAlarm(), Meter()],
     )
+    if not args.packing:
+        _report_cut(trainer, len(answered))
+    trainer.eval_dataset = trainer.train_dataset.select(range(min(64, len(trainer.train_dataset))))
     adapters_in_fp32(trainer.model)
     return trainer
+
+
+def _has_answer(row: dict) -> bool:
+    return any(message["role"] == "assistant" for message in row["messages"])
+
+
+def _report_cut(trainer: SFTTrainer, given: int) -> None:
+    """Say how many conversations the cutoff shortened and how many TRL left out since no answer was left of them."""
+    length, end = trainer.args.max_length, trainer.processing_class.eos_token_id
+    ids = trainer.train_dataset.with_format("numpy")["input_ids"] if len(trainer.train_dataset) else []
+    cut = sum(len(row) == length and row[-1] != end for row in ids)
+    dropped = given - len(trainer.train_dataset)
+    if cut or dropped:
+        _say(
+            trainer.args,
+            f"{cut + dropped:,} conversations are longer than the cutoff of {length:,} tokens: {cut:,} lose part of their "
+            f"answer, {dropped:,} have nothing left to learn and are left out.",
+        )
+    if dropped == given:
+        raise ValueError(
+            f"No conversation has an answer before the cutoff of {length:,} tokens. Raise max_length, or split the "
+            f"conversations as notebook 02 does."
+        )
+
+
+def _say(args: SFTConfig, sentence: str) -> None:
+    if args.process_index == 0:
+        print(sentence, flush=True)
+
+
+def run(trainer: SFTTrainer, minutes: float | None = None) -> TrainOutput:
+    """Train, from the last whole checkpoint of this very run if there is one; notebook and terminal both call this.
+
+    Ctrl-C finishes the step in flight, writes a checkpoint and raises Stopped; a second one stops at once. After
+    `minutes` it stops in the same way and returns. `metrics` of what it returns holds `resumed_from_step` and
+    `tokens_here`. Raises SaveError where a checkpoint cannot be written, NoGradient where nothing is learned.
+    """
+    folder, args = Path(trainer.args.output_dir), trainer.args
+    stop = StopBetweenSteps(minutes)
+    trainer.add_callback(stop)
+    state = TrainerState()
+    try:
+        found = (
+            checkpoints.claim(folder, checkpoints.fingerprint(trainer)) if args.process_index == 0 else None
+        )
+        found = broadcast_object_list([found])[0]
+        if found:
+            state = TrainerState.load_from_json(str(found / "trainer_state.json"))
+        set_seed(args.seed)  # so that evaluating before training, or not, makes no difference
+        if found and state.global_step >= state.max_steps:
+            output = _take_up(trainer, found, state)
+        else:
+            _say(args, f"Training from step {state.global_step}.")
+            with stop:
+                output = trainer.train(resume_from_checkpoint=str(found) if found else None)
+    except KeyboardInterrupt:
+        last = checkpoints.newest_whole(folder)
+        raise Stopped(
+            f"Stopped at once in step {trainer.state.global_step + 1}. Run the same again: it goes on from "
+            f"{last.name if last else 'the beginning'}."
+        ) from None
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, NoGradient) or not _while_saving(trainer, error):
+            raise
+        last = checkpoints.newest_whole(folder)
+        raise SaveError(
+            f"The checkpoint of step {trainer.state.global_step} could not be written to {folder} ({error}). "
+            f"{f'{last.name} is whole' if last else 'There is none before it'}: make room and run the same again. In a "
+            f"notebook the trained weights are still in memory, and adapters.save_adapter can save them elsewhere."
+        ) from error
+    finally:
+        trainer.remove_callback(stop)
+    step, steps = trainer.state.global_step, trainer.state.max_steps
+    if stop.why:
+        sentence = (
+            f"step {step} of {steps}; checkpoint-{step} is saved. Run the same again to go on from there."
+        )
+        if stop.why == "signal":
+            raise Stopped(f"Stopped after {sentence}")
+        _say(args, f"The {minutes:g} minutes are over after {sentence}")
+    require_gradient(trainer.state.log_history)
+    output.metrics["resumed_from_step"] = state.global_step
+    output.metrics["tokens_here"] = trainer.state.num_input_tokens_seen - state.num_input_tokens_seen
+    return output
+
+
+def _while_saving(trainer: SFTTrainer, error: Exception) -> bool:
+    """Whether it was a checkpoint that failed: the disk says so, or a half-written one is there."""
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return True
+    half = Path(trainer.args.output_dir) / f"checkpoint-{trainer.state.global_step}"
+    return half.is_dir() and checkpoints.damage(half) is not None
+
+
+def _take_up(trainer: SFTTrainer, checkpoint: Path, state: TrainerState) -> TrainOutput:
+    """The result of a run that had made all its steps; `train` would make one more where an epoch is not over."""
+    set_peft_model_state_dict(trainer.model, load_peft_weights(str(checkpoint), device="cpu"))
+    trainer.state = state
+    loss = [entry["loss"] for entry in state.log_history if "loss" in entry][-1]
+    return TrainOutput(state.global_step, loss, {"train_runtime": 0.0, "train_loss": loss})
+
+
+def tune(
+    scale: Scale,
+    out: Path | None = None,
+    minutes: float | None = None,
+    price_per_hour: float | None = None,
+    **changes,
+) -> Path:
+    """The whole of notebook 04's training at `scale`; returns the adapter's folder.
+
+    `changes` override any field of `SFTConfig`. Leaves a record in `training.json` under `scale.runs`. Raises as
+    `preflight`, `build_trainer`, `run` and `save_adapter` do.
+    """
+    args = sft_config(scale, **changes)
+    with args.main_process_first():
+        conversations = clean_conversations(scale)
+    config = AutoConfig.from_pretrained(scale.base_model, revision=scale.revision)
+    _say(args, f"\n{preflight(config, conversations, scale, args, price_per_hour)}\n")
+    loading = scale.loading | dict(device=str(args.device))
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        loading["quant_storage"] = loading["dtype"]  # FSDP2 shards tensors of one dtype
+    base = nf4.load(scale.base_model, **loading)
+    words = tokenizer.load(scale.base_model, revision=scale.revision)
+    trainer = build_trainer(base, words, conversations, scale, args)
+    output = run(trainer, minutes)
+    folder = save_adapter(trainer, scale, out)
+    if args.process_index == 0:
+        record = _record(trainer, output)
+        (scale.runs / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        print(f"{record['steps']} steps, {record['seconds']:.0f} s here; the adapter is in {folder}")
+    return folder
+
+
+def _record(trainer: SFTTrainer, output: TrainOutput) -> dict:
+    """What a run did, for `training.json`; seconds and tokens/s are of this session, the rest of the whole run."""
+    state, seconds, tokens = trainer.state, output.metrics["train_runtime"], output.metrics["tokens_here"]
+    log = state.log_history
+    on_cuda = trainer.args.device.type == "cuda"
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "settings": checkpoints.fingerprint(trainer),
+        "steps": state.global_step,
+        "steps_planned": state.max_steps,
+        "resumed_from_step": output.metrics["resumed_from_step"],
+        "seconds": round(seconds, 1),
+        "tokens": state.num_input_tokens_seen,
+        "tokens_per_second": round(tokens / seconds, 1) if seconds else None,
+        "peak_memory_gib": round(
+            torch.cuda.max_memory_allocated() / memory.GIB if on_cuda else memory.peak_rss(), 3
+        ),
+        "final_loss": [entry["loss"] for entry in log if "loss" in entry][-1],
+        "smallest_grad_norm": min(entry["grad_norm"] for entry in log if "grad_norm" in entry),
+        "versions": {
+            name: version(name) for name in ("torch", "transformers", "trl", "peft", "bitsandbytes")
+        },
+    }
 
 
 def main() -> None:
     """The command line; see `--help`."""
     parser = argparse.ArgumentParser(
-        prog="python -m aurora_lib.training", description=__doc__.splitlines()[0]
+        prog="python -m aurora_lib.training",
+        description="Tune the base model as notebook 04 does, from a terminal. Ctrl-C stops after the step in flight; "
+        "the same command then goes on from there.",
+        epilog="Several GPUs: accelerate launch -m aurora_lib.training --scale full",
     )
     parser.add_argument("--scale", choices=["tiny", "full"], help="overrides AURORA_SCALE")
     parser.add_argument("--out", type=Path, help="folder of the adapter (default: runs/<scale>/adapter)")
-    options = parser.parse_args()
-    if options.scale and os.environ.get("AURORA_SCALE") != options.scale:
-        # again from the start, since the scale decides the number of threads when libraries are imported
-        os.environ["AURORA_SCALE"] = options.scale
-        os.execv(sys.executable, [sys.executable, "-m", "aurora_lib.training", *sys.argv[1:]])
-    try:
-        tune(start("04"), options.out)
-    except (ScaleError, DataError, AdapterError, nf4.ModelFileError, nf4.ExpertPackingError) as error:
-        parser.exit(1, f"{error}\n")
-
-
-def tune(scale: Scale, out: Path | None = None) -> Path:
-    """The whole of notebook 04's training at `scale`; returns the adapter's folder."""
-    conversations = clean_conversations(scale)
-    base = nf4.load(scale.base_model, **scale.loading)
-    words = tokenizer.load(scale.base_model, revision=scale.revision)
-    trainer = build_trainer(base, words, conversations, scale)
-    run = trainer.train(resume_from_checkpoint=checkpoint_to_resume(trainer.args.output_dir))
-    folder = save_adapter(trainer, scale, out)
-    print(
-        f"{trainer.state.global_step} steps in {run.metrics['train_runtime']:.0f} s; the adapter is in {folder}"
+    parser.add_argument("--learning-rate", type=float, help="peak of the cosine schedule")
+    parser.add_argument("--epochs", type=float, dest="num_train_epochs", help="passes over the data")
+    parser.add_argument(
+        "--max-steps", type=int, help="end after so many optimizer steps, instead of --epochs"
     )
-    return folder
+    parser.add_argument(
+        "--batch", type=int, dest="per_device_train_batch_size", help="conversations at once on a device"
+    )
+    parser.add_argument("--save-steps", type=int, help="optimizer steps between checkpoints")
+    parser.add_argument(
+        "--max-minutes",
+        type=float,
+        help="stop after so long and save adapter and checkpoint; the same command goes on",
+    )
+    parser.add_argument(
+        "--price-per-hour", type=float, help="of the machine, in your currency: predicts what the run costs"
+    )
+    options = vars(parser.parse_args())
+    chosen = options.pop("scale")
+    if chosen and os.environ.get("AURORA_SCALE") != chosen:
+        # again from the start, since the scale decides the number of threads when libraries are imported
+        os.environ["AURORA_SCALE"] = chosen
+        os.execv(sys.executable, [sys.executable, "-m", "aurora_lib.training", *sys.argv[1:]])
+    own = dict(out=options.pop("out"), minutes=options.pop("max_minutes"))
+    own["price_per_hour"] = options.pop("price_per_hour")
+    changes = {name: value for name, value in options.items() if value is not None}
+    with contextlib.ExitStack() as stack:
+        if os.environ.get("RANK", "0") != "0":  # under accelerate only the main process speaks
+            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+        try:
+            tune(start("04"), **own, **changes)
+        except Stopped as stopped:
+            parser.exit(130, f"{stopped}\n")
+        except EXPLAINED as error:
+            parser.exit(1, f"{error}\n")
+
+
+# errors whose message is written for the reader; anything else is a mistake of ours and keeps its traceback
+EXPLAINED = (ScaleError, DataError, AdapterError, SaveError, NoGradient, memory.DoesNotFit)
+EXPLAINED += (nf4.ModelFileError, nf4.ExpertPackingError, ValueError)
 
 
 if __name__ == "__main__":

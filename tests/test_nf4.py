@@ -99,6 +99,7 @@ def test_slice_of_a_stack_is_the_expert_quantized_alone(double_quant):
 @pytest.mark.parametrize("storage", [torch.uint8, torch.bfloat16])
 def test_a_stack_packed_expert_by_expert_is_bit_for_bit_that_of_bitsandbytes(double_quant, storage):
     stack = torch.randn(4, 128, 128, dtype=torch.bfloat16, generator=torch.Generator().manual_seed(0))
+    stack = stack.to("cuda" if torch.cuda.is_available() else "cpu")
     ours = nf4.pack(stack, nf4.config(double_quant=double_quant, quant_storage=storage))
     theirs, state = quantize_4bit(
         stack, blocksize=64, quant_type="nf4", compress_statistics=double_quant, quant_storage=storage
@@ -201,30 +202,41 @@ def test_a_plain_parameter_with_the_same_bytes_gives_the_same_output(mixtral, st
 
 
 def sharded_training(rank, folder):
-    """One of two processes: the loss and adapter gradients of a sharded model are those of the whole one."""
+    """One of two processes: it holds half of the bytes, gathers all, and gets the loss and gradients of the whole model."""
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     torch.manual_seed(0)
+    # three dtypes in one layer, as on a GPU: bf16 norms, packed bytes called fp32, fp32 adapters
     model = get_peft_model(
-        nf4.load(folder, device="cpu", quant_storage=torch.bfloat16),
+        nf4.load(folder, **nf4.SHARDED),
         LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False),
-        autocast_adapter_dtype=False,
     )
+    stacks = nf4.expert_stacks(model)
+    packed = {name: stack.detach().view(torch.uint8).clone() for name, stack in stacks.items()}
+    assert any(stack.isnan().any() for stack in stacks.values())  # bytes that a conversion would change
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert {p.dtype for p in trainable.values()} == {torch.float32}
     ids = torch.arange(20).view(2, 10)
     whole = model(ids, labels=ids).loss
     whole.backward()
     wanted = {name: p.grad.clone() for name, p in trainable.items()}
     model.zero_grad()
     mesh = init_device_mesh("cpu", (2,))
-    for part in (*model.base_model.model.model.layers, model):
+    layers = model.base_model.model.model.layers
+    for part in (*layers, model):
         fully_shard(part, mesh=mesh)
+    parameters = dict(model.named_parameters())
+    assert all(2 * parameters[name].to_local().nbytes == held.nbytes for name, held in packed.items())
     loss = model(ids, labels=ids).loss
     loss.backward()
-    torch.testing.assert_close(loss, whole)
-    for name, p in model.named_parameters():
-        if p.requires_grad:
-            torch.testing.assert_close(p.grad.full_tensor(), wanted[name])
+    torch.testing.assert_close(loss, whole, atol=0, rtol=0)
+    for name, gradient in wanted.items():
+        assert gradient.norm() > 0
+        torch.testing.assert_close(parameters[name].grad.full_tensor(), gradient)
+    for layer in layers:
+        layer.unshard()
+    gathered = dict(model.named_parameters())
+    assert all(torch.equal(gathered[name].view(torch.uint8), held) for name, held in packed.items())
     distributed.destroy_process_group()
 
 

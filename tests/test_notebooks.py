@@ -57,7 +57,7 @@ def test_notebook_follows_the_contract(text, notebook):
     assert sources[0].startswith(f"# {number} · ")
     assert code(notebook)[0].source == f'import aurora_lib\n\nscale = aurora_lib.start("{number}")'
     assert f'results.compare("{number}")' in code(notebook)[-1].source
-    assert "In five lines." in sources[-1]
+    assert "In short." in sources[-1]
     assert sum("exercises.check(" in source for source in sources) >= 3
     assert sum("<details><summary>Hint" in source for source in sources) >= 3
     assert max(len(cell.source.splitlines()) for cell in code(notebook)) <= 40

@@ -1,13 +1,14 @@
 import dataclasses
 import json
+import shutil
+import warnings
 
 import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file
 
-from aurora_lib import adapters, checkpoints, conversations, nf4, paper, scale, sources, tokenizer, training
+from aurora_lib import adapters, callbacks, conversations, nf4, paper, scale, sources, tokenizer, training
 
 TALK = [
     [
@@ -77,42 +78,6 @@ def test_training_lowers_the_loss_and_the_gradient_is_never_zero(tiny, words):
     assert len(norms) == 12 and min(norms) > 0
 
 
-def test_two_runs_with_the_same_seed_give_the_same_adapter(tiny, words, tmp_path):
-    weights = []
-    for name in ("a", "b"):
-        made = trainer(tiny, words, max_steps=4, output_dir=str(tmp_path / name))
-        made.train()
-        weights.append(
-            load_file(
-                adapters.save_adapter(made, tiny, tmp_path / f"{name}-adapter") / "adapter_model.safetensors"
-            )
-        )
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-
-
-def test_interrupted_and_uninterrupted_runs_end_with_the_same_weights(tiny, words, tmp_path):
-    def weights(made):
-        return {name: p.detach().clone() for name, p in made.model.named_parameters() if p.requires_grad}
-
-    whole = trainer(tiny, words, max_steps=8, output_dir=str(tmp_path / "whole"), save_steps=4)
-    whole.train()
-    (tmp_path / "whole" / "checkpoint-8").rename(tmp_path / "kept")  # as if it had been stopped after step 4
-    again = trainer(tiny, words, max_steps=8, output_dir=str(tmp_path / "whole"), save_steps=4)
-    again.train(resume_from_checkpoint=checkpoints.checkpoint_to_resume(tmp_path / "whole"))
-    ours, theirs = weights(again), weights(whole)
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-
-
-def test_a_checkpoint_cut_off_half_written_is_passed_over(tiny, words, tmp_path, capsys):
-    made = trainer(tiny, words, max_steps=4, output_dir=str(tmp_path / "run"), save_steps=2)
-    made.train()
-    newest = tmp_path / "run" / "checkpoint-4" / "adapter_model.safetensors"
-    newest.write_bytes(newest.read_bytes()[:100])
-    assert checkpoints.checkpoint_to_resume(tmp_path / "run").name == "checkpoint-2"
-    assert "checkpoint-4 was not written completely" in capsys.readouterr().out
-    assert checkpoints.checkpoint_to_resume(tmp_path / "nothing here") is None
-
-
 def test_a_zero_gradient_stops_the_run(tiny, words):
     made = trainer(tiny, words, max_steps=2)
     for parameter in made.model.parameters():
@@ -120,6 +85,82 @@ def test_a_zero_gradient_stops_the_run(tiny, words):
             parameter.register_hook(torch.zeros_like)
     with pytest.raises(RuntimeError, match="gradient norm is 0 at step 1"):
         made.train()
+
+
+def test_a_log_without_a_gradient_norm_above_zero_is_refused():
+    callbacks.require_gradient([{"step": 1, "grad_norm": 0.1}, {"step": 1, "train_loss": 1}])
+    for log in ([], [{"step": 1, "loss": 1}]):
+        with pytest.raises(RuntimeError, match="no gradient norm"):
+            callbacks.require_gradient(log)
+    for norm in (0.0, float("nan")):
+        with pytest.raises(RuntimeError, match="at step 2"):
+            callbacks.require_gradient([{"step": 1, "grad_norm": 0.1}, {"step": 2, "grad_norm": norm}])
+
+
+def test_conversations_longer_than_the_cutoff_are_counted_and_those_without_an_answer_left_out(
+    tiny, words, capsys
+):
+    def row(question, answer):
+        return [{"role": "user", "content": "好" * question}, {"role": "assistant", "content": "好" * answer}]
+
+    def tokens(messages):
+        return len(words.apply_chat_template(messages, return_dict=True)["input_ids"])
+
+    exact = row(5, 10)
+    length = tokens(exact)
+    rows = [exact, row(5, 11), row(5, 40), row(60, 3), [{"role": "user", "content": "好"}], row(3, 3)]
+    made = trainer(tiny, words, rows, max_length=length)
+    printed = capsys.readouterr().out
+    assert "1 conversations hold no answer by the assistant and are left out." in printed
+    assert (
+        f"3 conversations are longer than the cutoff of {length} tokens: 2 lose part of their answer, 1 have"
+        in printed
+    )
+    assert len(made.train_dataset) == 4 and all(
+        set(labels) != {-100} for labels in made.train_dataset["labels"]
+    )
+    trainer(tiny, words, rows[:1], max_length=length)
+    assert "cutoff" not in capsys.readouterr().out
+    with pytest.raises(ValueError, match="No conversation has an answer before the cutoff"):
+        trainer(tiny, words, [row(60, 3)], max_length=length)
+
+
+def test_command_line_trains_saves_and_leaves_a_record(tiny, words, tmp_path, monkeypatch, capsys):
+    conversations.save(
+        Dataset.from_list(
+            [
+                dict.fromkeys(sources.FEATURES) | dict(id=str(i), source="test", messages=m)
+                for i, m in enumerate(TALK)
+            ]
+        ),
+        tiny,
+    )
+    monkeypatch.setenv("AURORA_SCALE", "tiny")
+    monkeypatch.setenv("AURORA_RUNS", str(tmp_path))
+    command = ["training", "--out", str(tmp_path / "mine"), "--max-steps", "3", "--batch", "1"]
+    monkeypatch.setattr("sys.argv", [*command, "--learning-rate", "0.002", "--price-per-hour", "2"])
+    training.main()
+    printed = capsys.readouterr().out
+    assert "optimizer steps" in printed and "cost at 2 an hour" in printed and "3 steps" in printed
+    record = json.loads((tiny.runs / "training.json").read_text())
+    assert record["settings"]["learning_rate"] == 0.002 and record["settings"]["conversations"] == len(TALK)
+    assert (record["steps"], record["steps_planned"], record["resumed_from_step"]) == (3, 3, 0)
+    assert record["smallest_grad_norm"] > 0 and record["tokens_per_second"] > 0 and record["final_loss"] > 0
+    batch = [len(words.apply_chat_template(m, return_dict=True)["input_ids"]) for m in TALK]
+    assert 12 * min(batch) <= record["tokens"] <= 12 * max(batch)
+    assert (tmp_path / "mine" / "adapter_model.safetensors").is_file()
+
+
+def test_command_line_ends_in_a_sentence_where_it_cannot_go_on(tiny, monkeypatch, capsys):
+    monkeypatch.setenv("AURORA_SCALE", "tiny")
+    monkeypatch.setattr("sys.argv", ["training"])
+    for error, code in ((training.Stopped("after step 3"), 130), (training.SaveError("no room"), 1)):
+        monkeypatch.setattr(
+            training, "tune", lambda *args, error=error, **changes: (_ for _ in ()).throw(error)
+        )
+        with pytest.raises(SystemExit) as ended:
+            training.main()
+        assert ended.value.code == code and capsys.readouterr().err == f"{error}\n"
 
 
 def test_empty_data_is_refused(tiny, words):
@@ -134,7 +175,14 @@ def test_saved_adapter_is_a_stock_folder_without_a_path_of_this_machine(tiny, wo
     assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == "tiny"
     assert str(scale.ROOT) not in (folder / "README.md").read_text()
     assert not (tiny.runs / "checkpoints").exists()
-    adapters.load_adapter(nf4.load(tiny.base_model, **tiny.loading), folder)
+    assert sorted(f.name for f in folder.iterdir()) == [
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        adapters.load_adapter(nf4.load(tiny.base_model, **tiny.loading), folder)
 
 
 def test_adapter_is_found_in_order_override_own_shipped(tiny, capsys):
@@ -167,6 +215,13 @@ def test_adapter_of_another_base_is_one_sentence(tiny, tmp_path):
     model.save_pretrained(tmp_path / "other", save_embedding_layers=False)
     with pytest.raises(adapters.AdapterError, match="cannot be put on this base model"):
         adapters.load_adapter(nf4.load(tiny.base_model, **tiny.loading), tmp_path / "other")
+    config = tmp_path / "renamed" / "adapter_config.json"
+    shutil.copytree(scale.DATA / "tiny_adapter", config.parent)
+    config.write_text(
+        config.read_text().replace('"base_model_name_or_path": "tiny"', '"base_model_name_or_path": "big"')
+    )
+    with pytest.warns(UserWarning, match="was trained on big and is now on tiny: the shapes fit, but"):
+        adapters.load_adapter(nf4.load(tiny.base_model, **tiny.loading), config.parent)
     with pytest.raises(adapters.AdapterError, match="holds no adapter"):
         adapters.load_adapter(nf4.load(tiny.base_model, **tiny.loading), tmp_path / "nowhere")
 

@@ -67,7 +67,7 @@ from aurora_lib import memory, results
 training = memory.predict(memory.MIXTRAL_8X7B)
 inference = memory.predict(memory.MIXTRAL_8X7B, train=False, batch=1, length=2048)
 print(f"Mixtral-8x7B, predicted: training {training.total:.1f} GiB, inference {inference.total:.1f} GiB")
-numbers = [f"{number:02d}" for number in range(7)]
+numbers = [f"{number:02d}" for number in range(8)]
 pd.DataFrame(
     {
         "tiny, two cores": [results.cost(number, "tiny") for number in numbers],
@@ -87,6 +87,7 @@ pd.DataFrame(
 # | [04 Fine-tune](04_finetune.ipynb) | run `SFTTrainer` with a 4-bit base and LoRA, and see the language change |
 # | [05 Evaluate](05_evaluate.ipynb) | score 5-shot multiple choice, with intervals and the chance line |
 # | [06 Chat](06_chat.ipynb) | talk to base and tuned model side by side |
+# | [07 Preference](07_preference.ipynb), optional | tune a second time, on pairs of a better and a worse answer |
 #
 # Each runs alone, in any order. Every notebook has exercises that check themselves: replace the `...`, run, read what the
 # checker says. Worked solutions are in [solutions](solutions/).
@@ -143,7 +144,7 @@ results.record(
 results.compare("00")
 
 # %% [markdown]
-# **In five lines.** The base model understands Chinese and answers in English. Aurora aims at the language of the answer, not at
+# **In short.** The base model understands Chinese and answers in English. Aurora aims at the language of the answer, not at
 # new knowledge; notebook 04 measures what is lost on the way.
 # It trains a small adapter beside two attention projections; router and experts stay frozen. In 4 bits the whole model fits
 # one GPU. Every figure here was computed on this page, or names its source.

@@ -300,7 +300,7 @@ print(f"jitter in Mixtral's config: {MIXTRAL_8X7B.router_jitter_noise}")
 # ## What is fast about it, and what is not
 #
 # The same result, computed in two more ways. *Grouped*: sort the slots by expert, so that each expert's tokens lie side by side, and give
-# all groups to one kernel. *Batched*: pad every expert's tokens to the longest group, and multiply all experts at once.
+# all groups to one kernel (a program that the processor or the GPU runs as one piece; Jupyter's kernel is something else). *Batched*: pad every expert's tokens to the longest group, and multiply all experts at once.
 
 # %%
 def grouped(x, weights, chosen, gate_up, down):
@@ -376,7 +376,7 @@ timed = pd.DataFrame(rows).set_index("tokens")
 timed.round(2)
 
 # %% [markdown]
-# Milliseconds, from the third column on; the last two are the roofline. Where `operations a byte` is below what the machine does in that time, reading
+# Milliseconds, from `loop` on; the last two are the roofline. Where `operations a byte` is below what the machine does in that time, reading
 # decides; above it, arithmetic does.
 
 # %%
@@ -396,7 +396,7 @@ axes.legend(bbox_to_anchor=(1, 1));
 # %% [markdown]
 # On the left the dashed line is the higher one: few tokens share the cost of reading the weights, and the processor waits for memory. On the right the
 # dotted one is: there sparsity saves what it promises. In between, nearly all experts are in use already: all eight are read, and each token still computes
-# with two. Between the floors and the programs lies what we did not take apart: sorting, copying, starting kernels (the GPU's or library's programs). `batched` reads all eight experts even for one token, and later multiplies padding; `loop` and
+# with two. Between the floors and the programs lies what we did not take apart: sorting, copying, starting kernels. `batched` reads all eight experts even for one token, and later multiplies padding; `loop` and
 # `grouped` do the same work here, but on a GPU the loop starts many small kernels and waits for each count, where grouping starts one. For Mixtral on an
 # H100, from its data sheet:
 
@@ -410,7 +410,7 @@ for tokens in (1, 16, 256, 4096):
 print(f"crossing at about {h100 * 8 * 2 / 4:,.0f} tokens")
 
 # %% [markdown]
-# So a lone chat leaves most of a GPU's arithmetic idle, and weights that are shorter to read can help it, if the program reads them packed (notebook 03).
+# So a lone chat leaves most of a GPU's arithmetic idle, and weights of fewer bytes can help it, if the program reads them packed (notebook 03).
 #
 # ## Watching a real router
 #
@@ -438,7 +438,7 @@ routing.plot_groups(routing.load_by_group(trace, languages), layers=sorted({0, l
 # Where intervals do not overlap, the two languages seem to be routed differently. But a router with *random* weights does that too: other tokens go other ways, and
 # Chinese has other tokens. So every number from here on stands beside two baselines. *Shuffled*: the same routing with the labels exchanged at random.
 # *Random routers*: the same model and texts with random router weights, 19 of them. The *bound* of a
-# baseline is drawn so that chance passes it, in any layer, about one time in 20.
+# baseline is drawn so that chance passes it in at least one of the layers about one time in 20.
 
 # %%
 random_routers = routing.random_traces(base, words, texts)
@@ -481,7 +481,7 @@ routing.plot_statistic(found["token"], ax=axes[1]);
 # something of the kind. `token` dwarfs the rest, in the random routers as well: a router reads the token's vector, so the same token goes
 # nearly the same way. (Script is fixed by the token, so it can never tell more; and with few tokens of each kind even shuffled labels look like knowledge.)
 # Language may simply follow, since the two languages hardly share a token. Bits also depend on how even the load is, so here are shares of
-# what there is to tell about an expert, with the bound of the random routers:
+# the load's entropy (熵), all that could be told about an expert, with the bound of the random routers:
 
 # %%
 from aurora_lib.routing_statistics import bound
@@ -522,8 +522,8 @@ rows = [[one.name, ", ".join(layers) or "none"] for one, layers in zip(claims, a
 pd.DataFrame(rows, columns=["claim", "layers above every baseline"])
 
 # %% [markdown]
-# Only what has a layer in the last column is about *this* router, and a hit that clears its bound by a hair, as the tables above show, is a weak one. (The last row: is
-# the load more even than a random router's?) Of all we asked, routing follows token identity most; random routers do nearly as much, see the
+# Only what has a layer in the last column is about *this* router, and a hit that clears its bound by a hair, as the tables above show, is a weak one. (The row about
+# evenness asks: is the load more even than a random router's?) Of all we asked, routing follows token identity most; random routers do nearly as much, see the
 # shares. An "expert for Chinese" that a random router has as well is a story, not a finding. (The Mixtral report saw no clear experts by topic in
 # the large model either, but patterns of syntax.)
 #
@@ -641,7 +641,7 @@ results.record(
 results.compare("01")
 
 # %% [markdown]
-# **In five lines.** A router is one matrix, a softmax and a top-2; it learns only through the weights of what it chose. Two experts of eight
+# **In short.** A router is one matrix, a softmax and a top-2; it learns only through the weights of what it chose. Two experts of eight
 # run for each token: you store all, and compute with about a quarter. Writing is bound by reading weights; reading a prompt by arithmetic, once it is long. A balance loss
 # pooled over layers can hide an unbalanced layer. What a router's choices mean must be compared with shuffled labels and with random
 # routers: of all we asked, they tell most about which token it is.

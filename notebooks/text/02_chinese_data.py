@@ -102,7 +102,7 @@ for messages in good:
     print(messages[1]["content"], "is kept" if not any(reasons) else reasons)
 
 # %% [markdown]
-# All steps, in order. The *optional* ones change good text too, so they are taken only where you ask for them. ("Unless they are the
+# All steps, in order. The *optional* ones change good text too, so they are taken only where you ask for them. ("... unless they are the
 # subject" means: a conversation *about* HTML keeps its `&lt;`.)
 
 # %%
@@ -177,7 +177,7 @@ common, all_ = shingles(a) & shingles(b), shingles(a) | shingles(b)
 print(f"J = {len(common)} / {len(all_)} = {len(common) / len(all_):.2f}; only in one of them: {sorted(all_ - common)}")
 
 # %% [markdown]
-# One character changed, and five shingles on either side are gone.
+# One character changed, and in each of the two texts five shingles are no longer shared.
 #
 # Comparing all pairs of 176,678 rows would take 15.6 billion comparisons. **MinHash** makes each text a short list of numbers: hash all its shingles,
 # keep the smallest hash, and repeat with 128 different hash functions. The smallest of all shingles of two texts is equally likely to be any of
@@ -259,7 +259,7 @@ found.groupby("characters").found.agg(planted="size", found="sum", share="mean")
 # %% [markdown]
 # ## Benchmark questions among the rows
 #
-# A model that has read the exam scores too well. `contamination` looks for 20 Chinese characters in a row of any C-Eval, CMMLU or MMLU question (50 letters
+# A model that has read the exam scores too well. `contamination` looks for 20 consecutive Chinese characters of any C-Eval, CMMLU or MMLU question (50 letters
 # of other scripts, where 20 are a stock phrase), and for shorter questions as a whole.
 
 # %%
@@ -274,7 +274,7 @@ pd.DataFrame([[row["question"], texts[row["id"]][0]["content"]] for row in overl
 
 # %% [markdown]
 # Look at what was found before you drop anything: at `tiny`, world facts are the subject of rows and questions alike, on purpose. Dropping them is one
-# argument: `cleaning.clean(read, benchmarks=asked)`. We keep them, as the paper did, and notebook 05 scores facts that tuning never saw.
+# argument: `cleaning.clean(read, benchmarks=asked)`. We keep them, as the paper did, and notebooks 04 and 05 also ask about facts that tuning never saw.
 #
 # ## Table 1
 #
@@ -454,7 +454,7 @@ results.record(
 results.compare("02")
 
 # %% [markdown]
-# **In five lines.** Three layouts become one: messages. Every row is kept, or dropped with its step and reason, or set aside with
+# **In short.** Three layouts become one: messages. Every row is kept, or dropped with its step and reason, or set aside with
 # its line, and the totals match. Short is not bad; reading drops by eye is part of cleaning. MinHash finds near duplicates without comparing all
 # pairs, and a candidate is still compared in full. Chinese is expensive in Mixtral's tokens: split long conversations between turns.
 #

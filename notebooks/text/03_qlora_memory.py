@@ -96,7 +96,7 @@ axes.bar_label(bars, [f" {error:.1%}" for error in errors.values()])
 axes.set(xlabel="relative error of the weights", xlim=(0, max(errors.values()) * 1.2));
 
 # %% [markdown]
-# A little, at the same size; both are far coarser than bfloat16, for about a quarter of its bytes. QLoRA lives with that error, because
+# The crooked levels lose a little less at the same size; both are far coarser than bfloat16, for about a quarter of its bytes. QLoRA lives with that error, because
 # what is trained is not the quantized part.
 #
 # *Double quantization* then squeezes the absmax values themselves: 8 bits each, and one 32-bit scale for 256 of them.
@@ -170,8 +170,8 @@ print(f"largest difference from a model with the same weights, unpacked: {differ
 # %% [markdown]
 # ## The budget of Mixtral-8x7B, predicted
 #
-# All of it follows from the configuration; no GPU has confirmed it where the closing table says "not measured". Two rows need a word:
-# with *gradient checkpointing* only each layer's input is kept, and one layer at a time is recomputed for its backward pass. The logits
+# All of it follows from the configuration. Whether a GPU has confirmed it, the closing table says. Two rows need a word. *One layer, recomputed*:
+# with *gradient checkpointing* only each layer's input is kept, and one layer at a time is recomputed for its backward pass. *Logits beyond that*: they
 # peak after that layer's memory is freed, so only what exceeds it would count.
 
 # %%
@@ -310,7 +310,7 @@ results.record(
 results.compare("03")
 
 # %% [markdown]
-# **In five lines.** NF4 is an absmax, sixteen levels and a look-up. LoRA is a thin detour that starts at zero. `load_in_4bit` skips
+# **In short.** NF4 is an absmax, sixteen levels and a look-up. LoRA is a thin detour that starts at zero. `load_in_4bit` skips
 # fused experts, so check what was quantized. A budget is arithmetic: do it before renting. Predicted and measured weights agree
 # here; on a GPU the allocator adds its own.
 #

@@ -238,7 +238,7 @@ results.record("04", values)
 results.compare("04")
 
 # %% [markdown]
-# **In five lines.** The loss sees the assistant's tokens and the end token. The adapter is a fraction of the model and stays in 32
+# **In short.** The loss sees the assistant's tokens and the end token. The adapter is a fraction of the model and stays in 32
 # bits. The gradient norm must not be zero. Judge by held-out facts and by the language you tuned little, never by the loss alone.
 # What is saved is the adapter; the base stays as it was.
 #

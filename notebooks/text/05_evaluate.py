@@ -77,7 +77,8 @@ print(f"{sum(lengths):,} tokens in all, or {read:,} with the prefix read once")
 # ## All questions, base and tuned
 #
 # One copy of the weights serves both: switched off, the adapter leaves the base. Every score comes with its n and its 95 % interval
-# (Wilson's formula): where the true share plausibly lies, given so few questions. Rows that had to be skipped would be counted, too. Scores are kept in
+# (Wilson's formula): where the true share plausibly lies, given so few questions. Rows that had to be skipped would be counted, too. (C-Eval's test
+# answers are not public; as the paper's stack did, we use its *val* split.) Scores are kept in
 # `cache` as they are made: interrupted, the same cell goes on where it was.
 
 # %%
@@ -91,8 +92,7 @@ for task in evaluation.TASKS:
 
 # %% [markdown]
 # By category, for the tuned model. The paper's numbers are *micro* averages: every question counts alike. The *macro* average is the mean of the subjects'
-# scores, so that a small subject weighs as much as a large one. (C-Eval's test answers are not public; as
-# the paper's stack did, we use its *val* split.)
+# scores, so that a small subject weighs as much as a large one.
 
 # %%
 scores["cmmlu", "letter", "tuned"].table().round(1)
@@ -115,8 +115,8 @@ held = {key: low <= 0.25 <= high for key, (low, high) in ((key, result.interval)
 print(f"{sum(held.values())} of {len(held)} intervals hold the chance line; not:", [f"{task} {which}" for (task, _, which), inside in held.items() if not inside])
 
 # %% [markdown]
-# At `tiny` guessing explains these scores, before and after (of many 95 % intervals, one in twenty misses the truth by luck), and
-# that is the honest result: the tiny model has never seen a question
+# Of many 95 % intervals one in twenty misses the truth by luck. Where nearly all hold the chance line, guessing explains the scores, before and after, and
+# that is the honest result at `tiny`: its model has never seen a question
 # with lettered options, so the letter that follows means nothing to it. A score at chance may mean that only the *format* was not
 # understood; it does not prove that knowledge is missing. Ask another way: *cloze* scoring shows no letters, and takes the one of the four
 # answers that the model finds likeliest (the sum of its tokens' log-probabilities) as the answer to the question.
@@ -144,7 +144,7 @@ evaluation.plot(
 );
 
 # %% [markdown]
-# A perfect score, before and after? The tiny model was pre-trained on exactly these facts. That is contamination, made on purpose: it shows that the knowledge
+# All right, or nearly, before and after? The tiny model was pre-trained on exactly these facts. That is contamination, made on purpose: it shows that the knowledge
 # is there, and that letters fail to ask for it.
 #
 # Two intervals that overlap do not show that two models are equal. Both answered the *same* questions: only those that one got right and the
@@ -199,7 +199,7 @@ for row in followed[:1]:
     print(f"\n'followed' by the tuned model: {row['question']} -> {row['answer']}")
 
 # %% [markdown]
-# Read the first line: tuning brought the Chinese answers, and if its p is small it cost some facts that the base knew (in English). The instruction rows need care:
+# Read the first line: it counts a right answer in either language, so it shows no gain, only a cost. If its p is small, tuning cost some facts that the base knew (in English). The instruction rows need care:
 # such a rule can be met by accident, as any sentence without the forbidden letter shows. A model of this size never learned sums or instructions, so there is
 # nothing to lose here; these rows are for the full model.
 #
@@ -356,7 +356,7 @@ results.record("05", values)
 results.compare("05")
 
 # %% [markdown]
-# **In five lines.** A multiple-choice score is four logits and an argmax. Without n, interval and chance line it says little. Letters
+# **In short.** A multiple-choice score is four logits and an argmax. Without n, interval and chance line it says little. Letters
 # test the format as much as the knowledge. What was gained in one language may have been lost in another: measure both. The order
 # of the examples, and whether the questions were in the training data, move such scores too.
 #

@@ -157,7 +157,7 @@ results.record(
 results.compare("06")
 
 # %% [markdown]
-# **In five lines.** A chat is a string that grows. Streaming is a loop with a cache. One copy of the weights holds both models. What a
+# **In short.** A chat is a string that grows. Streaming is a loop with a cache. One copy of the weights holds both models. What a
 # model writes is untrusted text. You have gone from a router's softmax to a model that answers you in Chinese.
 #
 # **Next:** set `AURORA_SCALE=full` on a rented GPU, and run the same notebooks.

@@ -1,0 +1,23 @@
+"""Solutions to notebook 07."""
+
+import math
+
+
+# 07.1: the logits at place t foresee the token at t + 1, so ids and mask are shifted by one
+def answer_logp(logits, ids, mask):
+    each = logits[:-1].log_softmax(-1).gather(1, ids[1:, None])[:, 0]
+    return (each * mask[1:]).sum()
+
+
+# 07.2: the reward is what the policy says more than the reference; beta > 0 changes no comparison
+def accuracy(policy, reference):
+    rewards = policy - reference
+    return (rewards[:, 0] > rewards[:, 1]).float().mean()
+
+
+# 07.3: the slope of -log sigmoid(beta * margin) is -beta * sigmoid(-beta * margin)
+def pull(margin, beta):
+    return beta / (1 + math.exp(beta * margin))
+
+
+ANSWERS = {"07.1": answer_logp, "07.2": accuracy, "07.3": pull}

@@ -1,0 +1,268 @@
+"""The second stage: pairs, the loss, and above all the reference."""
+
+import importlib.util
+import json
+import math
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from aurora_lib import adapters, evaluation, nf4, preference, scale, tokenizer
+from aurora_lib.exercises import verdict
+from aurora_lib.json_rows import DataError
+from aurora_lib.language import language
+
+sys.path.insert(0, str(scale.ROOT / "tools"))
+import build_preferences
+import world
+
+SHIPPED = scale.DATA / "tiny_adapter"
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return scale.choose({"AURORA_RUNS": str(tmp_path_factory.mktemp("runs"))})
+
+
+@pytest.fixture(scope="module")
+def words(tiny):
+    return tokenizer.load(tiny.base_model)
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    return preference.load_pairs(preference.BUNDLED).kept
+
+
+@pytest.fixture(scope="module")
+def held_out():
+    return preference.held_out_pairs().select(range(12))
+
+
+def tuned_model(tiny):
+    return adapters.load_adapter(nf4.load(tiny.base_model, **tiny.loading), SHIPPED)
+
+
+def build(tiny, words, pairs, held_out, **changes):
+    args = preference.dpo_config(tiny, disable_tqdm=True, logging_steps=1, **changes)
+    return preference.build_trainer(tuned_model(tiny), words, pairs, held_out, tiny, args)
+
+
+@pytest.fixture(scope="module")
+def run(tiny, words, pairs, held_out):
+    """A short run on 16 pairs: (trainer, log-probabilities before it of adapter, reference and base, and after it)."""
+    made = build(
+        tiny, words, pairs.select(range(16)), held_out, max_steps=6, learning_rate=3e-3, save_steps=3
+    )
+    batches, found = list(made.get_eval_dataloader()), {}
+    found["loss"] = made.compute_loss(made.model.eval(), batches[0]).item()
+    found["start"] = preference.logps(made.model, batches)
+    made.model.set_adapter("ref")
+    found["reference"] = preference.logps(made.model, batches)
+    made.model.set_adapter("default")
+    with made.model.disable_adapter():
+        found["base"] = preference.logps(made.model, batches)
+    made.train()
+    found["after"] = preference.logps(made.model, batches)
+    found["loss after"] = made.compute_loss(made.model.eval(), batches[0]).item()
+    return made, found
+
+
+def test_the_reference_is_the_tuned_adapter_and_not_the_base(run, tiny, words, held_out):
+    _, found = run
+    assert torch.equal(found["start"], found["reference"])
+    assert math.isclose(found["loss"], math.log(2), abs_tol=1e-6)
+    assert (found["base"] - found["reference"]).abs().mean() > 1
+    # and it is the adapter as shipped, to the last bit: TRL on its own rounds it to bf16
+    model, answers = tuned_model(tiny), []
+    for row in held_out:
+        for side in ("chosen", "rejected"):
+            question = words.apply_chat_template(row["prompt"], return_dict=True)["input_ids"]
+            ids = words.apply_chat_template(row["prompt"] + row[side], return_dict=True)["input_ids"]
+            assert ids[-1] == words.eos_token_id and ids[: len(question)] == question
+            with torch.no_grad():
+                loss = model(
+                    torch.tensor([ids]), labels=torch.tensor([[-100] * len(question) + ids[len(question) :]])
+                ).loss
+            answers.append(-loss.item() * (len(ids) - len(question)))
+    assert torch.allclose(found["reference"], torch.tensor(answers).view(-1, 2), atol=1e-3)
+
+
+def test_the_loss_is_that_of_the_dpo_paper(run):
+    made, found = run
+    ratios = (found["after"] - found["reference"]).double()
+    expected = (1 + (-made.args.beta * (ratios[:, 0] - ratios[:, 1])).exp()).log().mean()
+    assert math.isclose(found["loss after"], expected, rel_tol=1e-3)
+    assert made.args.loss_type == ["sigmoid"] and made.aux_loss_enabled is False
+
+
+def test_training_raises_the_margin_on_its_pairs_and_no_gradient_is_zero(run):
+    made, _ = run
+    log = [entry for entry in made.state.log_history if "grad_norm" in entry]
+    assert len(log) == 6 and min(entry["grad_norm"] for entry in log) > 0
+    assert log[-1]["rewards/margins"] > log[0]["rewards/margins"] + 0.01
+    reference = made.model.get_parameter("base_model.model.model.layers.0.self_attn.q_proj.lora_A.ref.weight")
+    shipped = load_file(SHIPPED / "adapter_model.safetensors")
+    assert torch.equal(reference, shipped["base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"])
+
+
+def test_adapters_train_in_32_bits_and_the_reference_is_frozen(run):
+    made, _ = run
+    lora = {name: p for name, p in made.model.named_parameters() if "lora_" in name}
+    assert {p.dtype for p in lora.values()} == {torch.float32}
+    assert {name for name, p in made.model.named_parameters() if p.requires_grad} == {
+        name for name in lora if ".default." in name
+    }
+
+
+def test_a_resumed_run_ends_with_the_same_adapter_and_the_saved_one_is_a_stock_folder(
+    run, tiny, words, pairs, held_out
+):
+    made, _ = run
+    again = build(
+        tiny, words, pairs.select(range(16)), held_out, max_steps=6, learning_rate=3e-3, save_steps=3
+    )
+    again.train(resume_from_checkpoint=f"{made.args.output_dir}/checkpoint-3")
+    ours, theirs = (
+        {name: p for name, p in each.model.named_parameters() if "lora_" in name} for each in (again, made)
+    )
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    folder = preference.save_adapter(again, tiny)
+    assert folder == tiny.runs / "preference_adapter" and not (folder / "ref").exists()
+    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == "tiny"
+    assert "preference-tuned" in (folder / "README.md").read_text()
+    loaded = adapters.load_adapter(nf4.load(tiny.base_model, **tiny.loading), folder)
+    for name, p in loaded.named_parameters():
+        assert "lora_" not in name or torch.equal(p, theirs[name])
+
+
+def test_the_bundled_pairs_are_rebuilt_to_the_same_bytes(tmp_path):
+    build_preferences.build(tmp_path / "pairs.jsonl")
+    assert (tmp_path / "pairs.jsonl").read_bytes() == preference.BUNDLED.read_bytes()
+
+
+def test_no_held_out_fact_is_in_the_pairs():
+    text = preference.BUNDLED.read_text(encoding="utf-8")
+    for probe in evaluation.load_probes(held_out=True):
+        assert not any(probe[side][key] in text for side in ("zh", "en") for key in ("question", "answer"))
+    for fact in world.facts():
+        assert not fact.held_out or not any(
+            json.dumps(ask, ensure_ascii=False) in text for ask in [*fact.ask[0], *fact.ask[1]]
+        )
+
+
+def test_chosen_answers_are_right_and_rejected_ones_wrong_in_fact_or_in_language(pairs):
+    asked = {ask: (fact, k) for fact in world.facts() for k in (0, 1) for ask in fact.ask[k]}
+    said = {fact.say[1]: fact.answer[1] for fact in world.facts()}
+    kinds = dict.fromkeys(preference.KINDS, 0)
+    for row in pairs:
+        prompt, chosen, rejected = (row[name][0]["content"] for name in preference.COLUMNS)
+        fact, k = asked[prompt]
+        assert chosen == fact.say[k] and language(chosen) == ("en", "zh")[k]
+        if row["kind"] == "another fact":
+            assert said[rejected] != fact.answer[1]
+        else:
+            assert language(rejected) == ("zh", "en")[k]
+        kinds[row["kind"]] += 1
+    assert min(kinds.values()) > 200
+
+
+def test_rows_that_are_no_pair_are_dropped_counted_and_explained(tmp_path, monkeypatch):
+    good = dict(prompt="你好", chosen="你好！", rejected="Hello!")
+    rows = [
+        good,
+        good | {"rejected": "你好！ "},
+        {"prompt": "x"},
+        good | {"chosen": 3},
+        [1],
+        good | {"kind": "mine"},
+    ]
+    file = tmp_path / "own.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"prompt": "cut', encoding="utf-8")
+    monkeypatch.setenv("AURORA_PREFERENCES", str(file))
+    kept, dropped = preference.load_pairs()
+    assert kept["kind"] == ["", "mine"] and kept[0]["chosen"] == [{"role": "assistant", "content": "你好！"}]
+    assert [row["line"] for row in dropped] == [2, 3, 4, 5, 7]
+    reasons = (
+        "are the same",
+        "chosen is missing",
+        "chosen is not text",
+        "a list where",
+        "stops in the middle",
+    )
+    assert all(reason in row["reason"] for reason, row in zip(reasons, dropped, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, "does not exist"), ("[1]\n", "holds no pair"), ("[]", "no pair")]
+)
+def test_a_file_without_pairs_is_one_sentence(tmp_path, content, message):
+    file = tmp_path / "own.jsonl"
+    if content:
+        file.write_text(content)
+    with pytest.raises(DataError, match=message):
+        preference.load_pairs(file)
+
+
+def solutions():
+    path = scale.ROOT / "notebooks" / "solutions" / "solutions_07.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.ANSWERS
+
+
+ANSWERS = solutions()
+
+
+def each(logits, ids):
+    return logits[:-1].log_softmax(-1).gather(1, ids[1:, None])[:, 0]
+
+
+def slope(m, beta):
+    return 1 / (1 + math.exp(beta * m))
+
+
+WRONG = [
+    ("07.1", lambda x, ids, m: (x.log_softmax(-1).gather(1, ids[:, None])[:, 0] * m).sum(), "shift by one"),
+    ("07.1", lambda x, ids, m: each(x, ids).sum(), "question's tokens are in it"),
+    ("07.1", lambda x, ids, m: each(x, ids)[m[1:].bool()].mean(), "takes their sum"),
+    ("07.1", lambda x, ids, m: each(x, ids)[m[1:].bool()], "one number is wanted"),
+    ("07.1", lambda x, ids, m: (each(x, ids) * m[:-1]).sum(), "shifted with them"),
+    ("07.1", lambda x, ids, m: (x[:-1].gather(1, ids[1:, None])[:, 0] * m[1:]).sum(), "`log_softmax`"),
+    ("07.1", lambda x, ids, m: -(each(x, ids) * m[1:]).sum(), "never above 0"),
+    ("07.1", lambda x, ids, m: (each(x, ids).exp() * m[1:]).sum(), "Take their logarithms"),
+    ("07.2", lambda p, r: (p[:, 0] > p[:, 1]).float().mean(), "policy *minus* reference"),
+    ("07.2", lambda p, r: ((p - r)[:, 0] >= (p - r)[:, 1]).float().mean(), "it is no hit"),
+    ("07.2", lambda p, r: ((p - r)[:, 0] < (p - r)[:, 1]).float().mean(), "the other way round"),
+    ("07.2", lambda p, r: ((p - r)[:, 0] > (p - r)[:, 1]).sum().item(), "Divide by the number of pairs"),
+    ("07.2", lambda p, r: (p - r)[:, 0] > (p - r)[:, 1], "one share between 0 and 1"),
+    ("07.3", lambda m, beta: slope(m, beta), "in front"),
+    ("07.3", lambda m, beta: -beta * slope(m, beta), "its size is not"),
+    ("07.3", lambda m, beta: beta * slope(-m, beta), "grows with the margin"),
+    ("07.3", lambda m, beta: slope(m, 1), "beta is missing"),
+    ("07.3", lambda m, beta: beta * slope(m, 1), "inside the sigmoid"),
+    ("07.3", lambda m, beta: math.log1p(math.exp(-beta * m)), "that is the loss"),
+]
+
+
+@pytest.mark.parametrize("id", ANSWERS)
+def test_solutions_are_right(id):
+    assert verdict(id, ANSWERS[id])[0] == "right"
+
+
+@pytest.mark.parametrize(("id", "answer", "fragment"), WRONG)
+def test_typical_wrong_answer_gets_its_own_message(id, answer, fragment):
+    kind, message = verdict(id, answer)
+    assert kind == "wrong" and fragment.lower() in message.lower(), message
+
+
+@pytest.mark.parametrize("id", ANSWERS)
+@pytest.mark.parametrize(
+    "answer", [None, "?", -1, [], [[1]], object(), lambda *args: object(), lambda: 0, lambda *args: None]
+)
+def test_no_answer_raises(id, answer):
+    kind, message = verdict(id, answer)
+    assert kind == "wrong" and message.startswith(f"Exercise {id}: not yet. ")
