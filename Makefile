@@ -29,6 +29,7 @@ lab: $(READY)
 # notebooks/text/*.py -> notebooks/*.ipynb, executed, outputs kept
 notebooks: $(READY)
 	$(BIN)/python tools/build_notebooks.py
+	$(BIN)/python tools/build_chinese.py
 
 # Everything a set-up installs, as files: for a stick, or a room with bad Wi-Fi. Same system and Python as the laptops.
 wheelhouse:
@@ -39,6 +40,7 @@ wheelhouse:
 # Rewrites the bundled rows, questions and probes; `tools/build_tiny_model.py` then pre-trains the tiny model (about 10 min).
 data: $(READY)
 	$(BIN)/python tools/build_benchmarks.py
+	$(BIN)/python tools/build_preferences.py
 	$(BIN)/python tools/build_data.py
 
 clean:

@@ -1,11 +1,14 @@
 """Adapters as folders: saved with a model card, found, and put on a base model."""
 
 import os
+import pickle
 import shutil
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError
 from peft import PeftModel
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
@@ -27,7 +30,7 @@ def save_adapter(trainer: "SFTTrainer", scale: Scale, folder: Path | None = None
     saved before and the checkpoints then stay as they are.
     """
     folder = Path(folder or scale.runs / "adapter")
-    sharded = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None
+    sharded = _gathered(trainer.model) if trainer.is_fsdp_enabled else None
     if not trainer.is_world_process_zero():
         return folder
     for config in trainer.model.peft_config.values():
@@ -53,6 +56,12 @@ def save_adapter(trainer: "SFTTrainer", scale: Scale, folder: Path | None = None
     if trainer.state.global_step >= trainer.state.max_steps:
         shutil.rmtree(trainer.args.output_dir, ignore_errors=True)
     return folder
+
+
+def _gathered(model) -> dict:
+    """The trained tensors whole, from all processes; the frozen base stays in its shards."""
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    return {name: p.full_tensor() if hasattr(p, "full_tensor") else p for name, p in trained.items()}
 
 
 def _card(trainer: "SFTTrainer", scale: Scale) -> str:
@@ -90,6 +99,8 @@ The loss was taken on the assistant's tokens only, end token included. {loss}
 ## Use
 
 ```python
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
@@ -131,22 +142,20 @@ def find_adapter(scale: Scale) -> str:
     return str(place)
 
 
-def load_adapter(model: PreTrainedModel, adapter: str | Path, revision: str | None = None) -> PeftModel:
-    """Put `adapter` (PEFT folder or hub id, there at `revision`) on `model`, ready for inference.
+def load_adapter(model: PreTrainedModel, adapter: str | Path) -> PeftModel:
+    """Put `adapter` on `model`, ready for inference: a PEFT folder, or a hub id with or without "@revision".
 
-    Raises AdapterError when it is missing, damaged, or has other shapes than this base; warns when the shapes fit but
-    it names another base.
+    Raises AdapterError when it is missing, damaged, a pickle, or has other shapes than this base; warns when the shapes
+    fit but it names another base.
     """
-    local = Path(adapter).expanduser()
-    if local.is_absolute() and not (local / "adapter_config.json").is_file():
-        raise AdapterError(f"{local} holds no adapter: adapter_config.json is missing. Check AURORA_ADAPTER.")
+    place, revision = _place(adapter)
     try:
-        tuned = PeftModel.from_pretrained(model, str(adapter), revision=revision).eval()
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        tuned = PeftModel.from_pretrained(model, place, revision=revision).eval()
+    except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise AdapterError(
-            f"The adapter in {adapter} cannot be put on this base model ({reason}). Use an adapter trained on the same "
-            f"base, or unset AURORA_ADAPTER."
+            f"The adapter {adapter} cannot be put on this base model ({reason}). Use an adapter trained on the same base, "
+            f"or unset AURORA_ADAPTER."
         ) from error
     trained_on = tuned.peft_config["default"].base_model_name_or_path
     # folders and hub ids are compared by their last part, since the rest is where it lies
@@ -161,3 +170,29 @@ def load_adapter(model: PreTrainedModel, adapter: str | Path, revision: str | No
             stacklevel=2,
         )
     return tuned
+
+
+def _place(adapter: str | Path) -> tuple[str, str | None]:
+    """Folder or hub id, and the revision; what is no adapter, or cannot be reached, is refused in a sentence."""
+    local = Path(adapter).expanduser()
+    if local.is_dir() or local.is_absolute():
+        if not (local / "adapter_config.json").is_file():
+            raise AdapterError(
+                f"{local} holds no adapter: adapter_config.json is missing. Check AURORA_ADAPTER."
+            )
+        if not (local / "adapter_model.safetensors").is_file():
+            raise AdapterError(
+                f"{local} holds no adapter_model.safetensors. A pickle (adapter_model.bin) can run code when it is opened, so "
+                f"it is not: convert it where you trust it."
+            )
+        return str(local), None
+    name, _, revision = str(adapter).partition("@")
+    try:
+        hf_hub_download(name, "adapter_config.json", revision=revision or None)
+        hf_hub_download(name, "adapter_model.safetensors", revision=revision or None)
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise AdapterError(
+            f"The adapter {adapter} is no folder here and could not be fetched from the hub ({type(error).__name__}). Check the "
+            f"name and the network, set HF_ENDPOINT to a mirror, or AURORA_ADAPTER to a local folder."
+        ) from error
+    return name, revision or None

@@ -10,7 +10,7 @@ import json
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -57,6 +57,19 @@ class MemoryBudget:
     @property
     def total(self) -> float:
         return sum(self.parts.values())
+
+    def sharded(self, processes: int, layers: int) -> "MemoryBudget":
+        """What each GPU needs where FSDP2 splits the packed NF4 weights (double quantization) over `processes`.
+
+        Each holds its share, two gathered layers (one in use, one on its way), and all absmax values, which stay whole.
+        """
+        names, packed = ("experts", "attention"), 0.5 / nf4_bytes()
+        parts = {
+            name: size * (1 - packed + packed / processes) if name in names else size
+            for name, size in self.parts.items()
+        }
+        parts["two gathered layers"] = 2 / layers * packed * sum(self.parts[name] for name in names)
+        return replace(self, title=f"{self.title}; on each of {processes} GPUs", parts=parts)
 
     def rows(self) -> list[tuple[str, float]]:
         """(name, GiB) of every part, then the total."""

@@ -15,7 +15,7 @@ from trl import DPOConfig, DPOTrainer
 from aurora_lib import adapters
 from aurora_lib.callbacks import ZeroGradientAlarm
 from aurora_lib.preference_pairs import BUNDLED, COLUMNS, KINDS, Pairs, held_out_pairs, load_pairs
-from aurora_lib.scale import Scale
+from aurora_lib.scale import SHARDING, Scale
 
 __all__ = [
     "BUNDLED",
@@ -52,7 +52,7 @@ def dpo_config(scale: Scale, output_dir: Path | None = None, **changes) -> DPOCo
         beta=0.1,
         router_aux_loss_coef=0.0,
         activation_checkpointing=scale.device == "cuda",
-        bf16=scale.device == "cuda",
+        bf16=scale.device == "cuda" and not SHARDING,
         use_cpu=scale.device == "cpu",
         save_steps=scale.save_steps,
         logging_steps=5,

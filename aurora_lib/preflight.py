@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 from trl import SFTConfig
 
 from aurora_lib import memory, results, tokenizer
-from aurora_lib.scale import Scale
+from aurora_lib.scale import SHARDING, Scale
 
 SAMPLED = 500  # conversations whose tokens are counted
 BESIDE = 8 * 2**20  # bytes of tokenizer, trainer state and the like in every checkpoint
@@ -84,7 +84,10 @@ def preflight(
         checkpointing=args.activation_checkpointing,
         dtype=scale.loading["dtype"],
         **shape,
-    ).require(args.device)
+    )
+    if SHARDING:
+        budget = budget.sharded(args.world_size, config.num_hidden_layers)
+    budget.require(args.device)
     per_step = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
     rows = len(conversations)
     steps = args.max_steps

@@ -9,6 +9,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "data"
 FULL_NEEDS_GIB = 40
+SHARDING = (
+    os.environ.get("ACCELERATE_USE_FSDP") == "true"
+)  # set by `accelerate launch` with configs/fsdp2.yaml
 
 
 class ScaleError(RuntimeError):
@@ -92,6 +95,8 @@ def choose(environ=os.environ) -> Scale:
         )
     gpu = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None
     gib = gpu.total_memory / 2**30 if gpu else 0.0
+    if SHARDING:
+        gib *= int(environ.get("WORLD_SIZE", 1))  # the model is split over all of them
     seen = f"{gpu.name} with {gib:.1f} GiB" if gpu else "no CUDA GPU"
     if name == "full" and gib < FULL_NEEDS_GIB:
         raise ScaleError(

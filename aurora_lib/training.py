@@ -6,7 +6,6 @@ aurora_lib.training` does so on several processes.
 
 import argparse
 import contextlib
-import errno
 import json
 import os
 import sys
@@ -16,33 +15,24 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from accelerate.utils import broadcast_object_list
 from datasets import Dataset
-from peft import LoraConfig, load_peft_weights, set_peft_model_state_dict
-from safetensors import SafetensorError
-from transformers import AutoConfig, PreTrainedModel, TrainerState, set_seed
+from peft import LoraConfig
+from transformers import AutoConfig, PreTrainedModel, set_seed
 from transformers.trainer_utils import TrainOutput
 from trl import SFTConfig, SFTTrainer
 
 from aurora_lib import checkpoints, memory, nf4, paper, tokenizer
 from aurora_lib.adapters import AdapterError, save_adapter
-from aurora_lib.callbacks import Meter, NoGradient, StopBetweenSteps, ZeroGradientAlarm, require_gradient
+from aurora_lib.callbacks import Meter, NoGradient, ZeroGradientAlarm
 from aurora_lib.conversations import clean_conversations
 from aurora_lib.preflight import preflight
-from aurora_lib.scale import Scale, ScaleError, start
+from aurora_lib.scale import SHARDING, Scale, ScaleError, start
 from aurora_lib.sources import DataError
+from aurora_lib.training_run import SaveError, Stopped, run, say
 
 __all__ = ["adapters_in_fp32", "build_trainer", "lora_config", "preflight", "run", "sft_config", "tune"]
 
 SEED = 42
-
-
-class Stopped(KeyboardInterrupt):
-    """A run stopped on request; the message says after which step and how to go on. Like Ctrl-C, it ends a notebook's run."""
-
-
-class SaveError(RuntimeError):
-    """A checkpoint that could not be written; the message says which one is left and what to do."""
 
 
 # PEFT and TRL still ask transformers by the old name; nobody here can act on it.
@@ -81,7 +71,8 @@ def sft_config(scale: Scale, output_dir: Path | None = None, **changes) -> SFTCo
         assistant_only_loss=True,
         router_aux_loss_coef=0.0,
         activation_checkpointing=scale.device == "cuda",
-        bf16=scale.device == "cuda",
+        bf16=scale.device == "cuda"
+        and not SHARDING,  # under FSDP2 accelerate would cast the packed bytes too
         use_cpu=scale.device == "cpu",
         save_steps=scale.save_steps,
         save_total_limit=2,
@@ -89,6 +80,7 @@ def sft_config(scale: Scale, output_dir: Path | None = None, **changes) -> SFTCo
         include_num_input_tokens_seen="non_padding",
         seed=SEED,
         report_to="none",
+        ddp_find_unused_parameters=False,
         dataloader_pin_memory=scale.device == "cuda",
     )
     return SFTConfig(**settings | changes)
@@ -123,7 +115,7 @@ def build_trainer(
     args = args or sft_config(scale)
     answered = conversations.select_columns(["messages"]).filter(_has_answer)
     if unanswered := len(conversations) - len(answered):
-        _say(args, f"{unanswered:,} conversations hold no answer by the assistant and are left out.")
+        say(args, f"{unanswered:,} conversations hold no answer by the assistant and are left out.")
     if len(answered) == 0:
         raise ValueError(
             "There is no conversation to train on. Check AURORA_DATA, or run notebook 02 to see why."
@@ -155,7 +147,7 @@ def _report_cut(trainer: SFTTrainer, given: int) -> None:
     cut = sum(len(row) == length and row[-1] != end for row in ids)
     dropped = given - len(trainer.train_dataset)
     if cut or dropped:
-        _say(
+        say(
             trainer.args,
             f"{cut + dropped:,} conversations are longer than the cutoff of {length:,} tokens: {cut:,} lose part of their "
             f"answer, {dropped:,} have nothing left to learn and are left out.",
@@ -165,83 +157,6 @@ def _report_cut(trainer: SFTTrainer, given: int) -> None:
             f"No conversation has an answer before the cutoff of {length:,} tokens. Raise max_length, or split the "
             f"conversations as notebook 02 does."
         )
-
-
-def _say(args: SFTConfig, sentence: str) -> None:
-    if args.process_index == 0:
-        print(sentence, flush=True)
-
-
-def run(trainer: SFTTrainer, minutes: float | None = None) -> TrainOutput:
-    """Train, from the last whole checkpoint of this very run if there is one; notebook and terminal both call this.
-
-    Ctrl-C finishes the step in flight, writes a checkpoint and raises Stopped; a second one stops at once. After
-    `minutes` it stops in the same way and returns. `metrics` of what it returns holds `resumed_from_step` and
-    `tokens_here`. Raises SaveError where a checkpoint cannot be written, NoGradient where nothing is learned.
-    """
-    folder, args = Path(trainer.args.output_dir), trainer.args
-    stop = StopBetweenSteps(minutes)
-    trainer.add_callback(stop)
-    state = TrainerState()
-    try:
-        found = (
-            checkpoints.claim(folder, checkpoints.fingerprint(trainer)) if args.process_index == 0 else None
-        )
-        found = broadcast_object_list([found])[0]
-        if found:
-            state = TrainerState.load_from_json(str(found / "trainer_state.json"))
-        set_seed(args.seed)  # so that evaluating before training, or not, makes no difference
-        if found and state.global_step >= state.max_steps:
-            output = _take_up(trainer, found, state)
-        else:
-            _say(args, f"Training from step {state.global_step}.")
-            with stop:
-                output = trainer.train(resume_from_checkpoint=str(found) if found else None)
-    except KeyboardInterrupt:
-        last = checkpoints.newest_whole(folder)
-        raise Stopped(
-            f"Stopped at once in step {trainer.state.global_step + 1}. Run the same again: it goes on from "
-            f"{last.name if last else 'the beginning'}."
-        ) from None
-    except (OSError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, NoGradient) or not _while_saving(trainer, error):
-            raise
-        last = checkpoints.newest_whole(folder)
-        raise SaveError(
-            f"The checkpoint of step {trainer.state.global_step} could not be written to {folder} ({error}). "
-            f"{f'{last.name} is whole' if last else 'There is none before it'}: make room and run the same again. In a "
-            f"notebook the trained weights are still in memory, and adapters.save_adapter can save them elsewhere."
-        ) from error
-    finally:
-        trainer.remove_callback(stop)
-    step, steps = trainer.state.global_step, trainer.state.max_steps
-    if stop.why:
-        sentence = (
-            f"step {step} of {steps}; checkpoint-{step} is saved. Run the same again to go on from there."
-        )
-        if stop.why == "signal":
-            raise Stopped(f"Stopped after {sentence}")
-        _say(args, f"The {minutes:g} minutes are over after {sentence}")
-    require_gradient(trainer.state.log_history)
-    output.metrics["resumed_from_step"] = state.global_step
-    output.metrics["tokens_here"] = trainer.state.num_input_tokens_seen - state.num_input_tokens_seen
-    return output
-
-
-def _while_saving(trainer: SFTTrainer, error: Exception) -> bool:
-    """Whether it was a checkpoint that failed: the disk says so, or a half-written one is there."""
-    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return True
-    half = Path(trainer.args.output_dir) / f"checkpoint-{trainer.state.global_step}"
-    return half.is_dir() and checkpoints.damage(half) is not None
-
-
-def _take_up(trainer: SFTTrainer, checkpoint: Path, state: TrainerState) -> TrainOutput:
-    """The result of a run that had made all its steps; `train` would make one more where an epoch is not over."""
-    set_peft_model_state_dict(trainer.model, load_peft_weights(str(checkpoint), device="cpu"))
-    trainer.state = state
-    loss = [entry["loss"] for entry in state.log_history if "loss" in entry][-1]
-    return TrainOutput(state.global_step, loss, {"train_runtime": 0.0, "train_loss": loss})
 
 
 def tune(
@@ -260,10 +175,10 @@ def tune(
     with args.main_process_first():
         conversations = clean_conversations(scale)
     config = AutoConfig.from_pretrained(scale.base_model, revision=scale.revision)
-    _say(args, f"\n{preflight(config, conversations, scale, args, price_per_hour)}\n")
+    say(args, f"\n{preflight(config, conversations, scale, args, price_per_hour)}\n")
     loading = scale.loading | dict(device=str(args.device))
-    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
-        loading["quant_storage"] = loading["dtype"]  # FSDP2 shards tensors of one dtype
+    if SHARDING:
+        loading |= nf4.SHARDED
     base = nf4.load(scale.base_model, **loading)
     words = tokenizer.load(scale.base_model, revision=scale.revision)
     trainer = build_trainer(base, words, conversations, scale, args)
@@ -307,7 +222,7 @@ def main() -> None:
         prog="python -m aurora_lib.training",
         description="Tune the base model as notebook 04 does, from a terminal. Ctrl-C stops after the step in flight; "
         "the same command then goes on from there.",
-        epilog="Several GPUs: accelerate launch -m aurora_lib.training --scale full",
+        epilog="Several GPUs: accelerate launch --config_file configs/ddp.yaml -m aurora_lib.training --scale full",
     )
     parser.add_argument("--scale", choices=["tiny", "full"], help="overrides AURORA_SCALE")
     parser.add_argument("--out", type=Path, help="folder of the adapter (default: runs/<scale>/adapter)")

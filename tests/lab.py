@@ -75,8 +75,12 @@ class Page:
     def find(self, css: str):
         """The first element, waited for."""
         found = []
-        self.wait(lambda: found.extend(self.driver.find_elements("css selector", css)) or found, css)
+        self.wait(lambda: found.extend(self.all(css)) or found, css)
         return found[0]
+
+    def all(self, css: str) -> list:
+        """The elements that are there now."""
+        return self.driver.find_elements("css selector", css)
 
     def html(self, css: str) -> str:
         return self.find(css).get_attribute("innerHTML")
@@ -96,16 +100,19 @@ class Page:
 
 
 @contextmanager
-def notebook(folder: Path, source: str) -> Iterator[Page]:
-    """Run `source` as the only cell of a notebook in `folder` (new files only there), and look at it.
+def notebook(folder: Path, source: str | Path) -> Iterator[Page]:
+    """Run `source`, the only cell of a notebook in `folder` (new files only there), and look at it.
 
-    A test that fails leaves `failed.png` in the folder, beside JupyterLab's log.
+    `source` may be the path of a notebook as well: a copy of it is run. A test that fails leaves `failed.png` in the folder, beside JupyterLab's log.
     """
     from selenium import webdriver
 
-    cell = nbformat.v4.new_code_cell(source)
-    spec = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=spec), folder / "page.ipynb")
+    if isinstance(source, Path):
+        shutil.copy(source, folder / "page.ipynb")
+    else:
+        cell = nbformat.v4.new_code_cell(source)
+        spec = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+        nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=spec), folder / "page.ipynb")
     options = webdriver.ChromeOptions()
     options.binary_location = chromium()
     for flag in (*FLAGS, f"--user-data-dir={folder / 'chromium'}"):

@@ -64,6 +64,15 @@ def turns(form):
     return lambda talk: "".join(form.format(q=q, a=a) for q, a in talk).split("None")[0].rstrip()
 
 
+def each(logits, ids):
+    """Of every id but the first, its log-probability where it was to come."""
+    return logits[:-1].log_softmax(-1).gather(1, ids[1:, None])[:, 0]
+
+
+def slope(m, beta):
+    return 1 / (1 + math.exp(beta * m))
+
+
 # (exercise, wrong answer, a fragment of the message meant for it)
 WRONG = [
     ("00.1", 35_333 / 76_399, "within ShareGPT alone"),
@@ -198,6 +207,25 @@ WRONG = [
     ("06.3", lambda text: html.escape(html.escape(text)), "escaped twice"),
     ("06.3", lambda text: html.escape("<script>alert() & 5 < 6"), "text itself is missing"),
     ("06.3", lambda text: [text], "not as a list"),
+    ("07.1", lambda x, ids, m: (x.log_softmax(-1).gather(1, ids[:, None])[:, 0] * m).sum(), "shift by one"),
+    ("07.1", lambda x, ids, m: each(x, ids).sum(), "question's tokens are in it"),
+    ("07.1", lambda x, ids, m: each(x, ids)[m[1:].bool()].mean(), "takes their sum"),
+    ("07.1", lambda x, ids, m: each(x, ids)[m[1:].bool()], "one number is wanted"),
+    ("07.1", lambda x, ids, m: (each(x, ids) * m[:-1]).sum(), "shifted with them"),
+    ("07.1", lambda x, ids, m: (x[:-1].gather(1, ids[1:, None])[:, 0] * m[1:]).sum(), "`log_softmax`"),
+    ("07.1", lambda x, ids, m: -(each(x, ids) * m[1:]).sum(), "never above 0"),
+    ("07.1", lambda x, ids, m: (each(x, ids).exp() * m[1:]).sum(), "Take their logarithms"),
+    ("07.2", lambda p, r: (p[:, 0] > p[:, 1]).float().mean(), "policy *minus* reference"),
+    ("07.2", lambda p, r: ((p - r)[:, 0] >= (p - r)[:, 1]).float().mean(), "it is no hit"),
+    ("07.2", lambda p, r: ((p - r)[:, 0] < (p - r)[:, 1]).float().mean(), "the other way round"),
+    ("07.2", lambda p, r: ((p - r)[:, 0] > (p - r)[:, 1]).sum().item(), "Divide by the number of pairs"),
+    ("07.2", lambda p, r: (p - r)[:, 0] > (p - r)[:, 1], "one share between 0 and 1"),
+    ("07.3", lambda m, beta: slope(m, beta), "in front"),
+    ("07.3", lambda m, beta: -beta * slope(m, beta), "its size is not"),
+    ("07.3", lambda m, beta: beta * slope(-m, beta), "grows with the margin"),
+    ("07.3", lambda m, beta: slope(m, 1), "beta is missing"),
+    ("07.3", lambda m, beta: beta * slope(m, 1), "inside the sigmoid"),
+    ("07.3", lambda m, beta: math.log1p(math.exp(-beta * m)), "that is the loss"),
 ]
 
 # the same answers in other reasonable forms

@@ -173,3 +173,13 @@ def test_profile_stops_its_thread_on_an_exception():
         assert threading.active_count() == before + 1
         raise KeyError
     assert threading.active_count() == before
+
+
+def test_sharded_weights_halve_but_absmax_and_two_layers_stay_whole():
+    whole = memory.predict(memory.MIXTRAL_8X7B, batch=1)
+    halves, one = (whole.sharded(n, layers=32) for n in (2, 1))
+    nf4 = whole.parts["experts"] + whole.parts["attention"]
+    packed = nf4 * 0.5 / memory.nf4_bytes()
+    assert halves.total == pytest.approx(whole.total - packed / 2 + packed / 16)
+    assert one.weights == pytest.approx(whole.weights)
+    assert whole.parts["rest"] == halves.parts["rest"]

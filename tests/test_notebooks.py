@@ -30,9 +30,9 @@ def code(notebook):
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
-def test_there_are_seven_notebooks_and_each_has_its_text():
+def test_there_are_eight_notebooks_and_each_has_its_text():
     notebooks = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
-    assert notebooks == [path.stem for path in TEXTS] and len(notebooks) == 7
+    assert notebooks == [path.stem for path in TEXTS] and len(notebooks) == 8
 
 
 def test_notebook_is_built_from_its_text(text, notebook):

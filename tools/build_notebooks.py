@@ -51,7 +51,14 @@ def main(names: list[str]) -> None:
         "AURORA_SCALE": "",
         "TQDM_DISABLE": "1",
     }  # bars are for those who wait; a reader needs none
-    for variable in ("AURORA_DATA", "AURORA_MODEL", "AURORA_ADAPTER", "AURORA_BENCHMARKS", "AURORA_RUNS"):
+    for variable in (
+        "AURORA_DATA",
+        "AURORA_MODEL",
+        "AURORA_ADAPTER",
+        "AURORA_BENCHMARKS",
+        "AURORA_PREFERENCES",
+        "AURORA_RUNS",
+    ):
         os.environ.pop(variable, None)
     for text in sorted((NOTEBOOKS / "text").glob("*.py")):
         if names and not any(text.stem.startswith(name) for name in names):
@@ -64,6 +71,7 @@ def main(names: list[str]) -> None:
             cell.metadata.pop("execution", None)  # clock times would change on every build
             if cell.cell_type == "code":
                 cell.outputs = [output for output in cell.outputs if not lives_only_in_a_kernel(output)]
+        notebook.metadata.pop("widgets", None)  # the state of what was just left out
         nbformat.write(notebook, path)
         recorded = ROOT / "runs" / "tiny" / "results" / f"{text.stem[:2]}.json"
         (ROOT / "results" / "tiny").mkdir(parents=True, exist_ok=True)

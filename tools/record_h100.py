@@ -29,9 +29,10 @@ from peft import get_peft_model
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
-from transformers import DynamicCache, MixtralConfig, PreTrainedConfig, StaticCache
+from transformers import MixtralConfig, PreTrainedConfig
 
 from aurora_lib import memory, nf4, training
+from aurora_lib.decoding import FixedCache, GrowingCache
 from aurora_lib.memory import GIB
 from aurora_lib.results import RECORDED
 from aurora_lib.scale import DATA, ROOT
@@ -147,13 +148,12 @@ def decode_eager(chosen: Preset, model, batch: int) -> tuple[float, float]:
 
     def prefill():
         nonlocal cache, token
-        cache = DynamicCache(config=model.config)
-        out = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        token = out.logits[:, -1:].argmax(-1)
+        cache = GrowingCache(model)
+        token = cache.forward(ids).argmax(-1, keepdim=True)
 
     def step():
         nonlocal token
-        token = model(token, past_key_values=cache, use_cache=True).logits[:, -1:].argmax(-1)
+        token = cache.forward(token).argmax(-1, keepdim=True)
 
     cache = token = None
     prefill()
@@ -162,47 +162,34 @@ def decode_eager(chosen: Preset, model, batch: int) -> tuple[float, float]:
     return ids.numel() / filling, batch * chosen.new_tokens / seconds(step, chosen.new_tokens)
 
 
-def static_step(chosen: Preset, model, batch: int):
-    """A function that decodes one token for each of `batch` prompts in tensors that stay where they are."""
-    room = chosen.context + 4 * chosen.new_tokens + 16
-    cache = StaticCache(config=model.config, max_cache_len=room)
-    out = model(prompt(chosen, batch), past_key_values=cache, use_cache=True, logits_to_keep=1)
-    token = out.logits[:, -1:].argmax(-1).clone()
-    torch._dynamo.mark_static_address(
-        token
-    )  # it is written in place, which CUDA graphs under compile refuse otherwise
-    places = torch.arange(room, device=chosen.device)
-
-    def step():
-        # a mask of our own, because transformers leaves it out for one query outside of a captured graph
-        mask = (places <= cache.get_seq_length()).expand(batch, 1, 1, -1)
-        logits = model(token, past_key_values=cache, attention_mask=mask, use_cache=True).logits
-        token.copy_(logits.argmax(-1))
-
-    return step
+def fixed_cache(chosen: Preset, model, batch: int) -> FixedCache:
+    """A cache that holds `batch` prompts, with the token that follows each in `token`, and room to decode."""
+    cache = FixedCache(model, chosen.context + 4 * chosen.new_tokens + 16, batch)
+    cache.token.copy_(cache.forward(prompt(chosen, batch)).argmax(-1, keepdim=True))
+    return cache
 
 
 def decode_graph(chosen: Preset, model, batch: int) -> float:
-    """Decoded tokens per second with a static cache, replayed as one CUDA graph (without CUDA: just called)."""
-    step = static_step(chosen, model, batch)
+    """Decoded tokens per second with a fixed cache, replayed as one CUDA graph (without CUDA: just called)."""
+    cache = fixed_cache(chosen, model, batch)
     if chosen.device == "cuda":
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(3):
-                step()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            step()
-        step = graph.replay
+        cache.capture()
+
+    def step():
+        cache.token.copy_(cache.forward(cache.token).argmax(-1, keepdim=True))
+
     step()
     return batch * chosen.new_tokens / seconds(step, chosen.new_tokens)
 
 
 def decode_compiled(chosen: Preset, model, batch: int) -> float:
-    """Decoded tokens per second with a static cache under `torch.compile`."""
-    step = torch.compile(static_step(chosen, model, batch), **chosen.compile)
+    """Decoded tokens per second with a fixed cache under `torch.compile`."""
+    cache = fixed_cache(chosen, model, batch)
+    compiled_step = torch.compile(cache.step, **chosen.compile)
+
+    def step():
+        cache.token.copy_(compiled_step().argmax(-1, keepdim=True))
+
     for _ in range(3):
         step()
     return batch * chosen.new_tokens / seconds(step, chosen.new_tokens)

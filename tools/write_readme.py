@@ -31,6 +31,10 @@ LEARN = {
         "评测 C-Eval、MMLU、CMMLU，并给出区间",
     ),
     "06_chat": ("talk to base and tuned model side by side", "与微调前后的模型对话"),
+    "07_preference": (
+        "optional: tune on pairs of a better and a worse answer (DPO)",
+        "选修：用好坏成对的回答再微调一次（DPO）",
+    ),
 }
 ASKED = {
     "Chinese prompts answered in Chinese": ("Chinese questions answered in Chinese", "中文提问，用中文回答"),
