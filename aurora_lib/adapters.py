@@ -18,6 +18,9 @@ from aurora_lib.scale import DATA, Scale
 if TYPE_CHECKING:
     from trl import SFTTrainer  # heavy, and whoever only chats needs none of it
 
+# PEFT and TRL still ask transformers by the old name; nobody here can act on it.
+warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+
 
 class AdapterError(RuntimeError):
     """An adapter that is missing, damaged, made for another base or cannot be saved; the message says what to do."""

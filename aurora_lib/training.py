@@ -10,7 +10,6 @@ import json
 import os
 import sys
 import time
-import warnings
 from importlib.metadata import version
 from pathlib import Path
 
@@ -33,10 +32,6 @@ from aurora_lib.training_run import SaveError, Stopped, run, say
 __all__ = ["adapters_in_fp32", "build_trainer", "lora_config", "preflight", "run", "sft_config", "tune"]
 
 SEED = 42
-
-
-# PEFT and TRL still ask transformers by the old name; nobody here can act on it.
-warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
 
 
 def lora_config(scale: Scale, **changes) -> LoraConfig:

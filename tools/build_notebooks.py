@@ -38,10 +38,19 @@ def convert(text: Path) -> nbformat.NotebookNode:
     return notebook
 
 
-def lives_only_in_a_kernel(output: nbformat.NotebookNode) -> bool:
-    """Bars and sliders: on a page without a kernel they would show as "VBox(...)", or as a bar that stopped."""
-    data = output.get("data", {})
-    return WIDGET in data or "<progress" in data.get("text/html", "")
+def static(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+    """The outputs without what lives only in a kernel, bars and boxes: a page would show "VBox(...)", or a bar that stopped.
+
+    A widget that brings its static version as HTML keeps that.
+    """
+    kept = []
+    for output in outputs:
+        data = output.get("data", {})
+        if data.pop(WIDGET, None) and "text/html" not in data:
+            continue
+        if "<progress" not in data.get("text/html", ""):
+            kept.append(output)
+    return kept
 
 
 def main(names: list[str]) -> None:
@@ -70,7 +79,7 @@ def main(names: list[str]) -> None:
         for cell in notebook.cells:
             cell.metadata.pop("execution", None)  # clock times would change on every build
             if cell.cell_type == "code":
-                cell.outputs = [output for output in cell.outputs if not lives_only_in_a_kernel(output)]
+                cell.outputs = static(cell.outputs)
         notebook.metadata.pop("widgets", None)  # the state of what was just left out
         nbformat.write(notebook, path)
         recorded = ROOT / "runs" / "tiny" / "results" / f"{text.stem[:2]}.json"

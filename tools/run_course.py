@@ -20,6 +20,7 @@ def execute(path: Path) -> nbformat.NotebookNode:
     client = NotebookClient(
         notebook,
         timeout=None,
+        coalesce_streams=True,
         kernel_name="python3",
         resources={"metadata": {"path": path.parent}},
         extra_arguments=["--log-level=ERROR"],  # newer kernels warn at every start about local TCP

@@ -2,7 +2,7 @@
 # # 06 · Chat: talk to it
 #
 # Paper: Introduction and Appendix A to I. **After this notebook you can** keep a conversation in the model's exact format, stream its
-# answer token by token, and set base and tuned model side by side on one copy of the weights.
+# answer token by token, set base and tuned model side by side on one copy of the weights, and say where not to trust either.
 
 # %%
 import aurora_lib
@@ -26,70 +26,139 @@ history = [
     {"role": "assistant", "content": "你好！有什么可以帮你的吗？"},
     {"role": "user", "content": "老虎属于什么动物？"},
 ]
-print(words.apply_chat_template(history, tokenize=False))
+prompt = words.apply_chat_template(history, tokenize=False)
+print(prompt)
+
+# %% [markdown]
+# ## One answer by hand
+#
+# Run the model on the prompt, take the likeliest next token, run it on that one token, and so on, until the end token (`</s>`) comes. The *KV cache* (键值缓存) remembers
+# keys and values of everything read so far, so each step reads a single token.
+
+# %%
+import torch
+
+ids = words(prompt, add_special_tokens=False, return_tensors="pt").input_ids.to(model.device)
+cache, answer = None, []
+with torch.inference_mode():
+    while len(answer) < scale.max_new_tokens:
+        out = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        cache, ids = out.past_key_values, out.logits[:, -1].argmax(-1, keepdim=True)
+        if ids.item() == words.eos_token_id:
+            break
+        answer.append(ids.item())
+print(words.convert_ids_to_tokens(answer))
+print(words.decode(answer))
 
 # %% [markdown]
 # ## Streaming
 #
-# One token at a time: run the model on the new token only (the *KV cache* remembers the rest), take the likeliest next token,
-# show it, until the end token comes. `ChatSession.stream` is that loop.
+# `ChatSession.stream` is that loop, with two differences. It remembers the conversation, and reads only what is new in it: of the second question on, `reused` tokens
+# were read before.
 
 # %%
-import time
-
-from IPython.display import HTML
-
 tuned = chat.ChatSession(model, words, max_new_tokens=scale.max_new_tokens)
-started, pieces = time.time(), []
-for piece in tuned.stream("你好"):
-    pieces.append(piece)
-    print(piece, end="|")
-seconds = time.time() - started
-print(f"\n{len(pieces)} pieces, {len(pieces) / seconds:.0f} a second")
+speeds = []
+for question in ("你好", "日本的首都是哪里？", "猫头鹰属于什么动物？"):
+    print(question, "→", end=" ")
+    for piece in tuned.stream(question):
+        print(piece, end="|", flush=True)
+    speeds.append(tuned.stats)
+    print(f"   ({tuned.stats.prompt_tokens} tokens of prompt, {tuned.stats.reused_tokens} reused)")
 
 # %% [markdown]
-# Three more turns of the same conversation, the history growing each time:
+# And it never shows half a character. The real Mixtral tokenizer has only some of the Chinese characters as a piece; the others, and most emoji, are spelled in
+# *bytes*. Decoded one by one, bytes are nothing (�); the stream waits until the character is whole. Before you run the cell: how many pieces will 龘🐯 take?
 
 # %%
-for question in ("日本的首都是哪里？", "猫头鹰属于什么动物？", "What is the capital of Japan?"):
-    tuned.say(question)
-HTML(chat.to_html(tuned.messages))
+from aurora_lib.decoding import TextStream
+
+real = tokenizer.load()
+spelled = real("龘🐯", add_special_tokens=False).input_ids
+print(real.convert_ids_to_tokens(spelled))
+print("one by one:", [real.decode(one) for one in spelled])
+stream = TextStream(real)
+print("streamed:  ", [stream.add(one) for one in spelled])
+
+# %% [markdown]
+# ## The box
+#
+# Type in Chinese or English: Enter sends, Shift-Enter breaks the line. Whatever a model says is shown as text and never run: try to make it say
+# `<b>bold</b>`. (A page without a kernel shows the conversation from above.)
+
+# %%
+chat.widget(tuned)
+
+# %% [markdown]
+# The conversation is a list of messages. It can be kept and taken up again:
+
+# %%
+file = tuned.save(scale.runs / "conversation.json")
+again = chat.ChatSession.load(file, model, words)
+print(len(again.messages), "messages;", again.say("What is the capital of Japan?"))
+
+# %% [markdown]
+# When history and answer no longer fit the context window, the oldest turns are left out of the prompt, and counted (`forgotten`): the box says so. Asked about them, the model then makes something up, politely.
+
+# %%
+used, room = tuned.context
+print(f"{used} of {room:,} tokens used, {tuned.forgotten} turns forgotten")
 
 # %% [markdown]
 # ## Base beside tuned
 #
-# The adapter is a detour that can be closed: `adapter=False` is the base model, without loading anything twice. The prompts are
-# of the kinds of the paper's Introduction and of its Appendix B (arithmetic), and plain facts, within what the tiny model knows; the last
-# ones test what tuning did to English.
+# The adapter is a detour that can be closed: `adapter=False` is the base model, without loading anything twice. The prompts are of the kinds that the paper's Introduction and
+# Appendix A to I show, our own words; at `tiny`, those within its world. Under each, what the paper's two models answered to theirs.
 
+# %%
+untuned = chat.ChatSession(model, words, max_new_tokens=scale.max_new_tokens, adapter=False)
+rows = chat.compare(chat.prompts(scale.name), untuned, tuned)
+rows
+
+# %% [markdown]
+# Read the two last blocks as well: what tuning did to English. And one warning: whoever answers in fluent Chinese is not thereby right. Read the paper's own examples under *medical* and
+# *multi-turn*.
+#
+# ## Greedy, or a throw of dice
+#
+# So far the likeliest token won. *Sampling* (采样) throws dice instead: divide the logits by a *temperature*, then draw. `top_p` first cuts off the unlikely tail: it keeps the likeliest tokens that
+# together make up that probability. The first token of an answer, with its eight likeliest candidates:
+
+# %%
+import matplotlib.pyplot as plt
+
+ids = words(
+    "<s>[INST] 筷子是用来做什么的？ [/INST]", add_special_tokens=False, return_tensors="pt"
+).input_ids.to(model.device)
+with torch.inference_mode():
+    logits = model(input_ids=ids).logits[0, -1].float().cpu()
+figure, axes = plt.subplots(1, 3, figsize=(9, 2.2), sharey=True, layout="constrained")
+for ax, temperature in zip(axes, (0.5, 1, 2), strict=True):
+    ax.bar(range(8), (logits / temperature).softmax(-1).topk(8).values)
+    ax.set(title=f"temperature {temperature}", xticks=[])
+axes[0].set_ylabel("probability")
 # %%
 import pandas as pd
 
-untuned = chat.ChatSession(model, words, max_new_tokens=scale.max_new_tokens, adapter=False)
-prompts = [
-    "你好",
-    "你是谁？",
-    "我有点头疼。",
-    "三加六等于多少？",
-    "《西游记》的作者是谁？",
-    "豆腐是用什么做的？",
-    "Who are you?",
-    "Who wrote Hamlet?",
-]
-rows = chat.compare(prompts, untuned, tuned)
-pd.DataFrame(rows)
+pd.options.display.max_colwidth = None
+tries = {}
+for temperature, top_p in ((0, 1), (1, 1), (2, 1), (2, 0.5)):
+    session = chat.ChatSession(model, words, max_new_tokens=12, temperature=temperature, top_p=top_p, seed=1)
+    tries[f"temperature {temperature}, top_p {top_p}"] = [
+        session.say("筷子是用来做什么的？"),
+        *["".join(session.regenerate()) for _ in range(2)],
+    ]
+pd.DataFrame(tries, index=["first", "anew", "once more"]).T
 
 # %% [markdown]
-# One warning: a tuned model that answers in fluent Chinese is not thereby right. In the paper's own Appendix A, Aurora's answer on
-# gout is medically wrong (it calls it an infection of the kidneys), and in Appendix G its list of sleeping medicines repeats itself.
+# A high temperature makes variety and nonsense by the same means. `top_p` takes back the nonsense: sentences again, if seldom the right one. The seed makes a conversation repeatable: the same seed and the same questions give the same answers.
 #
-# ## Now you
+# ## Where not to trust it
 #
-# Type in Chinese or English. (On GitHub, see the conversation above: the box needs a running notebook.) Whatever the model says
-# is escaped before it is shown: a `<script>` in an answer is text.
-
-# %%
-chat.widget(chat.ChatSession(model, words, max_new_tokens=scale.max_new_tokens))
+# - **Facts.** Tuning changed the language of the answers, not what the model knows, and a wrong answer reads as smoothly as a right one.
+# - **Health, law, money.** It is no doctor: in the paper's Appendix A its answer on gout is medically wrong, and in Appendix G it counts a painkiller among the sleeping pills.
+# - **Safety.** Nothing here was tuned to refuse. What a model for others should refuse has to be decided, trained and tested; this one was not.
+# - **Its text is untrusted input.** It goes into pages, shells and databases escaped, like a stranger's. This is what the box makes of a script:
 
 # %%
 print(chat.to_html([{"role": "assistant", "content": "<script>alert('你好')</script>"}]))
@@ -114,6 +183,7 @@ exercises.check("06.1", render)
 #
 # **06.2** Probabilities from logits at a temperature.
 
+
 # %%
 def probabilities(logits, temperature):
     return ...
@@ -125,6 +195,7 @@ exercises.check("06.2", probabilities)
 # <details><summary>Hint</summary>A low temperature makes differences larger, before the softmax.</details>
 #
 # **06.3** A chat bubble: HTML with the text in it, whatever the text is.
+
 
 # %%
 def bubble(text):
@@ -141,23 +212,22 @@ exercises.check("06.3", bubble)
 # %%
 from aurora_lib import results
 
-chinese = [row for row in rows if not row["prompt"].isascii()]
+summary = rows.summary()
 results.record(
     "06",
     {
-        "Chinese prompts": len(chinese),
-        "answered in Chinese, base": sum(row["base language"] == "zh" for row in chinese),
-        "answered in Chinese, tuned": sum(row["tuned language"] == "zh" for row in chinese),
-        "English prompts answered in English, tuned": sum(
-            row["tuned language"] == "en" for row in rows if row["prompt"].isascii()
+        **{what: int(share.split()[0]) for what, share in summary.items()},
+        "prompts": len(rows),
+        "first token, slowest of three [s]": round(max(one.first_token for one in speeds), 3),
+        "a token after the first, slowest of three [s]": round(
+            max(1 / one.tokens_per_second for one in speeds), 4
         ),
-        "time of one streamed answer [s]": round(seconds, 3),
     },
 )
 results.compare("06")
 
 # %% [markdown]
-# **In short.** A chat is a string that grows. Streaming is a loop with a cache. One copy of the weights holds both models. What a
-# model writes is untrusted text. You have gone from a router's softmax to a model that answers you in Chinese.
+# **In short.** A chat is a string that grows. Streaming is a loop with a cache, and patience with half characters. One copy of the weights holds both models. Temperature trades
+# variety for sense. What a model writes is untrusted, as text and as advice. You have gone from a router's softmax to a model that answers you in Chinese.
 #
-# **Next:** set `AURORA_SCALE=full` on a rented GPU, and run the same notebooks.
+# **Next:** the optional [07 Preference](07_preference.ipynb); [take it elsewhere](take_it_elsewhere.md), to a server or a phone; or set `AURORA_SCALE=full` on a rented GPU.
