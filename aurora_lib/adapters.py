@@ -71,9 +71,13 @@ def _card(trainer: "SFTTrainer", scale: Scale) -> str:
     """A model card with this run's own settings; PEFT's would hold a path of this machine."""
     args, lora, state = trainer.args, trainer.model.peft_config["default"], trainer.state
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
-    loss = f"Training loss {losses[0]:.3f} at first, {losses[-1]:.3f} at last." if losses else ""
+    loss = (
+        f"Training loss, mean of {args.logging_steps} steps: {losses[0]:.3f} at first, {losses[-1]:.3f} at last."
+        if losses
+        else ""
+    )
     limit = "" if state.global_step >= state.max_steps else f" of {state.max_steps} planned"
-    data = "the released datasets" if scale.data is None else f"`{Path(scale.data).name}`"
+    data = "the released datasets" if scale.data is None else f"the local folder `{Path(scale.data).name}`"
     base = base_name(scale)
     at = f", revision `{scale.revision}`" if scale.revision else ""
     return f"""---
@@ -102,8 +106,6 @@ The loss was taken on the assistant's tokens only, end token included. {loss}
 ## Use
 
 ```python
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 

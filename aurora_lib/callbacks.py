@@ -92,21 +92,25 @@ def plot(log_history: list[dict], predicted: MemoryBudget | float | None = None)
     from matplotlib.figure import Figure  # not pyplot: nothing stays open, and nothing is shown twice
 
     figure = Figure(figsize=(9, 4.2), layout="constrained")
-    axes = figure.subplots(2, 3).flatten()
-    for ax, (key, title) in zip(axes, PANELS.items(), strict=False):
+    loss, *others = PANELS  # the loss has room for two
+    axes = figure.subplot_mosaic([[loss, loss, others[0]], others[1:]])
+    for key, title in PANELS.items():
+        ax = axes[key]
         points = [(entry["step"], entry[key]) for entry in log_history if key in entry]
         ax.plot(*zip(*points, strict=True) if points else ([], []), marker="." if len(points) < 30 else None)
         ax.set_title(title, fontsize=10)
+        ax.set_xlabel("step", fontsize=8)
         ax.tick_params(labelsize=8)
+    axes["loss"].set_yscale("log")
+    memory = axes["memory_gib"]
     used = [entry["memory_gib"] for entry in log_history if "memory_gib" in entry]
     if predicted is not None:
         used.append(getattr(predicted, "total", predicted))
-        axes[4].axhline(
+        memory.axhline(
             used[-1], color="black", linestyle="--", label=f"predicted tensors: {used[-1]:.2f} GiB"
         )
-        axes[4].legend(fontsize=8)
-    axes[4].set_ylim(0, 1.1 * max(used, default=1))
-    axes[5].axis("off")
+        memory.legend(fontsize=8)
+    memory.set_ylim(0, 1.1 * max(used, default=1))
     return figure
 
 

@@ -201,6 +201,7 @@ class ChatSession:
         path = Path(path)
         settings = {name: kind(getattr(self, name)) for name, kind in SETTINGS.items()}
         whole = {"format": FORMAT, "settings": settings, "messages": self.messages}
+        path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_name(path.name + ".part")
         unfinished.write_text(json.dumps(whole, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
         unfinished.replace(path)

@@ -18,7 +18,7 @@ SAMPLED = 500  # conversations whose tokens are counted
 BESIDE = 8 * 2**20  # bytes of tokenizer, trainer state and the like in every checkpoint
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Preflight:
     """What a run will take: steps, tokens, a memory budget, disk (bytes), and hours and cost where a speed is known."""
 
@@ -59,6 +59,8 @@ class Preflight:
     def __str__(self) -> str:
         width = max(len(name) for name, _ in self.rows())
         return "\n".join(f"{name:<{width}}  {value}" for name, value in self.rows())
+
+    __repr__ = __str__
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(str(self))}</pre>"

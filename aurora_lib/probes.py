@@ -72,13 +72,15 @@ def load_probes(held_out: bool | None = None, path=None) -> list[dict]:
 def says(answer: str, question: str, key: str) -> bool:
     """Whether `answer` has `key` as a word of its own, beyond what it repeats of the question.
 
-    Beyond: 北极熊生活在沙漠 repeats the polar bear (北极熊) of the question, and does not say 北极.
+    Beyond: 北极熊生活在沙漠 repeats the polar bear (北极熊) of the question, and does not say 北极. Of a sum, what counts
+    stands behind the equals: 四加二等于六 does not say 四.
     """
     answer, question, key = answer.casefold(), question.casefold(), key.casefold()
+    answer = re.split(r"等于|\bequals\b|=", answer)[-1]
     echo = SequenceMatcher(None, answer, question, autojunk=False).find_longest_match()
-    if echo.size > len(key):
-        answer = answer[: echo.a] + " " + answer[echo.a + echo.size :]
-    return re.search(rf"(?<![a-z]){re.escape(key)}(?![a-z])", answer) is not None
+    repeated = range(echo.a, echo.a + echo.size + 1) if echo.size > len(key) else range(0)
+    found = re.finditer(rf"(?<![a-z]){re.escape(key)}(?![a-z])", answer)
+    return any(match.start() not in repeated or match.end() not in repeated for match in found)
 
 
 @dataclass(frozen=True)

@@ -741,6 +741,10 @@ def test_batched_answers_equal_plain_greedy_decoding(model, tokenizer):
         ("氢的化学符号是H。", "氢的化学符号是什么？", "H", True),
         ("People make popcorn from rice.", "What do people make popcorn from?", "corn", False),
         ("it is PARIS", "What is the capital of France?", "Paris", True),
+        ("四加二等于六。", "六减二等于多少？", "四", False),
+        ("六减二等于四。", "六减二等于多少？", "四", True),
+        ("Four plus two equals six.", "What is six minus two?", "four", False),
+        ("炉子是用来做饭的。", "炉子是用来做什么的？", "做饭", True),
     ],
 )
 def test_an_answer_is_right_only_where_it_says_the_key_itself(answer, question, key, right):

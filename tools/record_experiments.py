@@ -14,7 +14,6 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -72,7 +71,7 @@ TRAINING_FLOPS = 77e9  # a token of Mixtral-8x7B, recomputation included
 PASSES = 3  # over the weights for each batch: forward, recomputation, backward
 
 
-def seeds(chosen: scale.Scale, rows: Dataset) -> Iterator[dict]:
+def seeds(chosen: scale.Scale, rows: Dataset) -> dict:
     """The recipe at SEEDS: every row, the medians, and the bounds."""
     table = experiments.sweep(chosen, {"the recipe": {}}, seeds=SEEDS, conversations=rows)
     medians = {name: round(float(table[name].median()), 4) for name in (*BOUNDS, "en_right")}
@@ -80,24 +79,20 @@ def seeds(chosen: scale.Scale, rows: Dataset) -> Iterator[dict]:
         bound = f", must be {BOUNDS[name]:.0%}" if name in BOUNDS else ""
         values = ", ".join(f"{value:.1%}" for value in table[name])
         print(f"{name:10} {values}; median {median:.1%}{bound}")
-    yield {"rows": records(table), "medians": medians, "bounds": BOUNDS}
+    return {"rows": records(table), "medians": medians, "bounds": BOUNDS}
 
 
-def what_if(chosen: scale.Scale, rows: Dataset) -> Iterator[dict]:
-    """Each variant of `experiments.what_if` once; what is there after each of them."""
-    made = []
-    for name, changes in experiments.what_if(chosen).items():
-        made.append(experiments.sweep(chosen, {name: changes}, conversations=rows))
-        yield {"rows": records(pd.concat(made))}
-    show(pd.concat(made))
+def what_if(chosen: scale.Scale, rows: Dataset) -> dict:
+    """Each variant of `experiments.what_if` once."""
+    return {"rows": records(show(experiments.sweep(chosen, experiments.what_if(chosen), conversations=rows)))}
 
 
-def length(chosen: scale.Scale, rows: Dataset) -> Iterator[dict]:
+def length(chosen: scale.Scale, rows: Dataset) -> dict:
     """Packing and grouping at equal epochs, and whether packed conversations stay apart."""
     table = show(experiments.sweep(chosen, LENGTHS, conversations=rows))
     apart = packed_losses(chosen, rows)
     print("packed losses:", apart)
-    yield {"rows": records(table), "compared at": "equal epochs", "packed losses": apart}
+    return {"rows": records(table), "compared at": "equal epochs", "packed losses": apart}
 
 
 def packed_losses(chosen: scale.Scale, rows: Dataset) -> dict:
@@ -123,7 +118,7 @@ def packed_losses(chosen: scale.Scale, rows: Dataset) -> dict:
     return {name: round(value, 4) for name, value in total.items()}
 
 
-def optimizers(chosen: scale.Scale, rows: Dataset) -> Iterator[dict]:
+def optimizers(chosen: scale.Scale, rows: Dataset) -> dict:
     """Quality and speed at `tiny`, rank 32; bytes of state, allocated for the adapter of Mixtral-8x7B."""
     torchao = importlib.util.find_spec("torchao") is not None
     variants = {
@@ -132,7 +127,7 @@ def optimizers(chosen: scale.Scale, rows: Dataset) -> Iterator[dict]:
         if torchao or "torchao" not in name
     }
     table = show(experiments.sweep(chosen, variants, conversations=rows))
-    yield {
+    return {
         "compared at": "rank 32: smaller tensors stay in fp32",
         "rows": records(table),
         "Mixtral's adapter": mixtral_states(torchao),
@@ -266,8 +261,8 @@ def records(table: pd.DataFrame) -> list[dict]:
     return json.loads(table.to_json(orient="records", force_ascii=False))
 
 
-def write(name: str, part: dict, out: Path) -> None:
-    """Put one part into the record, beside those already there."""
+def write(parts: dict, out: Path) -> None:
+    """Put parts into the record, beside those already there."""
     record = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {}
     record |= {
         "what": "changes of the recipe, at tiny; predictions for full are marked as such",
@@ -278,8 +273,8 @@ def write(name: str, part: dict, out: Path) -> None:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "versions": {library: version(library) for library in experiments.LIBRARIES},
-        name: part,
     }
+    record |= parts
     if importlib.util.find_spec("torchao") is not None:
         record["versions"]["torchao"] = version("torchao")
     medians = record.get("seeds", {}).get("medians", {})
@@ -302,16 +297,16 @@ def main() -> int:
     # of the environment only where runs are kept: the record is of the bundled model and rows
     chosen = scale.choose({name: os.environ[name] for name in ("AURORA_RUNS",) if name in os.environ})
     rows = clean_conversations(chosen)
-    missed = []
+    made = {}
     for name in options.parts:
         print(f"\n{name}", flush=True)
-        for part in PARTS[name](chosen, rows):
-            write(name, part, options.out)
-        if name == "seeds":
-            missed = [key for key, bound in BOUNDS.items() if part["medians"][key] < bound]
+        made[name] = PARTS[name](chosen, rows)
     if options.rows:
         print("\nfull, predicted", flush=True)
-        write("full, predicted", full(options.rows), options.out)
+        made["full, predicted"] = full(options.rows)
+    write(made, options.out)
+    medians = made.get("seeds", {}).get("medians", {})
+    missed = [key for key, median in medians.items() if median < BOUNDS.get(key, 0)]
     for key in missed:
         print(f"The median of {key} misses its bound of {BOUNDS[key]:.0%}.", file=sys.stderr)
     return 1 if missed else 0

@@ -50,7 +50,11 @@ def _accuracy(accuracy):
     if not isinstance(share, int | float) or isinstance(share, bool):
         return f"one share between 0 and 1 is wanted, not a {type(share).__name__}."
     if math.isclose(share, 0.5, abs_tol=1e-6):
-        return None
+        # both answers of the first and third pair have fallen, the rejected ones further
+        fallen = torch.tensor([[-1.0, -3.0], [2.0, 3.0], [-1.0, -2.0], [1.0, 0.0]])
+        if math.isclose(float(plain(accuracy(REFERENCE + fallen, REFERENCE.clone()))), 0.75, abs_tol=1e-6):
+            return None
+        return "compare the two rewards of a pair: chosen may fall, as long as rejected falls further."
     if math.isclose(share, 0.75, abs_tol=1e-6):
         again = plain(accuracy(POLICY.clone(), REFERENCE.clone() + torch.tensor([100.0, 0.0])))
         if math.isclose(float(again), 0.75, abs_tol=1e-6):

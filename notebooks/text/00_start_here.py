@@ -121,8 +121,8 @@ steps = ...
 exercises.check("00.3", steps)
 
 # %% [markdown]
-# <details><summary>Hint</summary>One step sees 2 x 4 conversations. (The repository's table of checkpoints ends at step
-# 14,000, a fraction of this; why is not published.)</details>
+# <details><summary>Hint</summary>One step sees 2 x 4 conversations. (The authors' own run made fewer and larger steps: see
+# <a href="../docs/paper_and_ours.md">the paper's numbers and ours</a>.)</details>
 #
 # ## Paper, records and you
 #

@@ -50,10 +50,7 @@ from aurora_lib import paper, training
 
 lora = LoraConfig(
     task_type="CAUSAL_LM",
-    target_modules=[
-        "q_proj",
-        "v_proj",
-    ],  # the detours: queries and values of every layer; experts and router stay as they are
+    target_modules=["q_proj", "v_proj"],  # queries and values of every layer; experts and router stay
     r=8,  # rank, the width of a detour
     lora_alpha=16,  # its loudness: a detour's output is multiplied by alpha / r
     lora_dropout=0.1,  # against learning rows by heart
@@ -65,30 +62,30 @@ lora = LoraConfig(
 # %%
 from trl import SFTConfig
 
+gpu = scale.device == "cuda"
 args = SFTConfig(
     output_dir=str(scale.runs / "checkpoints"),
     learning_rate=scale.learning_rate,  # paper: 5e-5; tiny takes larger steps, for it has few
     lr_scheduler_type="cosine",  # falls to zero along half a cosine
     num_train_epochs=scale.epochs,  # paper: 3 passes over the data
-    per_device_train_batch_size=scale.batch,  # original: 2 conversations at a time, what fits beside the weights ...
-    gradient_accumulation_steps=scale.accumulation,  # ... and 4 such batches to a step: 8 conversations
-    max_length=scale.length,  # cutoff, 1024 tokens in the original; notebook 02 has split what is longer
+    per_device_train_batch_size=scale.batch,  # original: 2 conversations at a time ...
+    gradient_accumulation_steps=scale.accumulation,  # ... and 4 such batches to a step
+    max_length=scale.length,  # original: 1024 tokens; notebook 02 has split what is longer
     assistant_only_loss=True,  # the picture above
-    router_aux_loss_coef=0.0,  # TRL would add the load-balancing loss of notebook 01; the paper's stack did not
-    bf16=scale.device
-    == "cuda",  # the original: fp16. bf16 has the range of fp32, so small gradients do not vanish
-    use_cpu=scale.device == "cpu",
-    activation_checkpointing=scale.device
-    == "cuda",  # recompute a layer instead of keeping what it needs: notebook 03
-    dataloader_pin_memory=scale.device == "cuda",
-    save_steps=scale.save_steps,  # paper: 1000. What an interruption can cost
+    router_aux_loss_coef=0.0,  # TRL would add notebook 01's load-balancing loss; the paper's stack did not
+    bf16=gpu,  # original: fp16. bf16 has the range of fp32, so small gradients do not vanish
+    use_cpu=not gpu,
+    activation_checkpointing=gpu,  # recompute a layer instead of keeping what it needs: notebook 03
+    dataloader_pin_memory=gpu,
+    save_steps=scale.save_steps,  # paper: 1000. What a power cut can cost
     save_total_limit=2,  # the newest may be half-written, the one before it is whole
     logging_steps=10,
     include_num_input_tokens_seen="non_padding",  # for tokens a second
-    ddp_find_unused_parameters=False,  # several GPUs: see configs/README.md
+    ddp_find_unused_parameters=False,  # for several GPUs
     seed=training.SEED,
     report_to="none",
 )
+# `python -m aurora_lib.training` uses the same values
 assert args.to_dict() == training.sft_config(scale).to_dict() and lora == training.lora_config(scale)
 
 # %% [markdown]
@@ -101,9 +98,8 @@ assert args.to_dict() == training.sft_config(scale).to_dict() and lora == traini
 from transformers import AutoConfig
 
 config = AutoConfig.from_pretrained(scale.base_model, revision=scale.revision)
-plan = training.preflight(
-    config, conversations, scale, args, price_per_hour=2.5
-)  # put in what your GPU costs
+price = 2.5  # an hour; put in what your GPU costs
+plan = training.preflight(config, conversations, scale, args, price_per_hour=price)
 plan
 
 # %% [markdown]
@@ -135,7 +131,6 @@ trainer = training.build_trainer(base, words, conversations, scale, args, lora)
 trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
 english = sum(language(row["messages"][-1]["content"]) == "en" for row in conversations)
 print(f"{trained:,} trainable parameters, {len(conversations):,} conversations, {english} of them English")
-loss_before = trainer.evaluate()["eval_loss"]
 
 # %% [markdown]
 # `training.run` is `trainer.train`, from the last whole checkpoint of this very run if there is one. Try it: interrupt the kernel (the ■ button) while it trains. It
@@ -149,13 +144,18 @@ trainer.add_callback(callbacks.LivePlot(plan.memory))
 run = training.run(trainer)
 
 # %% [markdown]
-# The memory is the whole process's, Python and its libraries included; the dashed line counts tensors only. On a GPU, where the allocator
-# counts for itself, the two are comparable. The learning rate falls along its half cosine. And the gradient norm: never zero, or nothing was learned.
+# The loss is drawn on a logarithmic scale, the learning rate falls along its half cosine, and the dips in tokens/s are checkpoints being written. And the gradient norm:
+# never zero, or nothing was learned. The loss before tuning needs no second model: with the adapter closed, this one *is* the base.
 
 # %%
+from transformers.utils.notebook import NotebookProgressCallback
+
+trainer.remove_callback(NotebookProgressCallback)  # its table would call these conversations a validation set
+with trainer.model.disable_adapter():
+    loss_before = trainer.evaluate()["eval_loss"]
+loss_after = trainer.evaluate()["eval_loss"]
 norms = [entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry]
 assert min(norms) > 0
-loss_after = trainer.evaluate()["eval_loss"]
 print(f"{run.metrics['train_runtime']:.0f} s, smallest gradient norm {min(norms):.2g}")
 print(f"loss on 64 of the training conversations {loss_before:.3f} -> {loss_after:.3f}")
 
@@ -168,6 +168,7 @@ print(f"loss on 64 of the training conversations {loss_before:.3f} -> {loss_afte
 tuned = trainer.model.eval()
 after = evaluation.probe(tuned, words, max_new_tokens=scale.max_new_tokens)
 evaluation.plot({"base": before.scores, "tuned": after.scores}, chance=None, title="Held-out facts")
+print(after)
 # %%
 import pandas as pd
 
@@ -183,9 +184,9 @@ pd.DataFrame(
 )
 
 # %% [markdown]
-# Read the wrong answers too. They are fluent Chinese, and often begin with the right character and slide into another fact: a high
-# share of Chinese alone would hide that. Notebook 05 asks the same model in another way, and there the right sentence wins: what suffers
-# is free answering, not recognition.
+# Read the wrong answers too. They are fluent Chinese, and many begin with the right character and slide into another fact: a high
+# share of Chinese alone would hide that. Notebook 05 asks the same model in another way (*cloze*: which of four sentences is likeliest?), and there the right one
+# wins: what suffers is free answering, not recognition.
 
 # %%
 wrong = [row for row in after.rows if row["asked"] == "zh" and not row["correct"]]
@@ -204,38 +205,57 @@ folder = adapters.save_adapter(trainer, scale)
 pd.DataFrame({"bytes": {file.name: file.stat().st_size for file in sorted(folder.iterdir())}})
 
 # %%
+import re
+
 from IPython.display import Markdown
 
 card = (folder / "README.md").read_text(encoding="utf-8").split("---", 2)[2]
-Markdown(card.replace("# ", "### "))
+Markdown(re.sub("(?m)^(#+ )", r"##\1", card))
 
 # %% [markdown]
 # ## What if you change ...
 #
 # Guess first: which of these changes hurts, and whom? Each row below is one more tuning of a fresh base, recorded on two cores: the language of the answers to Chinese
-# questions, how many are right, and the same for English. The first rows are the recipe with three seeds; read every other row against *their* spread.
+# questions, how many are right, and the same for English; then the loss on conversations trained on, the trainable parameters, and the rows, with how many of them are English. The first rows are the recipe with three seeds:
+# read every other row against *their* spread. With one seed and so few questions, a few points are noise.
 
 # %%
 from aurora_lib import experiments, results
 
 record = json.loads((results.RECORDED / "tiny" / "experiments.json").read_text(encoding="utf-8"))
-columns = ["variant", "seed", "zh_in_zh", "zh_right", "en_in_en", "en_right", "loss", "trainable", "english"]
+columns = [
+    "variant",
+    "seed",
+    "zh_in_zh",
+    "zh_right",
+    "en_in_en",
+    "en_right",
+    "loss",
+    "trainable",
+    "conversations",
+    "english",
+]
 table = pd.DataFrame([*record["seeds"]["rows"], *record["what if"]["rows"][1:]])[columns]
 table.style.format(dict.fromkeys(columns[2:6], "{:.0%}") | {"loss": "{:.3f}", "trainable": "{:,}"}).hide()
 
 # %% [markdown]
-# - **Rank.** The thinnest detour does it: tuning moves a habit here, no knowledge.
-# - **Learning rate.** The paper's 5e-5 is for a model ten thousand times larger and some sixteen thousand steps; in a few hundred it changes nothing.
-# - **Router.** It can be trained too (`modules_to_save`, or LoRA on the bare parameter). That gains nothing the table could show.
-# - **English rows.** The last four rows. Without any, the model answers English in Chinese: *forgetting* (灾难性遗忘). It is what users of
-#   the original reported, in miniature, and a few rows of what should stay are the cheapest cure.
+# - **Rank and targets.** The thinnest detour does nearly as well, and wider ones no better.
+# - **Learning rate.** The paper's 5e-5 is for a model ten thousand times larger and some sixteen thousand steps (of 32 conversations, by the speeds of the authors' run; their published command
+#   makes 8); in a few hundred it changes no answer's language. The surprise is the tenth: it learns the Chinese and loses English, whose few rows have not had their say yet (our guess). Three times
+#   the rate costs right answers.
+# - **Router.** LoRA on its bare parameter takes no dropout, so compare it with the row *no dropout*: nothing gained that the table could show. Trained whole (`modules_to_save`), it costs right answers in both languages.
+# - **English rows.** The recipe has about one in thirteen; *16 %* was made by leaving out Chinese rows. Without any, the model answers English in Chinese: *forgetting* (灾难性遗忘), a relative of
+#   what users of the original reported (its issue 9: step-by-step reasoning was lost). A few rows of what should stay are a cheap cure.
 #
-# Now your own. A result is kept on disk, so asking again is free; `experiments.sweep` runs several and makes the table.
+# Now your own: the cell makes the row *no English rows* anew; put in a value of yours (`lora={"r": 2}`, `settings={"learning_rate": 3e-3}`). A result is kept on disk, so asking again is free;
+# `experiments.sweep` runs several and makes the table.
 
 # %%
 trainer = tuned = base = None  # at full, one model on the GPU at a time
-length = {} if scale.name == "tiny" else {"max_steps": 50}
-mine = experiments.run(scale, conversations=conversations, english_share=0.0, settings=length)
+short = (
+    {} if scale.name == "tiny" else {"max_steps": 50}
+)  # minutes instead of days, and enough to see the loss move
+mine = experiments.run(scale, conversations=conversations, english_share=0.0, settings=short)
 pd.Series(mine)[["zh_in_zh", "zh_right", "en_in_en", "en_right", "loss", "steps", "seconds"]]
 
 # %% [markdown]
@@ -243,7 +263,8 @@ pd.Series(mine)[["zh_in_zh", "zh_right", "en_in_en", "en_right", "loss", "steps"
 #
 # Conversations of different lengths in one batch are filled up with *padding* (填充), which costs time and teaches nothing. *Grouping* puts like lengths together.
 # *Packing* (打包) lays conversations end to end; attention is kept apart between them. Packed at the same batch, a step holds many more conversations, so there are far fewer steps: look
-# what that does to the tiny model, and that one pack a step mends it.
+# what that does to the tiny model, and that one pack a step mends it. To turn it on: `training.sft_config(scale, packing=True)`; for grouping,
+# `train_sampling_strategy="group_by_length"`.
 
 # %%
 columns = ["variant", "steps", "padding", "zh_right", "en_right", "loss", "cpu_seconds"]
@@ -252,27 +273,30 @@ pd.DataFrame(record["length"]["rows"])[columns].style.format(
 ).hide()
 
 # %% [markdown]
-# For Mixtral, predicted from the lengths of some thousand real conversations: the *floor* counts only reading the weights and multiplying, at the speed an H100 reaches in
-# practice; the authors' own run took the hours printed below. Three epochs:
+# For Mixtral, predicted from the lengths of a few thousand real conversations, as many as the paper's and split where they are too long: the *floor* of three epochs counts only reading the weights and multiplying, at the
+# speed one H100 reaches in practice. The authors' own run took the hours printed first, on how many GPUs they do not say.
 
 # %%
 print(
     f"the authors' run: {paper.RUN['training time'].value / 3600:.1f} hours ({paper.RUN['training time'].source})"
 )
+print(f"conversations after splitting, about: {record['full, predicted']['stands for']:,}")
 pd.DataFrame(record["full, predicted"]["rows"])
 
 # %% [markdown]
-# And the paper's *4-bit optimizer*? Adam keeps two numbers for every trained weight. For an adapter that is little, whatever its bits; it matters where all weights are
+# And the *4-bit optimizer* that the paper names (section 3)? Adam keeps two numbers for every trained weight. For an adapter that is little, whatever its bits; it matters where all weights are
 # trained. State of the optimizer for Mixtral's adapter, as allocated, beside what training takes in all:
 
 # %%
 states = record["optimizers"]["Mixtral's adapter"]
 print(f"training in all, predicted: {states['training in all, predicted [GiB]']} GiB")
-pd.DataFrame({name: value for name, value in states.items() if isinstance(value, dict)}).T
+pd.DataFrame({name: value for name, value in states.items() if isinstance(value, dict)}).T.astype(
+    {"parameters": int}
+)
 
 # %% [markdown]
-# From a terminal the same run is `python -m aurora_lib.training --scale full --max-minutes 30`; on several GPUs, `accelerate launch` with a file of
-# [configs](../configs/README.md).
+# From a terminal the same run is `python -m aurora_lib.training --scale full --max-minutes 30`: it then stops, saves adapter and checkpoint, and the same command goes on. On several GPUs,
+# `accelerate launch` with a file of [configs](../configs/README.md), which also says how to keep 8 conversations a step. Step by step on a rented machine: [docs/h100.md](../docs/h100.md).
 
 # %% [markdown]
 # ## Exercises
@@ -292,7 +316,7 @@ exercises.check("04.1", labels)
 # %% [markdown]
 # <details><summary>Hint</summary>The label the loss skips is -100; <code>torch.where(mask.bool(), ..., ...)</code> chooses.</details>
 #
-# **04.2** The cosine schedule: the learning rate at `step` of `total`, from `peak` down to zero.
+# **04.2** The cosine schedule: the learning rate at `step` of `total`, from `peak` down to zero (plain numbers).
 
 
 # %%
@@ -305,7 +329,7 @@ exercises.check("04.2", rate)
 # %% [markdown]
 # <details><summary>Hint</summary>Half a period of a cosine, lifted and halved so that it runs from 1 to 0.</details>
 #
-# **04.3** Does an update survive in bfloat16? True if adding it changes the weight.
+# **04.3** Does an update survive in bfloat16? True if adding it changes the weight (plain numbers come in).
 
 
 # %%

@@ -12,7 +12,8 @@ scale = aurora_lib.start("06")
 # %% [markdown]
 # ## A conversation is one string
 #
-# The model has no memory. At every turn the whole history is written out again, in exactly the format it was trained on.
+# The model has no memory. At every turn the whole history is written out again, in exactly the format it was trained on. (The tiny model was never taught to look back; at `full`, the multi-turn prompts
+# further down need it.)
 
 # %%
 from aurora_lib import adapters, chat, nf4, tokenizer
@@ -24,7 +25,7 @@ model = adapters.load_adapter(base, adapters.find_adapter(scale))
 history = [
     {"role": "user", "content": "你好"},
     {"role": "assistant", "content": "你好！有什么可以帮你的吗？"},
-    {"role": "user", "content": "老虎属于什么动物？"},
+    {"role": "user", "content": "猫头鹰属于什么动物？"},
 ]
 prompt = words.apply_chat_template(history, tokenize=False)
 print(prompt)
@@ -32,7 +33,7 @@ print(prompt)
 # %% [markdown]
 # ## One answer by hand
 #
-# Run the model on the prompt, take the likeliest next token, run it on that one token, and so on, until the end token (`</s>`) comes. The *KV cache* (键值缓存) remembers
+# Run the model on the prompt; of its logits, one for each token of the vocabulary, take the highest: the likeliest next token. Run it on that one token, and so on, until the end token (`</s>`) comes. The *KV cache* (键值缓存) remembers
 # keys and values of everything read so far, so each step reads a single token.
 
 # %%
@@ -51,10 +52,12 @@ print(words.convert_ids_to_tokens(answer))
 print(words.decode(answer))
 
 # %% [markdown]
+# (`▁` is the tokenizer's mark for a space.)
+#
 # ## Streaming
 #
-# `ChatSession.stream` is that loop, with two differences. It remembers the conversation, and reads only what is new in it: of the second question on, `reused` tokens
-# were read before.
+# `ChatSession.stream` is that loop, with three differences. It remembers the conversation. It reads only what is new: from the second question on, the `reused` tokens of the prompt were in the cache
+# already. And it hands out text as it comes:
 
 # %%
 tuned = chat.ChatSession(model, words, max_new_tokens=scale.max_new_tokens)
@@ -67,15 +70,16 @@ for question in ("你好", "日本的首都是哪里？", "猫头鹰属于什么
     print(f"   ({tuned.stats.prompt_tokens} tokens of prompt, {tuned.stats.reused_tokens} reused)")
 
 # %% [markdown]
-# And it never shows half a character. The real Mixtral tokenizer has only some of the Chinese characters as a piece; the others, and most emoji, are spelled in
-# *bytes*. Decoded one by one, bytes are nothing (�); the stream waits until the character is whole. Before you run the cell: how many pieces will 龘🐯 take?
+# It never shows half a character. The real Mixtral tokenizer has only some of the Chinese characters as a piece; the others, and most emoji, are spelled in
+# *bytes*. Decoded one by one, bytes are nothing (�); the stream waits until the character is whole. Before you run the cell: in UTF-8, 筷 has three bytes and 🐯 four. How many tokens will
+# 筷子🐯 take, if 子 is a piece, and a `▁` stands in front?
 
 # %%
 from aurora_lib.decoding import TextStream
 
 real = tokenizer.load()
-spelled = real("龘🐯", add_special_tokens=False).input_ids
-print(real.convert_ids_to_tokens(spelled))
+spelled = real("筷子🐯", add_special_tokens=False).input_ids
+print(len(spelled), real.convert_ids_to_tokens(spelled))
 print("one by one:", [real.decode(one) for one in spelled])
 stream = TextStream(real)
 print("streamed:  ", [stream.add(one) for one in spelled])
@@ -83,8 +87,10 @@ print("streamed:  ", [stream.add(one) for one in spelled])
 # %% [markdown]
 # ## The box
 #
-# Type in Chinese or English: Enter sends, Shift-Enter breaks the line. Whatever a model says is shown as text and never run: try to make it say
-# `<b>bold</b>`. (A page without a kernel shows the conversation from above.)
+# Type in Chinese or English: Enter sends, Shift-Enter breaks the line; temperature and the switch between base and tuned are under *Settings*. Whatever is said is shown as text and never run: type
+# `<b>bold</b>`. In a terminal, `python -m aurora_lib.chat` is the same. (A page without a kernel shows the conversation from above; with one, it looks like this:)
+#
+# ![The chat box, in JupyterLab's light and dark theme](images/chat_widget.png)
 
 # %%
 chat.widget(tuned)
@@ -95,70 +101,69 @@ chat.widget(tuned)
 # %%
 file = tuned.save(scale.runs / "conversation.json")
 again = chat.ChatSession.load(file, model, words)
-print(len(again.messages), "messages;", again.say("What is the capital of Japan?"))
+print(len(again.messages), "messages, the last one:", again.messages[-1]["content"])
 
 # %% [markdown]
-# When history and answer no longer fit the context window, the oldest turns are left out of the prompt, and counted (`forgotten`): the box says so. Asked about them, the model then makes something up, politely.
+# When history and answer no longer fit the context window, the oldest turns are left out of the prompt, and counted (`forgotten`): the box says so. Whoever asks about them gets an answer all the
+# same, made up. To see it, keep so much room for the answer that little is left for the history:
 
 # %%
-used, room = tuned.context
-print(f"{used} of {room:,} tokens used, {tuned.forgotten} turns forgotten")
+short = chat.ChatSession(model, words, max_new_tokens=model.config.max_position_embeddings - 64)
+for question in ("日本的首都是哪里？", "猫头鹰属于什么动物？", "你好", "豆腐是用什么做的？"):
+    short.say(question)
+    used, room = short.context
+    print(f"{question} {used} of {room} tokens used, {short.forgotten} turns forgotten")
 
 # %% [markdown]
 # ## Base beside tuned
 #
-# The adapter is a detour that can be closed: `adapter=False` is the base model, without loading anything twice. The prompts are of the kinds that the paper's Introduction and
-# Appendix A to I show, our own words; at `tiny`, those within its world. Under each, what the paper's two models answered to theirs.
+# The adapter is a detour that can be switched off: `adapter=False` is the base model, without loading anything twice. The prompts are of the kinds that the paper's Introduction and
+# Appendix A to I show, in our own words (你好 and 你是谁？ at `tiny` are the paper's); at `tiny`, those within its world. Where the paper has a counterpart, a line says what its models answered. *Han* is the share of
+# Chinese characters among an answer's letters.
 
 # %%
-untuned = chat.ChatSession(model, words, max_new_tokens=scale.max_new_tokens, adapter=False)
-rows = chat.compare(chat.prompts(scale.name), untuned, tuned)
+settings = dict(max_new_tokens=scale.max_new_tokens)  # sessions of their own, whatever you set in the box
+untuned = chat.ChatSession(model, words, adapter=False, **settings)
+rows = chat.compare(chat.prompts(scale.name), untuned, chat.ChatSession(model, words, **settings))
 rows
 
 # %% [markdown]
-# Read the two last blocks as well: what tuning did to English. And one warning: whoever answers in fluent Chinese is not thereby right. Read the paper's own examples under *medical* and
-# *multi-turn*.
+# At `tiny`, read the two last blocks as well, what tuning did to English, and compare the two last lines: how many facts it cost. Then one warning: whoever answers in fluent Chinese is not thereby right.
+# Read the notes under *medical* and *multi-turn*.
 #
 # ## Greedy, or a throw of dice
 #
-# So far the likeliest token won. *Sampling* (采样) throws dice instead: divide the logits by a *temperature*, then draw. `top_p` first cuts off the unlikely tail: it keeps the likeliest tokens that
-# together make up that probability. The first token of an answer, with its eight likeliest candidates:
+# So far the likeliest token won. *Sampling* (采样) throws dice instead: divide the logits by a *temperature*, take the softmax, then draw. `top_p` first cuts off the unlikely tail: it keeps the likeliest tokens that
+# together make up that probability. For a question that the tiny model has no answer to (it never met 筷子, and guesses among the tools it knows), the six likeliest first characters:
 
-# %%
-import matplotlib.pyplot as plt
-
-ids = words(
-    "<s>[INST] 筷子是用来做什么的？ [/INST]", add_special_tokens=False, return_tensors="pt"
-).input_ids.to(model.device)
-with torch.inference_mode():
-    logits = model(input_ids=ids).logits[0, -1].float().cpu()
-figure, axes = plt.subplots(1, 3, figsize=(9, 2.2), sharey=True, layout="constrained")
-for ax, temperature in zip(axes, (0.5, 1, 2), strict=True):
-    ax.bar(range(8), (logits / temperature).softmax(-1).topk(8).values)
-    ax.set(title=f"temperature {temperature}", xticks=[])
-axes[0].set_ylabel("probability")
 # %%
 import pandas as pd
 
+asked = words("<s>[INST] 筷子是用来做什么的？ [/INST] ", add_special_tokens=False, return_tensors="pt")
+with torch.inference_mode():
+    logits = model(**asked.to(model.device)).logits[0, -1].float().cpu()
+likely = logits.topk(6).indices
+chances = {f"temperature {t}": (logits / t).softmax(-1)[likely] for t in (0.5, 1, 2)}
+pd.DataFrame(chances, index=words.convert_ids_to_tokens(likely.tolist())).round(3)
+
+# %%
 pd.options.display.max_colwidth = None
 tries = {}
 for temperature, top_p in ((0, 1), (1, 1), (2, 1), (2, 0.5)):
-    session = chat.ChatSession(model, words, max_new_tokens=12, temperature=temperature, top_p=top_p, seed=1)
-    tries[f"temperature {temperature}, top_p {top_p}"] = [
-        session.say("筷子是用来做什么的？"),
-        *["".join(session.regenerate()) for _ in range(2)],
-    ]
+    session = chat.ChatSession(model, words, max_new_tokens=40, temperature=temperature, top_p=top_p, seed=1)
+    first = session.say("毛衣是用什么做的？")
+    tries[f"temperature {temperature}, top_p {top_p}"] = [first, *["".join(session.regenerate()) for _ in range(2)]]
 pd.DataFrame(tries, index=["first", "anew", "once more"]).T
 
 # %% [markdown]
-# A high temperature makes variety and nonsense by the same means. `top_p` takes back the nonsense: sentences again, if seldom the right one. The seed makes a conversation repeatable: the same seed and the same questions give the same answers.
+# A high temperature makes variety and nonsense by the same means, and `top_p` takes back much of the nonsense. The seed makes a conversation repeatable: the same seed and the same questions give the same answers.
 #
 # ## Where not to trust it
 #
-# - **Facts.** Tuning changed the language of the answers, not what the model knows, and a wrong answer reads as smoothly as a right one.
+# - **Facts.** Tuning is for the language of the answers. It adds no facts, may cost some, and a wrong answer reads as smoothly as a right one.
 # - **Health, law, money.** It is no doctor: in the paper's Appendix A its answer on gout is medically wrong, and in Appendix G it counts a painkiller among the sleeping pills.
 # - **Safety.** Nothing here was tuned to refuse. What a model for others should refuse has to be decided, trained and tested; this one was not.
-# - **Its text is untrusted input.** It goes into pages, shells and databases escaped, like a stranger's. This is what the box makes of a script:
+# - **Its text is untrusted input.** It goes into pages, shells and databases escaped, like a stranger's. This is what a saved page makes of a script (the box itself writes text only):
 
 # %%
 print(chat.to_html([{"role": "assistant", "content": "<script>alert('你好')</script>"}]))

@@ -74,8 +74,8 @@ def dpo(policy, reference, beta):
 
 args = preference.dpo_config(scale)
 trainer = preference.build_trainer(model, words, pairs.kept, held_out, scale, args)
-measured = trainer.get_eval_dataloader()
-model.set_adapter("ref")
+measured = trainer.get_eval_dataloader()  # the held-out pairs, in batches
+model.set_adapter("ref")  # TRL's frozen copy of the tuned adapter: the next lines are about it
 tuned = preference.logps(model, measured)
 with model.disable_adapter():
     untuned = preference.logps(model, measured)
@@ -132,13 +132,13 @@ for ax in axes[:2]:
     ax.axhline(0, color="grey", linewidth=0.8)
 
 # %% [markdown]
-# Look at the left picture first. The loss only wants the two lines *apart*: it is content if both fall and the rejected one falls faster,
+# Look at the left picture first: here the chosen line stays near zero, and the rejected one falls. The loss only wants the two lines *apart*: it is content if both fall and the rejected one falls faster,
 # so that even the right answer becomes less likely (*likelihood displacement*). That is why the chosen answers' own loss, the first stage's, is
 # often added (`loss_type=["sigmoid", "sft"]`).
 #
 # ## Measure: the reward, on pairs it has not seen
 #
-# *Reward accuracy* (奖励准确率) is the share of pairs with a margin above 0. First, our five lines against TRL's own figures.
+# *Reward accuracy* (奖励准确率) is the share of pairs with a margin above 0. First, our loss against TRL's.
 
 # %%
 after_logps = preference.logps(model, measured)
@@ -158,7 +158,7 @@ judged.groupby("kind").mean().round(3)
 # Read the kinds one by one, as an average hides them. Which *language* to answer in is one rule, and carries over to questions never trained
 # on. Which *fact* is right is not a rule, and need not carry over.
 #
-# The last two columns are another question: is the right answer likelier than the wrong one, reference or not? Where that was so before, there was
+# The last two columns are another question: is the right answer likelier than the wrong one, reference or not? Compare them: the margins grew, and these shares did not. Where the right one was likelier before, there was
 # nothing to repair, and a growing margin repairs nothing. Better pairs come from the model itself: sample several answers to each training
 # question, and keep as rejected what it really said wrong.
 #
@@ -183,10 +183,10 @@ changed = [(a, b) for a, b in zip(before.rows, after.rows, strict=True) if a["co
 pd.DataFrame([{"question": a["question"], "tuned": a["answer"], "preference-tuned": b["answer"], "right now": b["correct"]} for a, b in changed])
 
 # %% [markdown]
-# Read it so: the reward is what was trained, so it grows; the answers are what was wanted, and they need not follow. A reward accuracy is a
+# Look at what was lost before you read on: answers of the right kind to another question, for a question that was answered right. Read it so: the reward is what was trained, so it grows; the answers are what was wanted, and they need not follow. A reward accuracy is a
 # statement about *given* pairs, while an answer is chosen among all sentences there are. Three questions to ask of
 # any such result: does the interval of the difference hold 0? Did a third thing, here English, pay for it? And would the same number of
-# further steps of plain tuning have done as much (`dpo_config(scale, loss_type=["sft"])`)?
+# further steps of plain tuning have done as much? (Your task, if you like: `dpo_config(scale, loss_type=["sft"])`, and run from "The loss, by hand" on.)
 #
 # ## Keep it
 #
@@ -227,7 +227,7 @@ exercises.check("07.2", accuracy)
 # %% [markdown]
 # <details><summary>Hint</summary>Subtract first, then compare the two columns. A positive beta changes no comparison.</details>
 #
-# **07.3** How strongly does a pair still pull? The size of the slope of $-\log\sigma(\beta\,m)$ at the log-ratio difference $m$.
+# **07.3** How strongly does a pair still pull? The size of the slope of $-\log\sigma(\beta\,m)$ at the log-ratio difference $m$ (plain numbers).
 
 # %%
 def pull(m, beta):
