@@ -6,29 +6,26 @@ so those stacks, 97 % of Mixtral-8x7B, silently stay 16-bit. Here three small pi
 
 1. `ExpertQuantizer`, the stock 4-bit quantizer that also claims expert stacks while weights are being loaded;
 2. `PackStack`, the loading step that turns one stack into packed NF4 (blocks of 64 share one absmax, QLoRA section 3);
-3. `experts_forward`, which runs each expert that was hit on *its part* of the packed stack.
+3. `nf4_experts.experts_forward`, which runs each expert that was hit on *its part* of the packed stack.
 """
 
-import copy
-import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import bitsandbytes as bnb
 import torch
 from bitsandbytes.functional import QuantState, quantize_4bit, quantize_blockwise
-from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.bitsandbytes import Bnb4bitQuantize
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 from transformers.quantizers.quantizers_utils import get_module_from_name
 
+from aurora_lib import model_files, nf4_experts
+from aurora_lib.random_weights import drawn
+
 BLOCK = 64  # weights that share one absmax
 NESTED_BLOCK = 256  # absmax values that share one second-level absmax (double quantization)
-FEW_SLOTS = 16  # token-slots (tokens x top_k) up to which `experts_forward` never asks the device which experts were hit
 
 # What `load` is told where FSDP2 will split the model: no GPU may hold it whole, accelerate splits floats only, and bytes
 # called bf16 are damaged where they look like NaN, since CUDA copies bf16 by way of fp32 (bitsandbytes issue 1945).
@@ -37,10 +34,6 @@ SHARDED = dict(device="cpu", quant_storage=torch.float32)
 
 class ExpertPackingError(ValueError):
     """A model whose experts cannot be, or were not, packed to NF4; the message names the stack."""
-
-
-class ModelFileError(OSError):
-    """A model folder that is missing, incomplete or damaged; the message names the file and the remedy."""
 
 
 def expert_stacks(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -150,69 +143,6 @@ class ExpertQuantizer(Bnb4BitHfQuantizer):
         return model
 
 
-def select(
-    stack: tuple[torch.Tensor, QuantState], expert: int | torch.Tensor
-) -> tuple[torch.Tensor, QuantState]:
-    """Expert `expert` of a packed stack, as views, its state of shape `[out, in]`; for indices `[n]`, a stack of n copies.
-
-    With n weights per expert: bytes `[e*n/2, (e+1)*n/2)`, absmax `[e*n/64, ...)`, second-level absmax `[e*n/16384, ...)`.
-    """
-    data, state = stack
-
-    def part(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.view(state.shape[0], -1)[expert].flatten()
-
-    chosen = copy.copy(state)
-    chosen.absmax = part(state.absmax)
-    chosen.shape = state.shape[1:] if isinstance(expert, int) else (len(expert), *state.shape[1:])
-    if state.nested:
-        chosen.state2 = copy.copy(state.state2)
-        chosen.state2.absmax = part(state.state2.absmax)
-    return part(data).unsqueeze(1), chosen
-
-
-def experts_forward(self, hidden_states, top_k_index, top_k_weights):
-    """Run the experts that were hit, each on its rows: hidden `[tokens, hidden]`, index and weights `[tokens, top_k]`."""
-    stacks = [(getattr(self, key).detach(), self.quant_states[key]) for key in ("gate_up_proj", "down_proj")]
-    learning = torch.is_grad_enabled() and hidden_states.requires_grad
-    path = _many_rows if learning or top_k_index.numel() > FEW_SLOTS else _few_rows
-    return path(self, stacks, hidden_states, top_k_index, top_k_weights).to(hidden_states.dtype)
-
-
-def _many_rows(self, stacks, hidden, index, weights):
-    """Sort the rows by expert, and run each expert that was hit once on all of its rows (training, prompts)."""
-    order = index.flatten().argsort(stable=True)  # token-slots, grouped by expert
-    counts = torch.bincount(index.flatten(), minlength=self.num_experts).tolist()  # waits for the device
-    rows = hidden[order // index.shape[1]].split(counts)
-    outputs = torch.cat([_expert(self, stacks, e, part) for e, part in enumerate(rows) if len(part)])
-    weighted = outputs * weights.flatten()[order, None]
-    back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-    return weighted[back].view(*index.shape, -1).sum(dim=1)
-
-
-def _few_rows(self, stacks, hidden, index, weights):
-    """Shapes that do not depend on the routing, so that CUDA graphs and `torch.compile` can capture it (decoding).
-
-    Up to as many token-slots as experts: the hit experts are copied, one for each slot, and run on one row each. More:
-    copying would move more bytes than there are, so every expert runs on every row, with weight 0 where it was not hit.
-    """
-    if index.numel() <= self.num_experts:
-        hit = [select(stack, index.flatten()) for stack in stacks]
-        rows = hidden.repeat_interleave(index.shape[1], dim=0).split(1)
-        outputs = torch.cat([_expert(self, hit, slot, row) for slot, row in enumerate(rows)])
-        return (outputs.view(*index.shape, -1) * weights.unsqueeze(-1)).sum(dim=1)
-    share = weights.new_zeros(len(hidden), self.num_experts).scatter_(1, index, weights)
-    return sum(_expert(self, stacks, e, hidden) * share[:, e, None] for e in range(self.num_experts))
-
-
-def _expert(self, stacks, expert: int, rows: torch.Tensor) -> torch.Tensor:
-    gate_up, down = (select(stack, expert) for stack in stacks)
-    return bnb.matmul_4bit(self._apply_gate(bnb.matmul_4bit(rows, *gate_up)), *down)
-
-
-ALL_EXPERTS_FUNCTIONS.register("nf4", experts_forward)
-
-
 def config(
     dtype: torch.dtype = torch.bfloat16, double_quant: bool = True, quant_storage: torch.dtype = torch.uint8
 ) -> BitsAndBytesConfig:
@@ -246,7 +176,7 @@ def load(
     """
     local = Path(path_or_id).expanduser()
     if local.exists() or local.is_absolute():
-        _check_files(local)
+        model_files.check(local)
     quantization = config(dtype, double_quant, quant_storage)
     return _stream(AutoModelForCausalLM, path_or_id, quantization, device, dtype=dtype, revision=revision)
 
@@ -265,27 +195,11 @@ def random(
     """
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(model_config, dtype=dtype)
-    generator = torch.Generator(_device(device)).manual_seed(seed)
-    std = model_config.initializer_range
-    weights = {name: _Drawn(p.shape, dtype, std, generator) for name, p in empty.named_parameters()}
+    weights = drawn(empty, dtype, model_config.initializer_range, _device(device), seed)
     quantization = config(dtype, double_quant)
     return _stream(
         type(empty), None, quantization, device, dtype=dtype, config=model_config, state_dict=weights
     )
-
-
-@dataclass
-class _Drawn:
-    """A tensor that exists once it is read, with `tensor[...]`, as the loader reads a file's."""
-
-    shape: torch.Size
-    dtype: torch.dtype
-    std: float
-    generator: torch.Generator
-
-    def __getitem__(self, _) -> torch.Tensor:
-        tensor = torch.empty(self.shape, dtype=self.dtype, device=self.generator.device)
-        return tensor.fill_(1) if tensor.dim() == 1 else tensor.normal_(0, self.std, generator=self.generator)
 
 
 def _device(device: str | None) -> str:
@@ -302,7 +216,7 @@ def _stream(model_class, source, quantization: BitsAndBytesConfig, device: str |
             source,
             quantization_config=quantization,
             device_map={"": _device(device)},
-            experts_implementation="nf4",
+            experts_implementation=nf4_experts.NAME,
             trust_remote_code=False,
             use_safetensors=True,
             **settings,
@@ -310,25 +224,3 @@ def _stream(model_class, source, quantization: BitsAndBytesConfig, device: str |
     finally:
         AUTO_QUANTIZER_MAPPING["bitsandbytes_4bit"] = stock
         torch.cuda.empty_cache()  # the peak of loading goes back to the driver; without CUDA this does nothing
-
-
-def _check_files(folder: Path) -> None:
-    """Refuse a local model folder whose files are missing or cut off, before minutes are spent on loading."""
-    if not (folder / "config.json").is_file():
-        raise ModelFileError(
-            f"{folder} holds no model: config.json is missing. Check the path (AURORA_MODEL)."
-        )
-    index = folder / "model.safetensors.index.json"
-    names = (
-        set(json.loads(index.read_text())["weight_map"].values())
-        if index.is_file()
-        else {"model.safetensors"}
-    )
-    for file in (folder / name for name in sorted(names)):
-        try:
-            with safe_open(file, "pt") as weights:
-                weights.keys()
-        except (OSError, SafetensorError) as error:
-            raise ModelFileError(
-                f"{file} is missing or cut off ({error}). Download that file again."
-            ) from error

@@ -20,7 +20,7 @@ from transformers import AutoConfig, PreTrainedModel, set_seed
 from transformers.trainer_utils import TrainOutput
 from trl import SFTConfig, SFTTrainer
 
-from aurora_lib import checkpoints, memory, nf4, paper, tokenizer
+from aurora_lib import checkpoints, memory, model_files, nf4, paper, tokenizer
 from aurora_lib.adapters import AdapterError, save_adapter
 from aurora_lib.callbacks import Meter, NoGradient, ZeroGradientAlarm
 from aurora_lib.conversations import clean_conversations
@@ -260,7 +260,7 @@ def main() -> None:
 
 # errors whose message is written for the reader; anything else is a mistake of ours and keeps its traceback
 EXPLAINED = (ScaleError, DataError, AdapterError, SaveError, NoGradient, memory.DoesNotFit)
-EXPLAINED += (nf4.ModelFileError, nf4.ExpertPackingError, ValueError)
+EXPLAINED += (model_files.ModelFileError, nf4.ExpertPackingError, ValueError)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForCausalLM, MixtralConfig, OlmoeConfig, Qwen3MoeConfig
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
-from aurora_lib import nf4
+from aurora_lib import model_files, nf4, nf4_experts
 
 SMALL = dict(vocab_size=64, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
 FAMILIES = {
@@ -88,7 +88,7 @@ def test_slice_of_a_stack_is_the_expert_quantized_alone(double_quant):
         stack, requires_grad=False, compress_statistics=double_quant, quant_type="nf4"
     ).to("cpu")
     for expert in range(3):
-        codes, state = nf4.select((packed, packed.quant_state), expert)
+        codes, state = nf4_experts.select((packed, packed.quant_state), expert)
         alone, alone_state = quantize_4bit(stack[expert], quant_type="nf4", compress_statistics=double_quant)
         assert torch.equal(codes, alone)
         assert torch.equal(state.absmax, alone_state.absmax)
@@ -162,7 +162,7 @@ def routing(tokens, experts=4, top_k=2):
 def test_few_rows_give_what_many_rows_give(mixtral, tokens, double_quant, monkeypatch):
     experts = load(mixtral, double_quant=double_quant).model.layers[0].mlp.experts
     few = experts(*routing(tokens))
-    monkeypatch.setattr(nf4, "FEW_SLOTS", 0)
+    monkeypatch.setattr(nf4_experts, "FEW_SLOTS", 0)
     torch.testing.assert_close(few, experts(*routing(tokens)), atol=1e-7, rtol=1e-5)
 
 
@@ -175,7 +175,7 @@ def test_few_rows_are_one_graph_whatever_the_routing(mixtral, tokens, monkeypatc
         compiled = torch.compile(experts, fullgraph=True, backend="eager")
         for routed in (index, 3 - index):
             torch.testing.assert_close(compiled(hidden, routed, weights), experts(hidden, routed, weights))
-    monkeypatch.setattr(nf4, "FEW_SLOTS", 0)
+    monkeypatch.setattr(nf4_experts, "FEW_SLOTS", 0)
     torch._dynamo.reset()
     with pytest.raises(Exception, match="data-dependent"):  # sorting rows by expert asks the device
         torch.compile(experts, fullgraph=True, backend="eager")(hidden, index, weights)
@@ -410,7 +410,7 @@ def test_the_stock_quantizer_is_back_after_loading_and_after_a_failure(mixtral, 
     load(mixtral)
     assert AUTO_QUANTIZER_MAPPING["bitsandbytes_4bit"] is stock
     (mixtral / "model.safetensors").write_bytes(b"cut off")
-    with pytest.raises(nf4.ModelFileError):
+    with pytest.raises(model_files.ModelFileError):
         load(mixtral)
     assert AUTO_QUANTIZER_MAPPING["bitsandbytes_4bit"] is stock
 
@@ -423,9 +423,9 @@ def test_experts_that_cannot_be_packed_are_named(tmp_path):
 
 
 def test_a_folder_without_a_model_and_a_cut_shard_are_one_sentence(mixtral, tmp_path):
-    with pytest.raises(nf4.ModelFileError, match=r"config\.json"):
+    with pytest.raises(model_files.ModelFileError, match=r"config\.json"):
         load(tmp_path / "nowhere")
     file = mixtral / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1000])
-    with pytest.raises(nf4.ModelFileError, match=r"model\.safetensors.*again"):
+    with pytest.raises(model_files.ModelFileError, match=r"model\.safetensors.*again"):
         load(mixtral)

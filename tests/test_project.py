@@ -47,6 +47,7 @@ def test_tables_of_the_readme_are_those_of_the_records(name):
 def test_page_of_the_papers_numbers_is_current_and_holds_them_all():
     page = write_comparison.PAGE.read_text(encoding="utf-8")
     assert page == write_comparison.page()
+    assert write_comparison.H100_PAGE.read_text(encoding="utf-8") == write_comparison.h100_page()
     numbers = set(re.findall(r"[\d.]+", page.replace(",", "")))
     wanted = [
         figure.value

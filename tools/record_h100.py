@@ -31,7 +31,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 from transformers import MixtralConfig, PreTrainedConfig
 
-from aurora_lib import memory, nf4, training
+from aurora_lib import memory, nf4, nf4_experts, training
 from aurora_lib.decoding import FixedCache, GrowingCache
 from aurora_lib.memory import GIB
 from aurora_lib.results import RECORDED
@@ -348,7 +348,7 @@ class ExpertLoop(nn.Module):
             packed, state = getattr(experts, key).data, experts.quant_states[key]
             count, rows, width = state.shape
             state.shape = torch.Size([count * halves, rows // halves, width])  # gate and up apart
-            weights[key] = [nf4.select((packed, state), i) for i in range(count * halves)]
+            weights[key] = [nf4_experts.select((packed, state), i) for i in range(count * halves)]
         gate_up, down = (map(linear4bit, stack) for stack in weights.values())
         self.experts = nn.ModuleList(
             nn.ModuleList([next(gate_up), next(gate_up), next(down)]) for _ in range(experts.num_experts)

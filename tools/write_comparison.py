@@ -1,5 +1,10 @@
-"""Write `docs/paper_and_ours.md` from `aurora_lib.paper` and `results/`: every number of the paper beside ours; `make notebooks` calls this."""
+"""Write `docs/paper_and_ours.md`, every number of the paper beside ours, and the cost table of `docs/h100.md`.
 
+Both come from `aurora_lib.paper` and `results/`; `make notebooks` calls this.
+"""
+
+import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +14,7 @@ from aurora_lib.scale import FULL, TINY
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "paper_and_ours.md"
+H100_PAGE = ROOT / "docs" / "h100.md"
 NOT = "not measured"
 
 
@@ -181,9 +187,32 @@ Collected by the authors from official results and OpenCompass, 5-shot, per cent
 """
 
 
+def costs() -> str:
+    """Hours of the paper's three epochs on one H100 for each way of batching, and what they cost at two prices."""
+    predicted = json.loads((results.RECORDED / "tiny" / "experiments.json").read_text(encoding="utf-8"))
+    lines = [
+        "| batches | hours, at least (predicted) | at 2 / 4 an hour | hours at the recorded speed | at 2 / 4 an hour |"
+    ]
+    lines.append("|---|---|---|---|---|")
+    for row in predicted["full, predicted"]["rows"]:
+        floor, measured = row["hours, floor"], row["hours at the recorded speed"]
+        cells = [row["batching"], f"{floor:.0f}", f"{2 * floor:.0f} / {4 * floor:.0f}"]
+        known = not isinstance(measured, str)
+        cells += [f"{measured:.0f}", f"{2 * measured:.0f} / {4 * measured:.0f}"] if known else [NOT, NOT]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def h100_page() -> str:
+    """The text of docs/h100.md with its cost table written anew."""
+    text = H100_PAGE.read_text(encoding="utf-8")
+    return re.sub(r"(<!-- cost -->\n).*?(<!-- cost -->)", rf"\g<1>{costs()}\n\g<2>", text, flags=re.S)
+
+
 def main() -> None:
     PAGE.parent.mkdir(exist_ok=True)
     PAGE.write_text(page(), encoding="utf-8", newline="\n")
+    H100_PAGE.write_text(h100_page(), encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":

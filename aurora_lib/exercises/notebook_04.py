@@ -51,7 +51,11 @@ def _survives(survives):
         (1e-4, 5e-5, True),
         (0.02, 5e-5, False),
         (1.0, 0.003, False),
-        (1.9, 0.005, True),  # the same weight's size decides, by powers of two: no fixed share of the weight does
+        (
+            1.9,
+            0.005,
+            True,
+        ),  # the same weight's size decides, by powers of two: no fixed share of the weight does
     ):
         if bool(survives(weight, update)) != right:
             if survives(1.0, 5e-5) and not survives(1.0, 0.01):

@@ -183,7 +183,7 @@ changed = [(a, b) for a, b in zip(before.rows, after.rows, strict=True) if a["co
 pd.DataFrame([{"question": a["question"], "tuned": a["answer"], "preference-tuned": b["answer"], "right now": b["correct"]} for a, b in changed])
 
 # %% [markdown]
-# Look at what was lost before you read on: answers of the right kind to another question, for a question that was answered right. Read it so: the reward is what was trained, so it grows; the answers are what was wanted, and they need not follow. A reward accuracy is a
+# Look at what was lost before you read on. Read it so: the reward is what was trained, so it grows; the answers are what was wanted, and they need not follow. A reward accuracy is a
 # statement about *given* pairs, while an answer is chosen among all sentences there are. Three questions to ask of
 # any such result: does the interval of the difference hold 0? Did a third thing, here English, pay for it? And would the same number of
 # further steps of plain tuning have done as much? (Your task, if you like: `dpo_config(scale, loss_type=["sft"])`, and run from "The loss, by hand" on.)

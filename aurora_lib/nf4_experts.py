@@ -1,0 +1,74 @@
+"""Running packed experts: each that was hit, on *its part* of the packed stack (`nf4` packs them)."""
+
+import copy
+
+import bitsandbytes as bnb
+import torch
+from bitsandbytes.functional import QuantState
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+NAME = "nf4"  # under which transformers finds `experts_forward`
+FEW_SLOTS = 16  # token-slots (tokens x top_k) up to which `experts_forward` never asks the device which experts were hit
+
+
+def select(
+    stack: tuple[torch.Tensor, QuantState], expert: int | torch.Tensor
+) -> tuple[torch.Tensor, QuantState]:
+    """Expert `expert` of a packed stack, as views, its state of shape `[out, in]`; for indices `[n]`, a stack of n copies.
+
+    With n weights per expert: bytes `[e*n/2, (e+1)*n/2)`, absmax `[e*n/64, ...)`, second-level absmax `[e*n/16384, ...)`.
+    """
+    data, state = stack
+
+    def part(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.view(state.shape[0], -1)[expert].flatten()
+
+    chosen = copy.copy(state)
+    chosen.absmax = part(state.absmax)
+    chosen.shape = state.shape[1:] if isinstance(expert, int) else (len(expert), *state.shape[1:])
+    if state.nested:
+        chosen.state2 = copy.copy(state.state2)
+        chosen.state2.absmax = part(state.state2.absmax)
+    return part(data).unsqueeze(1), chosen
+
+
+def experts_forward(self, hidden_states, top_k_index, top_k_weights):
+    """Run the experts that were hit, each on its rows: hidden `[tokens, hidden]`, index and weights `[tokens, top_k]`."""
+    stacks = [(getattr(self, key).detach(), self.quant_states[key]) for key in ("gate_up_proj", "down_proj")]
+    learning = torch.is_grad_enabled() and hidden_states.requires_grad
+    path = _many_rows if learning or top_k_index.numel() > FEW_SLOTS else _few_rows
+    return path(self, stacks, hidden_states, top_k_index, top_k_weights).to(hidden_states.dtype)
+
+
+def _many_rows(self, stacks, hidden, index, weights):
+    """Sort the rows by expert, and run each expert that was hit once on all of its rows (training, prompts)."""
+    order = index.flatten().argsort(stable=True)  # token-slots, grouped by expert
+    counts = torch.bincount(index.flatten(), minlength=self.num_experts).tolist()  # waits for the device
+    rows = hidden[order // index.shape[1]].split(counts)
+    outputs = torch.cat([_expert(self, stacks, e, part) for e, part in enumerate(rows) if len(part)])
+    weighted = outputs * weights.flatten()[order, None]
+    back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+    return weighted[back].view(*index.shape, -1).sum(dim=1)
+
+
+def _few_rows(self, stacks, hidden, index, weights):
+    """Shapes that do not depend on the routing, so that CUDA graphs and `torch.compile` can capture it (decoding).
+
+    Up to as many token-slots as experts: the hit experts are copied, one for each slot, and run on one row each. More:
+    copying would move more bytes than there are, so every expert runs on every row, with weight 0 where it was not hit.
+    """
+    if index.numel() <= self.num_experts:
+        hit = [select(stack, index.flatten()) for stack in stacks]
+        rows = hidden.repeat_interleave(index.shape[1], dim=0).split(1)
+        outputs = torch.cat([_expert(self, hit, slot, row) for slot, row in enumerate(rows)])
+        return (outputs.view(*index.shape, -1) * weights.unsqueeze(-1)).sum(dim=1)
+    share = weights.new_zeros(len(hidden), self.num_experts).scatter_(1, index, weights)
+    return sum(_expert(self, stacks, e, hidden) * share[:, e, None] for e in range(self.num_experts))
+
+
+def _expert(self, stacks, expert: int, rows: torch.Tensor) -> torch.Tensor:
+    gate_up, down = (select(stack, expert) for stack in stacks)
+    return bnb.matmul_4bit(self._apply_gate(bnb.matmul_4bit(rows, *gate_up)), *down)
+
+
+ALL_EXPERTS_FUNCTIONS.register(NAME, experts_forward)
