@@ -61,8 +61,9 @@ def filled(name: str) -> str:
         table.append(f"| {asked[language]} | {base:.0%} | {tuned:.0%} |")
     picture = PICTURE.relative_to(ROOT).as_posix()
     result = "\n".join([f"![{' / '.join(WORDS[name])}]({picture})", "", *table])
+    folder = ("notebooks", "notebooks/zh")[language]
     rows = [
-        f"| [{stem}](notebooks/{stem}.ipynb) | {learn[language]} | {results.cost(stem[:2], 'tiny')} | {results.cost(stem[:2], 'h100')} |"
+        f"| [{stem}]({folder}/{stem}.ipynb) | {learn[language]} | {results.cost(stem[:2], 'tiny')} | {results.cost(stem[:2], 'h100')} |"
         for stem, learn in LEARN.items()
     ]
     if language:

@@ -144,7 +144,7 @@ trainer.add_callback(callbacks.LivePlot(plan.memory))
 run = training.run(trainer)
 
 # %% [markdown]
-# The loss is drawn on a logarithmic scale, the learning rate falls along its half cosine, and the dips in tokens/s are checkpoints being written. And the gradient norm:
+# The loss is drawn on a logarithmic scale, the learning rate falls along its half cosine, and the dips in tokens/s are pauses: a checkpoint is written, or this picture is drawn. And the gradient norm:
 # never zero, or nothing was learned. The loss before tuning needs no second model: with the adapter closed, this one *is* the base.
 
 # %%

@@ -26,7 +26,9 @@ from aurora_lib import preference
 pd.options.display.max_colwidth = None
 pairs = preference.load_pairs()
 held_out = preference.held_out_pairs()
-print(f"{len(pairs.kept)} pairs, {len(pairs.dropped)} rows left out, {len(held_out)} pairs about held-out facts to measure on")
+print(
+    f"{len(pairs.kept)} pairs, {len(pairs.dropped)} rows left out, {len(held_out)} pairs about held-out facts to measure on"
+)
 table = pd.DataFrame({name: [row[name][-1]["content"] for row in pairs.kept] for name in preference.COLUMNS})
 table.insert(0, "kind", pairs.kept["kind"])
 table.groupby("kind").head(2).sort_values("kind").set_index("kind")
@@ -94,7 +96,11 @@ start = preference.logps(model, measured)
 rows = {}
 for name, reference in (("the tuned model (right)", tuned), ("the base (wrong)", untuned)):
     losses, margins = dpo(start, reference, args.beta)
-    rows[name] = {"loss": losses.mean(), "margin": margins.mean(), "pairs with margin > 0 [share]": (margins > 0).float().mean()}
+    rows[name] = {
+        "loss": losses.mean(),
+        "margin": margins.mean(),
+        "pairs with margin > 0 [share]": (margins > 0).float().mean(),
+    }
 assert torch.allclose(start, tuned, atol=0.05)
 pd.DataFrame.from_dict(rows, orient="index").astype(float).round(3).rename_axis("reference")
 
@@ -112,8 +118,23 @@ pd.DataFrame.from_dict(rows, orient="index").astype(float).round(3).rename_axis(
 from aurora_lib import checkpoints
 
 row = trainer.train_dataset[0]
-print(words.decode(row["prompt_ids"]), "|", words.decode(row["chosen_ids"]), "|", words.decode(row["rejected_ids"]))
-shown = ("learning_rate", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "beta", "loss_type", "loss_weights", "router_aux_loss_coef")
+print(
+    words.decode(row["prompt_ids"]),
+    "|",
+    words.decode(row["chosen_ids"]),
+    "|",
+    words.decode(row["rejected_ids"]),
+)
+shown = (
+    "learning_rate",
+    "num_train_epochs",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "beta",
+    "loss_type",
+    "loss_weights",
+    "router_aux_loss_coef",
+)
 print({name: getattr(args, name) for name in shown})
 with memory.profile(scale.device) as profile:
     run = trainer.train(resume_from_checkpoint=checkpoints.checkpoint_to_resume(args.output_dir))
@@ -168,19 +189,36 @@ judged.groupby("kind").mean().round(3)
 
 # %%
 after = evaluation.probe(model.eval(), words, max_new_tokens=scale.max_new_tokens)
-evaluation.plot({"tuned": before.scores, "preference-tuned": after.scores}, chance=None, title="Held-out facts");
-
+evaluation.plot(
+    {"tuned": before.scores, "preference-tuned": after.scores}, chance=None, title="Held-out facts"
+)
 # %%
 pair = {}
 for asked in ("zh", "en"):
-    hits = [(a["correct"], b["correct"]) for a, b in zip(before.rows, after.rows, strict=True) if a["asked"] == asked]
-    pair[asked] = evaluation.Paired(sum(a and not b for a, b in hits), sum(b and not a for a, b in hits), len(hits))
+    hits = [
+        (a["correct"], b["correct"])
+        for a, b in zip(before.rows, after.rows, strict=True)
+        if a["asked"] == asked
+    ]
+    pair[asked] = evaluation.Paired(
+        sum(a and not b for a, b in hits), sum(b and not a for a, b in hits), len(hits)
+    )
     print(f"asked in {asked}: {pair[asked]}")
     print("  luck alone could explain this difference" if pair[asked].p > 0.05 else "  more than luck")
 
 # %%
 changed = [(a, b) for a, b in zip(before.rows, after.rows, strict=True) if a["correct"] != b["correct"]]
-pd.DataFrame([{"question": a["question"], "tuned": a["answer"], "preference-tuned": b["answer"], "right now": b["correct"]} for a, b in changed])
+pd.DataFrame(
+    [
+        {
+            "question": a["question"],
+            "tuned": a["answer"],
+            "preference-tuned": b["answer"],
+            "right now": b["correct"],
+        }
+        for a, b in changed
+    ]
+)
 
 # %% [markdown]
 # Look at what was lost before you read on. Read it so: the reward is what was trained, so it grows; the answers are what was wanted, and they need not follow. A reward accuracy is a
@@ -217,6 +255,7 @@ exercises.check("07.1", answer_logp)
 #
 # **07.2** The reward accuracy, from log-probabilities `[pairs, 2]` of policy and reference.
 
+
 # %%
 def accuracy(policy, reference):
     return ...
@@ -228,6 +267,7 @@ exercises.check("07.2", accuracy)
 # <details><summary>Hint</summary>Subtract first, then compare the two columns. A positive beta changes no comparison.</details>
 #
 # **07.3** How strongly does a pair still pull? The size of the slope of $-\log\sigma(\beta\,m)$ at the log-ratio difference $m$ (plain numbers).
+
 
 # %%
 def pull(m, beta):
@@ -244,11 +284,21 @@ exercises.check("07.3", pull)
 # %%
 from aurora_lib import results
 
-values = {"pairs": len(pairs.kept), "held-out pairs": len(held_out), "training time [s]": round(run.metrics["train_runtime"], 1)}
-values |= {"beta": args.beta, "held-out reward accuracy [share]": round(float((margins > 0).float().mean()), 3)}
+values = {
+    "pairs": len(pairs.kept),
+    "held-out pairs": len(held_out),
+    "preference training time [s]": round(run.metrics["train_runtime"], 1),
+}
+values |= {
+    "beta": args.beta,
+    "held-out reward accuracy [share]": round(float((margins > 0).float().mean()), 3),
+}
 for kind, share in judged.groupby("kind")["margin > 0"].mean().items():
     values[f"held-out reward accuracy, {kind} [share]"] = round(share, 3)
-values |= {f"held-out loss, {when} [loss]": round(float(each.mean()), 4) for when, each in (("before", dpo(start, tuned, args.beta)[0]), ("after", losses))}
+values |= {
+    f"held-out loss, {when} [loss]": round(float(each.mean()), 4)
+    for when, each in (("before", dpo(start, tuned, args.beta)[0]), ("after", losses))
+}
 for name in (name for name in before.scores if "either" not in name):
     values |= {f"{name}, tuned [share]": round(before.scores[name].accuracy, 3)}
     values |= {f"{name}, preference-tuned [share]": round(after.scores[name].accuracy, 3)}
