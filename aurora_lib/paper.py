@@ -42,7 +42,7 @@ LORA_TARGETS = ("q_proj", "v_proj")  # README, training command
 
 # What the authors' own run left beside the released adapter.
 RUN = {
-    "training time": Figure(269_031.5, "s", "released adapter, all_results.json"),
+    "training time": Figure(269_031, "s", "released adapter, all_results.json"),
     "training loss, mean": Figure(0.3114, "", "released adapter, all_results.json"),
     "conversations a second": Figure(1.968, "conversations/s", "released adapter, all_results.json"),
     "steps a second": Figure(0.062, "steps/s", "released adapter, all_results.json"),

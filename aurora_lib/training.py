@@ -229,6 +229,10 @@ def main() -> None:
     parser.add_argument(
         "--batch", type=int, dest="per_device_train_batch_size", help="conversations at once on a device"
     )
+    parser.add_argument(
+        "--optim",
+        help="such as paged_adamw_8bit, or the paper's kind, adamw_torch_4bit (pip install torchao)",
+    )
     parser.add_argument("--save-steps", type=int, help="optimizer steps between checkpoints")
     parser.add_argument(
         "--max-minutes",
@@ -260,7 +264,7 @@ def main() -> None:
 
 # errors whose message is written for the reader; anything else is a mistake of ours and keeps its traceback
 EXPLAINED = (ScaleError, DataError, AdapterError, SaveError, NoGradient, memory.DoesNotFit)
-EXPLAINED += (model_files.ModelFileError, nf4.ExpertPackingError, ValueError)
+EXPLAINED += (model_files.ModelFileError, nf4.ExpertPackingError, ValueError, ImportError)
 
 
 if __name__ == "__main__":

@@ -124,8 +124,8 @@ def test_faults_of_typography_are_seen():
     assert not faults("用 LoRA 微调，占 95 %：`x` 与 **8** 位（int8）。")
 
 
-# Table 4 of the paper, the level of every interval, and the name of a row of notebook 04
-TYPED = ("45 GiB", "95 %", "16 %")
+# Table 4 of the paper, and the level of every interval
+TYPED = ("45 GiB", "95 %")
 
 
 def test_prose_types_no_measured_number_by_hand(stem):

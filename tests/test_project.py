@@ -62,6 +62,17 @@ def test_page_of_the_papers_numbers_is_current_and_holds_them_all():
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="only in a git checkout")
+def test_links_of_every_page_lead_somewhere():
+    # a translation's text is read from the folder above it, and its links are tested with the notebooks there
+    pages = [path for path in tracked() if path.suffix == ".md" and path.parent.name != "text"]
+    assert len(pages) > 10
+    links = [
+        (page, link) for page in pages for link in re.findall(r"\]\((?!http|#)([^)#\s]+)", page.read_text())
+    ]
+    assert [f"{page.name}: {link}" for page, link in links if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="only in a git checkout")
 def test_the_repository_is_small():
     sizes = {path: path.stat().st_size for path in tracked()}
     assert sum(sizes.values()) < 60e6

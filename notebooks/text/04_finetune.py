@@ -244,7 +244,7 @@ table.style.format(dict.fromkeys(columns[2:6], "{:.0%}") | {"loss": "{:.3f}", "t
 #   makes 8); in a few hundred it changes no answer's language. The surprise is the tenth: it learns the Chinese and loses English, whose few rows have not had their say yet (our guess). Three times
 #   the rate costs right answers.
 # - **Router.** LoRA on its bare parameter takes no dropout, so compare it with the row *no dropout*: nothing gained that the table could show. Trained whole (`modules_to_save`), it costs right answers in both languages.
-# - **English rows.** The recipe has about one in thirteen; *16 %* was made by leaving out Chinese rows. Without any, the model answers English in Chinese: *forgetting* (灾难性遗忘), a relative of
+# - **English rows.** The recipe has about one in thirteen; the row with the most was made by leaving out Chinese ones. Without any, the model answers English in Chinese: *forgetting* (灾难性遗忘), a relative of
 #   what users of the original reported (its issue 9: step-by-step reasoning was lost). A few rows of what should stay are a cheap cure.
 #
 # Now your own: the cell makes the row *no English rows* anew; put in a value of yours (`lora={"r": 2}`, `settings={"learning_rate": 3e-3}`). A result is kept on disk, so asking again is free;
@@ -285,7 +285,7 @@ pd.DataFrame(record["full, predicted"]["rows"])
 
 # %% [markdown]
 # And the *4-bit optimizer* that the paper names (section 3)? Adam keeps two numbers for every trained weight. For an adapter that is little, whatever its bits; it matters where all weights are
-# trained. State of the optimizer for Mixtral's adapter, as allocated, beside what training takes in all:
+# trained. To try one: `sft_config(scale, optim="adamw_torch_4bit")` (after `pip install torchao`) or `optim="paged_adamw_8bit"`. State of the optimizer for Mixtral's adapter, as allocated, beside what training takes in all:
 
 # %%
 states = record["optimizers"]["Mixtral's adapter"]
