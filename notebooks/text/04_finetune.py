@@ -241,7 +241,7 @@ table.style.format(dict.fromkeys(columns[2:6], "{:.0%}") | {"loss": "{:.3f}", "t
 # %% [markdown]
 # - **Rank and targets.** The thinnest detour does nearly as well, and wider ones no better.
 # - **Learning rate.** The paper's 5e-5 is for a model ten thousand times larger and some sixteen thousand steps (of 32 conversations, by the speeds of the authors' run; their published command
-#   makes 8); in a few hundred it changes no answer's language. The surprise is the tenth: it learns the Chinese and loses English, whose few rows have not had their say yet (our guess). Three times
+#   makes 8); in a few hundred it changes no answer's language. The surprise is a tenth of the rate: it learns the Chinese and loses English, whose few rows have not had their say yet (our guess). Three times
 #   the rate costs right answers.
 # - **Router.** LoRA on its bare parameter takes no dropout, so compare it with the row *no dropout*: nothing gained that the table could show. Trained whole (`modules_to_save`), it costs right answers in both languages.
 # - **English rows.** The recipe has about one in thirteen; the row with the most was made by leaving out Chinese ones. Without any, the model answers English in Chinese: *forgetting* (灾难性遗忘), a relative of
@@ -284,7 +284,7 @@ print(f"conversations after splitting, about: {record['full, predicted']['stands
 pd.DataFrame(record["full, predicted"]["rows"])
 
 # %% [markdown]
-# And the *4-bit optimizer* that the paper names (section 3)? Adam keeps two numbers for every trained weight. For an adapter that is little, whatever its bits; it matters where all weights are
+# And the *4-bit optimizer* that the paper names (section 3)? Adam keeps two numbers for every trained weight. For an adapter that is little, however many bits each takes; it matters where all weights are
 # trained. To try one: `sft_config(scale, optim="adamw_torch_4bit")` (after `pip install torchao`) or `optim="paged_adamw_8bit"`. State of the optimizer for Mixtral's adapter, as allocated, beside what training takes in all:
 
 # %%

@@ -184,7 +184,7 @@ def render(turns):
 exercises.check("06.1", render)
 
 # %% [markdown]
-# <details><summary>Hint</summary>Print the template above and look where there is no space.</details>
+# <details><summary>Hint</summary>Look at the prompt printed above: where is there no space?</details>
 #
 # **06.2** Probabilities from logits at a temperature.
 
@@ -235,4 +235,4 @@ results.compare("06")
 # **In short.** A chat is a string that grows. Streaming is a loop with a cache, and patience with half characters. One copy of the weights holds both models. Temperature trades
 # variety for sense. What a model writes is untrusted, as text and as advice. You have gone from a router's softmax to a model that answers you in Chinese.
 #
-# **Next:** the optional [07 Preference](07_preference.ipynb); [take it elsewhere](take_it_elsewhere.md), to a server or a phone; or set `AURORA_SCALE=full` on a rented GPU.
+# **Next:** the optional [07 Preference](07_preference.ipynb); [take it elsewhere](take_it_elsewhere.md), to a server or another program; or set `AURORA_SCALE=full` on a rented GPU.
