@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+BOOK := .venv-book/bin
 
 # TORCH=cpu adds PyTorch's own index of CPU-only builds: a far smaller download for laptops, where it can be reached.
 ifeq ($(TORCH),cpu)
@@ -13,7 +14,7 @@ ifdef WHEELS
 TORCH_INDEX := --no-index --find-links $(WHEELS)
 endif
 
-.PHONY: course test lab notebooks wheelhouse data clean
+.PHONY: course test lab notebooks book check-book wheelhouse data clean
 
 course: $(READY)
 	$(BIN)/python tools/run_course.py
@@ -31,6 +32,16 @@ notebooks: $(READY)
 	$(BIN)/python tools/build_notebooks.py
 	$(BIN)/python tools/build_chinese.py
 
+# Both languages as static pages, from the notebooks' committed outputs: nothing is executed, and no PyTorch is needed.
+book: .venv-book/.ready
+	@mkdir -p book/_build
+	$(BOOK)/python -m sphinx -q -W --keep-going -c book -d book/_build/doctrees . book/_build/html
+	@echo "Open book/_build/html/index.html"
+
+# Links, search, and every page in headless Chromium; --noconftest, because the other tests' set-up imports PyTorch.
+check-book: .venv-book/.ready
+	$(BOOK)/python -m pytest --noconftest tests/test_book.py
+
 # Everything a set-up installs, as files: for a stick, or a room with bad Wi-Fi. Same system and Python as the laptops.
 wheelhouse:
 	$(PYTHON) -m pip download --quiet --disable-pip-version-check --dest wheelhouse $(TORCH_INDEX) -c constraints.txt setuptools wheel '.[dev]'
@@ -44,7 +55,7 @@ data: $(READY)
 	$(BIN)/python tools/build_data.py
 
 clean:
-	rm -rf .venv runs .hypothesis .pytest_cache .ruff_cache *.egg-info
+	rm -rf .venv .venv-book book/_build runs .hypothesis .pytest_cache .ruff_cache *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml constraints.txt
@@ -53,4 +64,10 @@ $(READY): pyproject.toml constraints.txt
 	@echo "Setting up .venv: PyTorch and the other pinned packages, 2 GB or more, some minutes ..."
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH_INDEX) -c constraints.txt -e '.[dev]'
+	@touch $@
+
+.venv-book/.ready: book/requirements.txt constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else "Python 3.11 to 3.13 is needed, this is %d.%d. Try: make PYTHON=python3.12 ..." % v)'
+	$(PYTHON) -m venv .venv-book
+	$(BOOK)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r book/requirements.txt
 	@touch $@

@@ -134,6 +134,12 @@ def start(notebook: str) -> Scale:
     from aurora_lib import results
 
     scale = choose()
+    try:
+        scale.runs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ScaleError(
+            f"{scale.runs} cannot be made ({error.strerror}): set AURORA_RUNS to a folder of yours."
+        ) from error
     results.begin(notebook, scale)
     packages = ", ".join(
         f"{name} {version(name)}" for name in ("torch", "transformers", "trl", "peft", "bitsandbytes")

@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import json
 import os
+import shutil
 import sys
 import time
 from importlib.metadata import version
@@ -166,6 +167,8 @@ def tune(
     `changes` override any field of `SFTConfig`. Leaves a record in `training.json` under `scale.runs`. Raises as
     `preflight`, `build_trainer`, `run` and `save_adapter` do.
     """
+    if Path(scale.base_model).is_dir():
+        model_files.check(Path(scale.base_model))
     args = sft_config(scale, **changes)
     with args.main_process_first():
         conversations = clean_conversations(scale)
@@ -178,7 +181,12 @@ def tune(
     words = tokenizer.load(scale.base_model, revision=scale.revision)
     trainer = build_trainer(base, words, conversations, scale, args)
     output = run(trainer, minutes)
-    folder = save_adapter(trainer, scale, out)
+    folder = Path(out or scale.runs / "adapter").resolve()
+    if args.process_index == 0 and folder.is_dir():
+        kept = folder.with_name(f"{folder.name}-before-{time.strftime('%Y%m%d-%H%M%S')}")
+        shutil.copytree(folder, kept)
+        print(f"The adapter that was in {folder.name} is kept as {kept.name}.")
+    save_adapter(trainer, scale, folder)
     if args.process_index == 0:
         record = _record(trainer, output)
         (scale.runs / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -211,6 +219,19 @@ def _record(trainer: SFTTrainer, output: TrainOutput) -> dict:
     }
 
 
+def _above_zero(kind: type):
+    """For argparse: a number of `kind` above 0."""
+
+    def number(text: str):
+        value = kind(text)
+        if not 0 < value < float("inf"):
+            raise argparse.ArgumentTypeError(f"must be above 0, and is {text}")
+        return value
+
+    number.__name__ = f"{kind.__name__} above 0"
+    return number
+
+
 def main() -> None:
     """The command line; see `--help`."""
     parser = argparse.ArgumentParser(
@@ -221,28 +242,37 @@ def main() -> None:
     )
     parser.add_argument("--scale", choices=["tiny", "full"], help="overrides AURORA_SCALE")
     parser.add_argument("--out", type=Path, help="folder of the adapter (default: runs/<scale>/adapter)")
-    parser.add_argument("--learning-rate", type=float, help="peak of the cosine schedule")
-    parser.add_argument("--epochs", type=float, dest="num_train_epochs", help="passes over the data")
+    parser.add_argument("--learning-rate", type=_above_zero(float), help="peak of the cosine schedule")
     parser.add_argument(
-        "--max-steps", type=int, help="end after so many optimizer steps, instead of --epochs"
+        "--epochs", type=_above_zero(float), dest="num_train_epochs", help="passes over the data"
     )
     parser.add_argument(
-        "--batch", type=int, dest="per_device_train_batch_size", help="conversations at once on a device"
+        "--max-steps", type=_above_zero(int), help="end after so many optimizer steps, instead of --epochs"
+    )
+    parser.add_argument(
+        "--batch",
+        type=_above_zero(int),
+        dest="per_device_train_batch_size",
+        help="conversations at once on a device",
     )
     parser.add_argument(
         "--optim",
         help="such as paged_adamw_8bit, or the paper's kind, adamw_torch_4bit (pip install torchao)",
     )
-    parser.add_argument("--save-steps", type=int, help="optimizer steps between checkpoints")
+    parser.add_argument("--save-steps", type=_above_zero(int), help="optimizer steps between checkpoints")
     parser.add_argument(
         "--max-minutes",
-        type=float,
+        type=_above_zero(float),
         help="stop after so long and save adapter and checkpoint; the same command goes on",
     )
     parser.add_argument(
-        "--price-per-hour", type=float, help="of the machine, in your currency: predicts what the run costs"
+        "--price-per-hour",
+        type=_above_zero(float),
+        help="of the machine, in your currency: predicts what the run costs",
     )
     options = vars(parser.parse_args())
+    if (out := options["out"]) and out.exists() and not (out / "adapter_config.json").is_file():
+        parser.error(f"--out {out} is there already and holds no adapter. Name a new folder.")
     chosen = options.pop("scale")
     if chosen and os.environ.get("AURORA_SCALE") != chosen:
         # again from the start, since the scale decides the number of threads when libraries are imported
@@ -258,6 +288,8 @@ def main() -> None:
             tune(start("04"), **own, **changes)
         except Stopped as stopped:
             parser.exit(130, f"{stopped}\n")
+        except KeyboardInterrupt:
+            parser.exit(130, "Stopped before training began.\n")
         except EXPLAINED as error:
             parser.exit(1, f"{error}\n")
 

@@ -18,7 +18,8 @@ import pytest
 TOOLS = ("sphinx", "myst_nb", "furo", "jieba", "latex2mathml")
 if absent := [name for name in TOOLS if importlib.util.find_spec(name) is None]:
     pytest.skip(
-        f"the book's tools are not installed ({', '.join(absent)}): make book brings them", allow_module_level=True
+        f"the book's tools are not installed ({', '.join(absent)}): make book brings them",
+        allow_module_level=True,
     )
 
 import lab  # noqa: E402
@@ -29,6 +30,15 @@ NOTEBOOKS = sorted(
     for folder in ("notebooks", "notebooks/zh")
     for path in (ROOT / folder).glob("[0-9][0-9]_*.ipynb")
 )
+# what reaches past the right edge though nothing around it, below the article, can be scrolled
+CUT_OFF = """
+const scrolls = (box) => ["auto", "scroll"].includes(getComputedStyle(box).overflowX);
+return [...document.querySelectorAll("article *")].filter((box) => {
+  if (box.getBoundingClientRect().right <= innerWidth + 1) return false;
+  for (; box && box.tagName !== "ARTICLE"; box = box.parentElement) if (scrolls(box)) return false;
+  return true;
+}).map((box) => `${box.tagName}.${box.className}`);
+"""
 PHONE = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": False}
 
 
@@ -59,7 +69,18 @@ class Page(HTMLParser):
 def book(tmp_path_factory) -> Path:
     """The folder of the book, built here and now; a warning, as for a link to no page, fails the build."""
     out = tmp_path_factory.mktemp("book")
-    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-c", "book", "-d", out / "doctrees"]
+    command = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "-q",
+        "-W",
+        "--keep-going",
+        "-c",
+        "book",
+        "-d",
+        out / "doctrees",
+    ]
     made = subprocess.run([*command, ".", out / "html"], cwd=ROOT, capture_output=True, text=True)
     assert made.returncode == 0, made.stderr
     return out / "html"
@@ -85,7 +106,9 @@ def test_every_notebook_is_a_page_with_all_its_cells_tables_and_plots(book, page
         assert page.text.count('class="dataframe"') == sum(
             html.count('class="dataframe"') for html in outputs(notebook, "text/html")
         )
-        assert len([src for src in page.loaded if "_images/" in src]) >= len(set(outputs(notebook, "image/png")))
+        assert len([src for src in page.loaded if "_images/" in src]) >= len(
+            set(outputs(notebook, "image/png"))
+        )
 
 
 def test_every_page_says_its_language_and_notebooks_link_to_their_twin(book, pages):
@@ -116,7 +139,9 @@ def test_no_link_inside_the_book_is_broken(book, pages):
 
 def test_pages_styles_and_search_ask_no_other_machine_for_anything(book, pages):
     for path, page in pages.items():
-        outside = [link for link in page.loaded if urlsplit(link).scheme not in ("", "data") or link.startswith("//")]
+        outside = [
+            link for link in page.loaded if urlsplit(link).scheme not in ("", "data") or link.startswith("//")
+        ]
         assert not outside, path
         styles = " ".join(re.findall(r"<style.*?</style>", page.text, re.DOTALL))
         assert not re.search(r"@import|url\(['\"]?(https?:)?//", styles), path
@@ -127,7 +152,9 @@ def test_pages_styles_and_search_ask_no_other_machine_for_anything(book, pages):
 @pytest.mark.parametrize("name, missing", [("costs", "not measured"), ("costs.zh", "尚未测量")])
 def test_cost_page_shows_the_records(pages, book, name, missing):
     rows = re.findall(r"<tr.*?</tr>", pages[book / "book" / f"{name}.html"].text, re.DOTALL)
-    rows = [[re.sub("<.*?>", "", cell).strip() for cell in re.findall(r"<td.*?</td>", row)] for row in rows][1:]
+    rows = [[re.sub("<.*?>", "", cell).strip() for cell in re.findall(r"<td.*?</td>", row)] for row in rows][
+        1:
+    ]
     assert len(rows) == 8
     for row in rows:
         wanted = []
@@ -166,10 +193,13 @@ def test_every_page_opens_on_a_phone_without_errors_or_sideways_scrolling(book, 
             "[...document.querySelectorAll('math')].map(m => m.getBoundingClientRect().width)]"
         )
         name = path.relative_to(book)
-        faults += [f"{name}: {said['message']}" for said in browser.get_log("browser") if said["level"] != "INFO"]
+        faults += [
+            f"{name}: {said['message']}" for said in browser.get_log("browser") if said["level"] != "INFO"
+        ]
         faults += [f"{name}: asks for {url}" for url in fetched if not url.startswith(("file:", "data:"))]
         faults += [f"{name}: {width} px wide"] if width > PHONE["width"] else []
         faults += [f"{name}: a formula is not drawn" for size in drawn if size < 3]
+        faults += [f"{name}: {box} is cut off" for box in browser.execute_script(CUT_OFF)]
         formulas += len(drawn)
     assert not faults, "\n".join(faults)
     assert formulas >= 10
