@@ -87,6 +87,9 @@ class Box:
     def part(self, name):
         return self.page.find(f"{self.css} .aurora-chat-{name}")
 
+    def press(self, name):
+        self.page.press(self.part(name))
+
     def bubbles(self):
         """The texts of the whole messages."""
         found = f"{self.css} .aurora-chat-bubble:not(.aurora-chat-partial) .aurora-chat-text"
@@ -122,7 +125,7 @@ class Box:
         """An empty box, whatever was there before."""
         self.entry.clear()
         if self.part("reset").is_enabled():
-            self.part("reset").click()
+            self.press("reset")
             self.page.wait(lambda: not self.bubbles(), "a new conversation")
 
 
@@ -183,7 +186,7 @@ def test_long_answer_grows_until_stop(page, parrot):
     page.wait(lambda: len(parrot.seen()) > 5, "a growing answer")
     parrot.type("and then?", Keys.ENTER)  # not taken while the answer streams
     assert parrot.value() == "and then?"
-    parrot.part("stop").click()
+    parrot.press("stop")
     question, answer = parrot.asked(2)
     seen = parrot.seen()
     assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(seen))
@@ -192,9 +195,9 @@ def test_long_answer_grows_until_stop(page, parrot):
     assert parrot.bubbles() == [question, answer] and parrot.value() == "and then?"
     assert page.driver.switch_to.active_element == parrot.entry
     parrot.entry.clear()
-    parrot.part("regenerate").click()
+    parrot.press("regenerate")
     page.wait(lambda: len(parrot.bubbles()) == 1, "the answer to go")
-    parrot.part("stop").click()
+    parrot.press("stop")
     assert parrot.asked(2)[0] == question
 
 
@@ -210,7 +213,7 @@ def test_shift_enter_breaks_the_line_and_enter_sends(page, parrot):
 def test_enter_that_chooses_characters_of_an_input_method_sends_nothing(page, parrot):
     do = page.driver.execute_cdp_cmd
     enter = {"key": "Enter", "code": "Enter", "windowsVirtualKeyCode": 13}
-    parrot.entry.click()
+    parrot.press("entry")
     do("Input.imeSetComposition", {"text": "nihao", "selectionStart": 5, "selectionEnd": 5})
     do("Input.dispatchKeyEvent", {"type": "keyDown", "text": "\r", **enter})
     do("Input.dispatchKeyEvent", {"type": "keyUp", **enter})
@@ -236,7 +239,7 @@ def test_hostile_messages_and_answers_show_as_text_and_run_nothing(page, parrot)
 
 
 def test_settings_apply_and_nonsense_is_refused_in_a_sentence(page, parrot):
-    page.find(".parrot summary").click()
+    page.press(page.find(".parrot summary"))
     longest = page.find(".parrot [name=max_new_tokens]")
     longest.send_keys(Keys.CONTROL + "a", Keys.NULL, "0", Keys.TAB)
     page.wait(lambda: "max_new_tokens cannot be" in parrot.part("trouble").text, "what is wrong")
@@ -246,7 +249,7 @@ def test_settings_apply_and_nonsense_is_refused_in_a_sentence(page, parrot):
     parrot.type("long 好", Keys.ENTER)
     parrot.asked(2)
     assert "answer 3 tokens" in parrot.part("status").text
-    page.find(".parrot summary").click()
+    page.press(page.find(".parrot summary"))
 
 
 @pytest.mark.parametrize("theme", ["JupyterLab Dark", "JupyterLab Light"])
