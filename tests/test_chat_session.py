@@ -7,23 +7,10 @@ import weakref
 import pytest
 import torch
 
-from aurora_lib import adapters, nf4, tokenizer
 from aurora_lib.chat_session import LARGEST_FILE, ChatSession, ConversationError
-from aurora_lib.scale import DATA
 
 QUESTION = "日本的首都是哪里？"
 HAMLET = "Who wrote Hamlet?"
-
-
-@pytest.fixture(scope="module")
-def words():
-    return tokenizer.load(DATA / "tiny")
-
-
-@pytest.fixture(scope="module")
-def model():
-    base = nf4.load(DATA / "tiny", dtype=torch.float32, device="cpu")
-    return adapters.load_adapter(base, DATA / "tiny_adapter")
 
 
 @pytest.fixture

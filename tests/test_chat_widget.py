@@ -5,22 +5,10 @@ from html.parser import HTMLParser
 import pytest
 import torch
 
-from aurora_lib import adapters, chat, chat_widget, nf4, tokenizer
-from aurora_lib.scale import DATA
+from aurora_lib import chat, chat_widget
 
 QUESTION = "日本的首都是哪里？"
 EVIL = "<script>alert('你好')</script> [a](javascript:alert(1)) & \"5 < 6\""
-
-
-@pytest.fixture(scope="module")
-def words():
-    return tokenizer.load(DATA / "tiny")
-
-
-@pytest.fixture(scope="module")
-def model():
-    base = nf4.load(DATA / "tiny", dtype=torch.float32, device="cpu")
-    return adapters.load_adapter(base, DATA / "tiny_adapter")
 
 
 @pytest.fixture

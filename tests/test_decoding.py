@@ -23,11 +23,6 @@ def model():
     return load()
 
 
-@pytest.fixture(scope="module")
-def words():
-    return tokenizer.load(DATA / "tiny")
-
-
 @torch.no_grad()
 def whole(model, ids):
     """The reference: everything computed at once, without a cache."""

@@ -4,7 +4,7 @@ import lab
 import pytest
 import torch
 
-from aurora_lib import adapters, explorer, nf4, routing, tokenizer
+from aurora_lib import adapters, explorer, nf4, routing
 from aurora_lib.scale import DATA
 
 CELL = """
@@ -18,11 +18,6 @@ tuned = PeftModel.from_pretrained(base, DATA / "tiny_adapter").eval()
 models = {"base": routing.WithoutAdapter(tuned), "tuned": tuned, "random": routing.random_router(base)}
 explorer.widget(models, tokenizer.load(DATA / "tiny"), "Who wrote Hamlet?")
 """
-
-
-@pytest.fixture(scope="module")
-def words():
-    return tokenizer.load(DATA / "tiny")
 
 
 @pytest.fixture(scope="module")

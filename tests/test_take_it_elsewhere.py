@@ -5,11 +5,10 @@ import sys
 
 import jinja2.sandbox
 import pytest
-import torch
 
-from aurora_lib import adapters, chat, nf4, tokenizer
+from aurora_lib import chat
 from aurora_lib.paper import TRAINING
-from aurora_lib.scale import DATA, FULL, ROOT, choose
+from aurora_lib.scale import FULL, ROOT, choose
 
 PAGE = (ROOT / "notebooks" / "take_it_elsewhere.md").read_text(encoding="utf-8")
 QUESTION = "日本的首都是哪里？"
@@ -17,17 +16,6 @@ QUESTION = "日本的首都是哪里？"
 
 def blocks(language):
     return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.S | re.M)
-
-
-@pytest.fixture(scope="module")
-def model():
-    base = nf4.load(DATA / "tiny", dtype=torch.float32, device="cpu")
-    return adapters.load_adapter(base, DATA / "tiny_adapter")
-
-
-@pytest.fixture(scope="module")
-def words():
-    return tokenizer.load(DATA / "tiny")
 
 
 @pytest.fixture(scope="module")
