@@ -237,7 +237,9 @@ def test_any_tokens_give_what_sentencepiece_gives(ids):
     """Broken bytes are one U+FFFD to us and one each to SentencePiece; `decode` of transformers agrees where none is."""
     said = "".join(pieces(REAL, ids))
     known = [i for i in ids if i > 2]  # unknown and control tokens are not shown
-    assume(known[:1] != [35])  # a space spelled as a byte, in front: transformers strips it, SentencePiece does not
+    assume(
+        known[:1] != [35]
+    )  # a space spelled as a byte, in front: transformers strips it, SentencePiece does not
     decoded = REAL.decode(known)
     if "\ufffd" not in decoded:
         assert said == decoded
