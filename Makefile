@@ -22,7 +22,8 @@ course: $(READY)
 test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest tests --nbmake notebooks --nbmake-timeout=300
+	$(BIN)/python tools/solve_notebooks.py runs/solved
+	$(BIN)/python -m pytest tests --nbmake notebooks runs/solved --nbmake-timeout=300
 
 lab: $(READY)
 	$(BIN)/jupyter lab --ServerApp.root_dir=. $(LAB) notebooks/00_start_here.ipynb
@@ -48,7 +49,7 @@ wheelhouse:
 	@rm -f wheelhouse/aurora_course-*
 	@du -sh wheelhouse
 
-# Rewrites the bundled rows, questions and probes; `tools/build_tiny_model.py` then pre-trains the tiny model (about 10 min).
+# Rewrites the bundled rows, questions and probes; `tools/build_tiny_model.py` then pre-trains the tiny model.
 data: $(READY)
 	$(BIN)/python tools/build_benchmarks.py
 	$(BIN)/python tools/build_preferences.py

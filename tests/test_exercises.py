@@ -1,8 +1,10 @@
 import html
 import math
 import re
+import sys
 from importlib.util import module_from_spec, spec_from_file_location
 
+import nbformat
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,8 @@ from aurora_lib.exercises import EXERCISES, check, verdict
 from aurora_lib.scale import ROOT
 
 NOTEBOOKS = ROOT / "notebooks"
+sys.path.insert(0, str(ROOT / "tools"))
+import solve_notebooks  # noqa: E402
 
 
 def solutions():
@@ -358,3 +362,32 @@ def test_check_prints_the_message(capsys):
 def test_unknown_exercise_is_an_error():
     with pytest.raises(KeyError):
         verdict("99.9", 1)
+
+
+def solved_cells(answers=None):
+    """{exercise: source of its cell} of all notebooks, solved."""
+    found = {}
+    for path in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb")):
+        notebook = nbformat.read(path, as_version=4)
+        solved = solve_notebooks.solve(notebook, answers or solve_notebooks.solutions(path.stem[:2]))
+        for cell in solved.cells:
+            found |= {id: cell.source for id in re.findall(r'exercises\.verdict\("(.+?)"', cell.source)}
+    return found
+
+
+def test_a_solved_notebook_holds_the_solution_of_every_exercise_and_no_stub():
+    """nbmake runs the solved notebooks; each of these cells raises where its checker says "not yet"."""
+    cells = solved_cells()
+    assert cells.keys() == EXERCISES.keys()
+    assert not [id for id, source in cells.items() if re.search(r"= \.\.\.|return \.\.\.", source)]
+
+
+def test_a_solved_cell_raises_where_the_checker_is_not_content(capsys):
+    from aurora_lib import exercises
+
+    right = solved_cells()["05.2"]
+    exec(right, {"exercises": exercises})
+    wrong = solved_cells({id: 'def pick(logits, letter_ids):\n    return "E"' for id in EXERCISES})["05.2"]
+    with pytest.raises(AssertionError):
+        exec(wrong, {"exercises": exercises})
+    assert "right! ✓" in capsys.readouterr().out

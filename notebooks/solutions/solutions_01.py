@@ -4,7 +4,7 @@ import torch
 
 
 # 01.1: probabilities over all experts, the two largest, divided by their sum
-def route(logits):
+def top2(logits):
     top, chosen = logits.softmax(dim=-1).topk(2, dim=-1)
     return top / top.sum(dim=-1, keepdim=True), chosen
 
@@ -22,4 +22,4 @@ def balance(logits, top_k):
     return logits.shape[-1] * (chosen.mean(dim=0) * probabilities.mean(dim=0)).sum()
 
 
-ANSWERS = {"01.1": route, "01.2": billions, "01.3": balance}
+ANSWERS = {"01.1": top2, "01.2": billions, "01.3": balance}
