@@ -22,8 +22,9 @@ course: $(READY)
 test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest tests -n 2 --dist loadfile
 	$(BIN)/python tools/solve_notebooks.py runs/solved
-	$(BIN)/python -m pytest tests --nbmake notebooks runs/solved --nbmake-timeout=300
+	$(BIN)/python -m pytest --nbmake notebooks runs/solved --nbmake-timeout=300
 
 lab: $(READY)
 	$(BIN)/jupyter lab --ServerApp.root_dir=. $(LAB) notebooks/00_start_here.ipynb

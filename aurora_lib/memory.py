@@ -1,15 +1,12 @@
 """Predict what a model needs, refuse what cannot fit, measure what it took (QLoRA, arXiv 2305.14314).
 
-`predict` counts bytes from the shapes of a model that is never allocated; `profile` records memory over time.
-A GiB is 2**30 bytes throughout. Predictions are of allocated memory: nvidia-smi also shows what PyTorch's
+`predict` counts bytes from the shapes of a model that is never allocated; `profile` (memory_profile.py) records memory
+over time. A GiB is 2**30 bytes throughout. Predictions are of allocated memory: nvidia-smi also shows what PyTorch's
 allocator keeps in reserve and the CUDA context, some 2 GiB more.
 """
 
 import html
 import json
-import sys
-import threading
-import time
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
@@ -19,7 +16,20 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, MixtralConfig, PreTrainedConfig
 
-GIB = 2**30
+from aurora_lib.memory_profile import GIB, Tensors, peak_rss, profile, trim
+
+__all__ = [
+    "GIB",
+    "MIXTRAL_8X7B",
+    "DoesNotFit",
+    "MemoryBudget",
+    "Tensors",
+    "peak_rss",
+    "predict",
+    "profile",
+    "trim",
+]
+
 QUANTIZATIONS = ("nf4", "nf4-linear-only", "bf16")
 LOGIT_TILE = (4096, 32_768)  # tokens x vocabulary: TRL's loss never holds more logits than this
 
@@ -123,6 +133,7 @@ class _Shapes(NamedTuple):
     largest_expert: int  # parameters of one expert's largest matrix
     linears: dict[str, tuple[int, int]]  # {name: (in, out)} of every linear layer but the head
     total: int  # parameters of the model
+    norms_queries: bool  # and keys, as OLMoE and Qwen3 do
 
 
 @lru_cache(maxsize=16)
@@ -140,9 +151,9 @@ def _shapes(config_json: str) -> _Shapes:
         if isinstance(m, nn.Linear) and m is not head
     }
     largest_expert = max((p[0].numel() for p in stacks), default=0)
-    return _Shapes(
-        sum(p.numel() for p in stacks), largest_expert, linears, sum(p.numel() for p in model.parameters())
-    )
+    total = sum(p.numel() for p in model.parameters())
+    norms_queries = any(name.endswith("q_norm") for name, _ in model.named_modules())
+    return _Shapes(sum(p.numel() for p in stacks), largest_expert, linears, total, norms_queries)
 
 
 def predict(
@@ -167,9 +178,10 @@ def predict(
       but the head (in a dense model the MLP too). rest (embeddings, head, router, norms): w bytes.
     - adapters: rank x (in + out) for every target, 16 bytes each (weight, gradient, two Adam moments, fp32).
     - checkpointed layer inputs: layers x T x H x w; without checkpointing, what every layer keeps instead.
-    - one layer, recomputed: what it keeps for its backward, T x (24H + 2w(Q + K) + kw(H + 3I)), counted with
-      saved-tensor hooks (norms and LoRA inputs are fp32), plus T x kH(12 + 2w) for gradients in flight, plus
-      one dequantized expert matrix.
+    - one layer, recomputed: what it keeps for its backward, T x (12H + 2w(Q + K) + kw(H + 3I)), and 4(Q + K)
+      more where queries and keys are normed, plus T x H x max(3kw + 6, 26) for gradients in flight (in the
+      experts' sum or in the norms), plus one dequantized expert matrix. Fitted to the live tensors of real
+      steps under sdpa; eager attention adds batch x heads x length^2 several times over.
     - one layer, at work (inference): T x k(8H + 3wH), 3I for the rows of one of E experts, and that matrix.
     - logits: at most LOGIT_TILE in fp32 (training), V a sequence (inference). They are gone before a layer
       peaks, so only what exceeds that peak counts.
@@ -211,8 +223,10 @@ def predict(
         "rest": (shapes.total - shapes.experts - linear) * width,
     }
     if train:
-        kept = 24 * hidden + 2 * width * (head_dim * heads + keys) + top_k * width * (hidden + 3 * inner)
-        layer = tokens * (kept + top_k * hidden * (12 + 2 * width)) + dequantized
+        heads_wide = head_dim * heads + keys
+        kept = 12 * hidden + 2 * width * heads_wide + top_k * width * (hidden + 3 * inner)
+        kept += 4 * heads_wide * shapes.norms_queries
+        layer = tokens * (kept + hidden * max(3 * top_k * width + 6, 26)) + dequantized
         logits = 4 * min(tokens, LOGIT_TILE[0]) * min(config.vocab_size, LOGIT_TILE[1])
         parts["adapters, gradients, Adam"] = 16 * adapter_parameters
         if checkpointing:
@@ -234,84 +248,3 @@ def predict(
     )
     title = f"{config.model_type}, {shapes.total / 1e6:,.1f} M parameters, {quantization}: {task}"
     return MemoryBudget(title, {name: size / GIB for name, size in parts.items()}, adapter_parameters)
-
-
-class profile:
-    """Record this process's memory over time: `with memory.profile() as p: ...; p.mark("load"); ...`.
-
-    On CUDA: allocated and reserved bytes; on CPU: resident set size, which includes Python and its libraries.
-    `seconds`, `used` and `reserved` (bytes; on CPU equal to `used`) grow while it runs, `marks` is a list of
-    (seconds, phase). The sampling thread stops with the `with`, also by an exception.
-    """
-
-    def __init__(self, device: str | torch.device | None = None, interval: float = 0.02):
-        self.cuda = torch.cuda.is_available() if device is None else torch.device(device).type == "cuda"
-        self.interval = interval
-        self.seconds, self.used, self.reserved, self.marks = [], [], [], []
-
-    def __enter__(self) -> "profile":
-        if self.cuda:
-            torch.cuda.init()
-            torch.cuda.reset_peak_memory_stats()
-        self._begin, self._stop = time.perf_counter(), threading.Event()
-        self._sample()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exception) -> None:
-        self._stop.set()
-        self._thread.join()
-        self._sample()
-
-    def _run(self) -> None:
-        while not self._stop.wait(self.interval):
-            self._sample()
-
-    def _sample(self) -> None:
-        if self.cuda:
-            used, reserved = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
-        else:
-            used = reserved = psutil.Process().memory_info().rss
-        self.seconds.append(time.perf_counter() - self._begin)
-        self.used.append(used)
-        self.reserved.append(reserved)
-
-    def mark(self, phase: str) -> None:
-        """A phase begins now."""
-        self.marks.append((time.perf_counter() - self._begin, phase))
-
-    @property
-    def peak(self) -> float:
-        """Highest use in GiB: allocated on CUDA (the allocator's own count), RSS on CPU."""
-        return max([*self.used, torch.cuda.max_memory_allocated() if self.cuda else 0]) / GIB
-
-    def plot(self, predicted: "MemoryBudget | float | None" = None, ax=None):
-        """The timeline with its phases, and the prediction (a budget or GiB) as a line; returns the axes."""
-        import matplotlib.pyplot as plt
-
-        ax = ax or plt.subplots(figsize=(8, 3), layout="constrained")[1]
-        ax.plot(
-            self.seconds, [b / GIB for b in self.used], label="allocated" if self.cuda else "resident (RSS)"
-        )
-        if self.cuda:
-            ax.plot(self.seconds, [b / GIB for b in self.reserved], label="reserved", alpha=0.5)
-        if predicted is not None:
-            gib = getattr(predicted, "total", predicted)
-            ax.axhline(gib, color="black", linestyle="--", label=f"predicted {gib:.2f} GiB")
-        for seconds, phase in self.marks:
-            ax.axvline(seconds, color="gray", linewidth=0.8)
-            ax.text(seconds, 0.02, f" {phase}", transform=ax.get_xaxis_transform(), rotation=90, fontsize=8)
-        ax.set(xlabel="seconds", ylabel="GiB", ylim=(0, None), title=f"peak {self.peak:.2f} GiB")
-        ax.legend(loc="lower right", fontsize=8)
-        return ax
-
-
-def peak_rss() -> float:
-    """Highest resident memory of this process so far, in GiB."""
-    if sys.platform == "win32":
-        return psutil.Process().memory_info().peak_wset / GIB
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / GIB if sys.platform == "darwin" else peak * 1024 / GIB  # macOS counts bytes, Linux KiB

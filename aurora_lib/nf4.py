@@ -5,7 +5,7 @@ transformers 5 keeps a layer's experts in two stacked parameters, `gate_up_proj 
 so those stacks, 97 % of Mixtral-8x7B, silently stay 16-bit. Here three small pieces change that:
 
 1. `ExpertQuantizer`, the stock 4-bit quantizer that also claims expert stacks while weights are being loaded;
-2. `PackStack`, the loading step that turns one stack into packed NF4 (blocks of 64 share one absmax, QLoRA section 3);
+2. `PackStack`, the loading step that turns one stack into packed NF4 (`nf4_experts.pack`);
 3. `nf4_experts.experts_forward`, which runs each expert that was hit on *its part* of the packed stack.
 """
 
@@ -13,7 +13,6 @@ from pathlib import Path
 
 import bitsandbytes as bnb
 import torch
-from bitsandbytes.functional import QuantState, quantize_4bit, quantize_blockwise
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.bitsandbytes import Bnb4bitQuantize
@@ -21,11 +20,8 @@ from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 from transformers.quantizers.quantizers_utils import get_module_from_name
 
-from aurora_lib import model_files, nf4_experts
+from aurora_lib import memory, model_files, nf4_experts
 from aurora_lib.random_weights import drawn
-
-BLOCK = 64  # weights that share one absmax
-NESTED_BLOCK = 256  # absmax values that share one second-level absmax (double quantization)
 
 # What `load` is told where FSDP2 will split the model: no GPU may hold it whole, accelerate splits floats only, and bytes
 # called bf16 are damaged where they look like NaN, since CUDA copies bf16 by way of fp32 (bitsandbytes issue 1945).
@@ -64,34 +60,11 @@ class PackStack(Bnb4bitQuantize):
         for name, value in input_dict.items():
             if _holds_experts(get_module_from_name(model, name)[0]):
                 stack = value[0] if isinstance(value, list) else value
-                packed[name] = pack(stack, self.hf_quantizer.quantization_config)
+                packed[name] = nf4_experts.pack(stack, self.hf_quantizer.quantization_config)
             else:
                 packed |= super().convert({name: value}, model=model, **kwargs)
+        memory.trim()
         return packed
-
-
-def pack(stack: torch.Tensor, config: BitsAndBytesConfig) -> bnb.nn.Params4bit:
-    """Quantize a stack `[experts, out, in]`, bit for bit as bitsandbytes would in one go.
-
-    One expert at a time, because on a CPU bitsandbytes works in fp32 copies, several times the size of what it packs.
-    """
-    kind = dict(blocksize=BLOCK, quant_type=config.bnb_4bit_quant_type)
-    storage = dict(quant_storage=config.bnb_4bit_quant_storage)
-    home, to_be_sharded = stack.device, config.bnb_4bit_quant_storage.is_floating_point
-    if (
-        to_be_sharded
-    ):  # loaded on the CPU, where packing a large model would take an hour, though a GPU is there
-        stack = stack.to(_device(None))
-    data, states = zip(*[quantize_4bit(expert, **kind, **storage) for expert in stack], strict=True)
-    absmax, offset, nested = torch.cat([state.absmax for state in states]), None, None
-    if config.bnb_4bit_use_double_quant:  # the absmax values, less their mean, become 8-bit themselves
-        offset = absmax.mean()
-        absmax, nested = quantize_blockwise(absmax - offset, blocksize=NESTED_BLOCK)
-    state = QuantState(
-        absmax, stack.shape, states[0].code, dtype=stack.dtype, offset=offset, state2=nested, **kind
-    )
-    packed = bnb.nn.Params4bit(torch.cat(data), quant_state=state, bnb_quantized=True, **kind, **storage)
-    return packed.to(home)
 
 
 class ExpertQuantizer(Bnb4BitHfQuantizer):
@@ -112,7 +85,8 @@ class ExpertQuantizer(Bnb4BitHfQuantizer):
 
     def _process_model_before_weight_loading(self, model, **kwargs):
         super()._process_model_before_weight_loading(model, **kwargs)
-        multiple = BLOCK * (NESTED_BLOCK if self.quantization_config.bnb_4bit_use_double_quant else 1)
+        double_quant = self.quantization_config.bnb_4bit_use_double_quant
+        multiple = nf4_experts.BLOCK * (nf4_experts.NESTED_BLOCK if double_quant else 1)
         for name, stack in expert_stacks(model).items():
             per_expert = stack[0].numel()
             if per_expert % multiple:
@@ -196,10 +170,8 @@ def random(
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(model_config, dtype=dtype)
     weights = drawn(empty, dtype, model_config.initializer_range, _device(device), seed)
-    quantization = config(dtype, double_quant)
-    return _stream(
-        type(empty), None, quantization, device, dtype=dtype, config=model_config, state_dict=weights
-    )
+    model = dict(dtype=dtype, config=model_config, state_dict=weights)
+    return _stream(type(empty), None, config(dtype, double_quant), device, **model)
 
 
 def _device(device: str | None) -> str:
@@ -223,4 +195,5 @@ def _stream(model_class, source, quantization: BitsAndBytesConfig, device: str |
         )
     finally:
         AUTO_QUANTIZER_MAPPING["bitsandbytes_4bit"] = stock
+        memory.trim()
         torch.cuda.empty_cache()  # the peak of loading goes back to the driver; without CUDA this does nothing

@@ -1,14 +1,51 @@
-"""Running packed experts: each that was hit, on *its part* of the packed stack (`nf4` packs them)."""
+"""Packing a stack of experts to NF4, and running each expert that was hit on *its part* of the packed stack.
+
+NF4 (QLoRA, arXiv 2305.14314, section 3): 16 levels, and blocks of 64 weights that share one scale, their absmax.
+"""
 
 import copy
 
 import bitsandbytes as bnb
 import torch
-from bitsandbytes.functional import QuantState
+from bitsandbytes.functional import QuantState, get_4bit_type, quantize_blockwise
+from transformers import BitsAndBytesConfig
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 NAME = "nf4"  # under which transformers finds `experts_forward`
+BLOCK = 64  # weights that share one absmax
+NESTED_BLOCK = 256  # absmax values that share one second-level absmax (double quantization)
+PIECE = 2**20  # weights quantized at a time on a CPU, and 64 times as many on a GPU; a multiple of BLOCK
 FEW_SLOTS = 16  # token-slots (tokens x top_k) up to which `experts_forward` never asks the device which experts were hit
+
+
+def pack(stack: torch.Tensor, config: BitsAndBytesConfig) -> bnb.nn.Params4bit:
+    """Quantize a stack `[experts, out, in]`, bit for bit as bitsandbytes would in one go.
+
+    Piece by piece and each into its place, because on a CPU bitsandbytes works in fp32 copies, many times the size of
+    what comes out, and results kept between them would leave holes that no later copy fits.
+    """
+    home, storage = stack.device, config.bnb_4bit_quant_storage
+    if storage.is_floating_point and torch.cuda.is_available():
+        # loaded on the CPU to be sharded, where packing a large model would take an hour
+        stack = stack.cuda()
+    kind = dict(blocksize=BLOCK, quant_type=config.bnb_4bit_quant_type)
+    codes = torch.empty(stack.numel() // 2, dtype=torch.uint8, device=stack.device)
+    absmax = torch.empty(stack.numel() // BLOCK, device=stack.device)
+    piece = PIECE if stack.device.type == "cpu" else 64 * PIECE
+    parts = codes.split(piece // 2), absmax.split(piece // BLOCK), stack.flatten().split(piece)
+    for some_codes, some_absmax, weights in zip(*parts, strict=True):
+        # the operator itself, since `functional.quantize_4bit` copies the 16 levels to the device every time
+        done = torch.ops.bitsandbytes.quantize_4bit(weights, quant_storage=torch.uint8, **kind)
+        some_codes.copy_(done[0].flatten())
+        some_absmax.copy_(done[1])
+    offset = nested = None
+    if config.bnb_4bit_use_double_quant:  # the absmax values, less their mean, become 8-bit themselves
+        offset = absmax.mean()
+        absmax, nested = quantize_blockwise(absmax - offset, blocksize=NESTED_BLOCK)
+    levels = get_4bit_type(kind["quant_type"], device=stack.device)
+    state = QuantState(absmax, stack.shape, levels, dtype=stack.dtype, offset=offset, state2=nested, **kind)
+    kind |= dict(quant_state=state, quant_storage=storage)
+    return bnb.nn.Params4bit(codes.view(storage).unsqueeze(1), bnb_quantized=True, **kind).to(home)
 
 
 def select(

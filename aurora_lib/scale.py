@@ -2,6 +2,7 @@
 
 import os
 import platform
+import sys
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -12,6 +13,10 @@ FULL_NEEDS_GIB = 40
 SHARDING = (
     os.environ.get("ACCELERATE_USE_FSDP") == "true"
 )  # set by `accelerate launch` with configs/fsdp2.yaml
+COLAB = (
+    "This is Colab: its CPU and its T4 (15 GB) fit tiny only, and runs/ vanishes with the machine. To keep your runs, mount "
+    "your drive and run `%env AURORA_RUNS=/content/drive/MyDrive/aurora` before this cell."
+)
 
 
 class ScaleError(RuntimeError):
@@ -148,4 +153,6 @@ def start(notebook: str) -> Scale:
     print(f"base model {Path(scale.base_model).name} · Python {platform.python_version()} · {packages}")
     costs = f"tiny on two cores {results.cost(notebook, 'tiny')}; full on an H100 {results.cost(notebook, 'h100')}"
     print(f"recorded cost of this notebook: {costs}", flush=True)
+    if "google.colab" in sys.modules and not os.environ.get("AURORA_RUNS"):
+        print(COLAB, flush=True)
     return scale

@@ -97,7 +97,7 @@ myst_substitutions = {
         "notebooks/zh",
         ("notebook", "`tiny`，两个核心：时间", "内存峰值", "`full`，一块 H100：时间", "内存峰值"),
         ("秒", "GiB"),
-        "尚未测量",
+        "未实测",
     ),
 }
 

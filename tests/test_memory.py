@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig, OlmoeConfig, Qwen3MoeConfig
 
-from aurora_lib import memory, nf4
+from aurora_lib import memory, nf4, training
 from aurora_lib.memory import GIB, MIXTRAL_8X7B, predict
 
 matplotlib.use("Agg")
@@ -102,6 +102,51 @@ def test_predicted_weights_are_those_of_a_loaded_nf4_model(width, inner, layers,
     assert predict(config, double_quant=double_quant).weights * GIB == pytest.approx(real, rel=0.05)
 
 
+FAMILIES = {"mixtral": MixtralConfig, "qwen3": Qwen3MoeConfig, "olmoe": OlmoeConfig}
+STEPS = [
+    ("mixtral", dict(batch=4, length=256)),
+    ("mixtral", dict(batch=2, length=256, dtype=torch.bfloat16)),
+    ("mixtral", dict(batch=4, length=128, checkpointing=False)),
+    ("mixtral", dict(batch=4, length=256, rank=32)),
+    ("qwen3", dict(batch=4, length=256)),
+    ("qwen3", dict(batch=2, length=256, checkpointing=False)),
+    ("olmoe", dict(batch=2, length=512)),
+    ("olmoe", dict(batch=2, length=256, dtype=torch.bfloat16, checkpointing=False)),
+]
+
+
+@pytest.mark.parametrize("family, settings", STEPS, ids=str)
+def test_predicted_total_of_training_is_that_of_a_real_step(family, settings):
+    """Weights, adapters, Adam and the peak of a forward and backward; workspaces of CUDA's kernels cannot be seen here."""
+    sizes = SIZES | dict(hidden_size=256, intermediate_size=256, moe_intermediate_size=256, head_dim=64)
+    sizes |= dict(num_experts_per_tok=2, **{"num_local_experts" if family == "mixtral" else "num_experts": 8})
+    config, dtype = FAMILIES[family](**sizes), settings.get("dtype", torch.float32)
+    model = nf4.random(config, device="cpu", dtype=dtype)
+    if settings.get("checkpointing", True):
+        model.activation_checkpointing_enable(dict(use_reentrant=False))
+    adapter = LoraConfig(r=settings.get("rank", 8), target_modules=["q_proj", "v_proj"])
+    tuned = get_peft_model(model, adapter).train()
+    training.adapters_in_fp32(tuned)
+    trainable = [p for p in tuned.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trainable)
+    ids = torch.arange(settings["batch"] * settings["length"]).view(settings["batch"], -1) % 500
+
+    def step():
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype == torch.bfloat16):
+            loss = tuned(ids, labels=ids).loss
+        loss.backward()
+
+    step()
+    optimizer.step()
+    adam = [value for state in optimizer.state.values() for value in state.values()]
+    extra = [p.grad for p in trainable] + adam
+    live = memory.Tensors([*tuned.parameters(), *tuned.buffers(), *extra, ids])
+    with live:
+        step()
+    real = real_bytes(tuned) + sum(tensor.nbytes for tensor in extra) + live.peak
+    assert predict(config, **settings | dict(dtype=dtype)).total * GIB == pytest.approx(real, rel=0.05)
+
+
 @pytest.mark.parametrize("targets", [("q_proj", "v_proj"), ("q_proj", "k_proj", "v_proj", "o_proj")])
 def test_adapter_parameters_are_pefts_own_count(targets):
     model = AutoModelForCausalLM.from_config(SMALL["mixtral"])
@@ -145,6 +190,18 @@ def test_profile_sees_an_allocation_and_its_phases():
     assert memory.peak_rss() >= 0.95 * seen.peak
 
 
+def test_counted_tensors_are_their_bytes_while_they_live():
+    old = torch.ones(1000)
+    with memory.profile("cpu", tensors=True) as seen:
+        held = torch.ones(1000) + old
+        view = held[:500]
+        assert seen._tensors.now == held.nbytes
+        del held
+        assert seen._tensors.now == view.untyped_storage().nbytes()
+        del view
+    assert seen._tensors.now == 0 and seen.peak * GIB == 2 * old.nbytes
+
+
 def test_a_training_step_is_four_phases_and_the_prediction_a_line():
     config = MixtralConfig(**SIZES | dict(intermediate_size=256))
     with memory.profile("cpu") as seen:
@@ -163,7 +220,8 @@ def test_a_training_step_is_four_phases_and_the_prediction_a_line():
     budget = predict(config, length=16)
     axes = seen.plot(predicted=budget)
     assert [text.get_text().strip() for text in axes.texts] == ["load", "forward", "backward", "step"]
-    assert any(list(line.get_ydata()) == [budget.total] * 2 for line in axes.lines)
+    unit = 1 if axes.get_ylabel() == "GiB" else 1024
+    assert any(list(line.get_ydata()) == [budget.total * unit] * 2 for line in axes.lines)
     matplotlib.pyplot.close(axes.figure)
 
 

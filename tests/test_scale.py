@@ -1,3 +1,4 @@
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -106,6 +107,18 @@ def test_start_prints_scale_device_versions_and_reason(gpu, no_variables, capsys
         assert f"{package} {scale.version(package)}" in said
     assert "Python 3." in said and results.cost("03", "tiny") in said
     assert str(ROOT) not in said
+
+
+def test_start_in_colab_says_what_fits_and_how_to_keep_runs(gpu, no_variables, monkeypatch, capsys, tmp_path):
+    aurora_lib.start("03")
+    assert "Colab" not in capsys.readouterr().out
+    monkeypatch.setitem(sys.modules, "google.colab", SimpleNamespace())
+    aurora_lib.start("03")
+    said = capsys.readouterr().out
+    assert "This is Colab" in said and "fit tiny only" in said and "AURORA_RUNS=" in said
+    monkeypatch.setenv("AURORA_RUNS", str(tmp_path))
+    aurora_lib.start("03")
+    assert "vanishes" not in capsys.readouterr().out
 
 
 def test_start_reads_the_environment(gpu, no_variables, monkeypatch, tmp_path):

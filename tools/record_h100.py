@@ -9,6 +9,7 @@ Training here is a plain loop (LoRA of the paper, AdamW in fp32, checkpointing, 
 """
 
 import argparse
+import gc
 import json
 import os
 import platform
@@ -118,6 +119,7 @@ def nvidia_smi() -> float:
 
 def fresh() -> None:
     """Forget what was measured and cached before."""
+    gc.collect()  # a failed attempt leaves its tensors in cycles of frames
     torch.cuda.empty_cache()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
@@ -241,7 +243,7 @@ def build(chosen: Preset):
 
 def learner(model):
     """The model with the paper's adapter in fp32 and checkpointing, and its optimizer."""
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(use_reentrant=False))
+    model.activation_checkpointing_enable(dict(use_reentrant=False))
     tuned = get_peft_model(model, training.lora_config(None)).train()
     training.adapters_in_fp32(tuned)
     return tuned, torch.optim.AdamW([p for p in tuned.parameters() if p.requires_grad], lr=5e-5)

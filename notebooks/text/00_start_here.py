@@ -11,7 +11,14 @@
 # parameters that shows the habit in its pure form. `full` is the real model on one rented GPU: set `AURORA_SCALE=full` before you start.
 
 # %%
-import aurora_lib
+try:
+    import aurora_lib
+except ModuleNotFoundError:
+    raise ModuleNotFoundError(
+        "aurora_lib is not installed in this kernel. On your own machine: make lab. In Colab, which opens a notebook "
+        "without its repository: run the next line in a cell, OWNER/REPO as in the page's address; then choose Runtime > "
+        "Restart session.\n!git clone https://github.com/OWNER/REPO aurora && bash aurora/binder/colab"
+    ) from None
 
 scale = aurora_lib.start("00")
 
@@ -126,8 +133,8 @@ exercises.check("00.3", steps)
 #
 # ## Paper, records and you
 #
-# Every notebook ends with this table. The last column compares *your* run with the one this project recorded at `tiny` (the tolerances
-# are in `aurora_lib/results.py`); it says nothing about the paper.
+# Every notebook ends with this table: what the paper says, what this project recorded on an H100 and at `tiny`, and your run. The last column compares
+# *your* run with the one recorded at `tiny` (the tolerances are in `aurora_lib/results.py`); it says nothing about the paper.
 
 # %%
 from aurora_lib.language import language

@@ -6,7 +6,14 @@
 # without reading more into them than a random router shows.
 
 # %%
-import aurora_lib
+try:
+    import aurora_lib
+except ModuleNotFoundError:
+    raise ModuleNotFoundError(
+        "aurora_lib is not installed in this kernel. On your own machine: make lab. In Colab, which opens a notebook "
+        "without its repository: run the next line in a cell, OWNER/REPO as in the page's address; then choose Runtime > "
+        "Restart session.\n!git clone https://github.com/OWNER/REPO aurora && bash aurora/binder/colab"
+    ) from None
 
 scale = aurora_lib.start("01")
 
@@ -327,7 +334,8 @@ def batched(x, weights, chosen, gate_up, down):
 
 # %% [markdown]
 # All three on the same input: a block of eight experts on the CPU, from one token (a model *writing*, 解码) to a thousand (a model *reading* its prompt). A *roofline*
-# says what no program can beat: the weights of every expert in use must be read once, and every operation must be done. Both speeds are measured here first.
+# says what no program can beat: the weights of every expert in use must be read once, and every operation must be done. Both speeds are measured here first,
+# at their best of fifty.
 
 # %%
 import time
@@ -352,9 +360,9 @@ def seconds(work, *arguments, repeats=7):
 router, *stacks = [
     0.05 * torch.randn(experts, *shape) for shape in ((hidden,), (2 * inner, hidden), (hidden, inner))
 ]
-square = torch.randn(1024, 1024)
-speed = 2 * 1024**3 / seconds(torch.matmul, square, square)
-bandwidth = stacks[0].numel() * width / seconds(torch.sum, stacks[0])
+many, matrix = torch.randn(1024, hidden), torch.randn(hidden, 2 * inner)
+speed = 2 * many.numel() * matrix.shape[1] / seconds(torch.matmul, many, matrix, repeats=50)
+bandwidth = stacks[0].numel() * width / seconds(torch.sum, stacks[0], repeats=50)
 print(f"this machine: {speed / 1e9:.0f} GFLOP/s, {bandwidth / 1e9:.1f} GB/s")
 print(f"in the time of reading a byte it does {speed / bandwidth:.1f} operations")
 

@@ -8,7 +8,14 @@
 # three released files are read. (`tools/bench_cleaning.py` times the same code on as many synthetic rows as the paper has.)
 
 # %%
-import aurora_lib
+try:
+    import aurora_lib
+except ModuleNotFoundError:
+    raise ModuleNotFoundError(
+        "aurora_lib is not installed in this kernel. On your own machine: make lab. In Colab, which opens a notebook "
+        "without its repository: run the next line in a cell, OWNER/REPO as in the page's address; then choose Runtime > "
+        "Restart session.\n!git clone https://github.com/OWNER/REPO aurora && bash aurora/binder/colab"
+    ) from None
 
 scale = aurora_lib.start("02")
 
@@ -410,7 +417,7 @@ exercises.check("02.2", unique)
 # %% [markdown]
 # <details><summary>Hint</summary>A <code>set</code> forgets the order. Which other container has every key once?</details>
 #
-# **02.3** Keep an answer, or not? Short right answers stay, answers that say nothing go.
+# **02.3** Keep an answer (`True`), or not (`False`)? Short right answers ("3", "是") stay; answers that say nothing ("……", "?!") go.
 
 # %%
 def keep(answer):
@@ -420,7 +427,7 @@ def keep(answer):
 exercises.check("02.3", keep)
 
 # %% [markdown]
-# <details><summary>Hint</summary>What do all answers that say something contain?</details>
+# <details><summary>Hint</summary>An answer that says something contains at least one letter or digit: <code>str.isalnum</code> of each character.</details>
 #
 # **02.4** You choose `bands` and `rows` (values a band). At which Jaccard similarity is exactly half of the pairs compared?
 

@@ -6,7 +6,14 @@
 # run needs before anything is loaded.
 
 # %%
-import aurora_lib
+try:
+    import aurora_lib
+except ModuleNotFoundError:
+    raise ModuleNotFoundError(
+        "aurora_lib is not installed in this kernel. On your own machine: make lab. In Colab, which opens a notebook "
+        "without its repository: run the next line in a cell, OWNER/REPO as in the page's address; then choose Runtime > "
+        "Restart session.\n!git clone https://github.com/OWNER/REPO aurora && bash aurora/binder/colab"
+    ) from None
 
 scale = aurora_lib.start("03")
 
@@ -208,7 +215,23 @@ except memory.DoesNotFit as refusal:
     print(refusal)
 
 # %% [markdown]
-# Move the sliders. (On GitHub, read the table above; the sliders need a running notebook.)
+# Length and batch cost the same, token for token, and *gradient checkpointing* decides how much. Move the sliders for everything else
+# (they need a running notebook).
+
+# %%
+lengths = range(256, 8193, 256)
+figure, axes = plt.subplots(figsize=(8, 2.6), layout="constrained")
+for batch in (2, 8):
+    for checkpointing, line in ((True, "-"), (False, ":")):
+        needed = [
+            memory.predict(memory.MIXTRAL_8X7B, batch=batch, length=n, checkpointing=checkpointing).total
+            for n in lengths
+        ]
+        label = f"batch {batch}, checkpointing {'on' if checkpointing else 'off'}"
+        axes.plot(lengths, needed, line, color=f"C{batch // 8}", label=label)
+axes.axhline(80, color="C3", linestyle="--", label="one H100")
+axes.set(xlabel="tokens in a sequence", ylabel="GiB, predicted", ylim=(0, 160))
+axes.legend(fontsize=8, bbox_to_anchor=(1, 1));
 
 # %%
 import ipywidgets
@@ -252,6 +275,40 @@ measured = sum(held(p) for p in base.parameters()) / 2**30
 print(
     f"weights: predicted {predicted * 1024:.2f} MiB, measured {measured * 1024:.2f} MiB ({measured / predicted - 1:+.1%})"
 )
+
+# %% [markdown]
+# Weights are not all that training needs. The next cell follows the memory of a Mixtral with random weights, small enough for any laptop,
+# from loading through two training steps: on a GPU what PyTorch has allocated, on a CPU the bytes of all tensors. Look for three things:
+# loading rises in steps, one stack of experts after the other; *backward* has one peak for every layer, which is recomputed there; and
+# the highest peak comes close to the dashed line, which was computed beforehand.
+
+# %%
+from peft import get_peft_model
+from transformers import MixtralConfig
+
+from aurora_lib import training as recipe
+
+sizes = dict(vocab_size=1000, hidden_size=256, intermediate_size=1024, num_hidden_layers=6, num_attention_heads=8)
+small = MixtralConfig(**sizes, use_cache=False)
+with memory.profile(scale.device, tensors=True) as timeline:
+    timeline.mark("load")
+    model = nf4_experts.random(small, dtype=scale.loading["dtype"], device=scale.device)
+    model.activation_checkpointing_enable(dict(use_reentrant=False))
+    tuned = get_peft_model(model, recipe.lora_config(None)).train()
+    recipe.adapters_in_fp32(tuned)
+    optimizer = torch.optim.AdamW(p for p in tuned.parameters() if p.requires_grad)
+    ids = torch.randint(small.vocab_size, (2, 512), device=scale.device)
+    for _ in range(2):
+        timeline.mark("forward")
+        with torch.autocast(scale.device, dtype=torch.bfloat16, enabled=scale.device == "cuda"):
+            loss = tuned(ids, labels=ids).loss
+        timeline.mark("backward")
+        loss.backward()
+        timeline.mark("step")
+        optimizer.step()
+        optimizer.zero_grad()
+expected = memory.predict(small, batch=2, length=512, dtype=scale.loading["dtype"])
+timeline.plot(expected);
 
 # %% [markdown]
 # ## Exercises

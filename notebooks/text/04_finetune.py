@@ -5,7 +5,14 @@
 # if you change it, stop it and go on, and show with numbers how far the language of the answers changed, and what it cost.
 
 # %%
-import aurora_lib
+try:
+    import aurora_lib
+except ModuleNotFoundError:
+    raise ModuleNotFoundError(
+        "aurora_lib is not installed in this kernel. On your own machine: make lab. In Colab, which opens a notebook "
+        "without its repository: run the next line in a cell, OWNER/REPO as in the page's address; then choose Runtime > "
+        "Restart session.\n!git clone https://github.com/OWNER/REPO aurora && bash aurora/binder/colab"
+    ) from None
 
 scale = aurora_lib.start("04")
 
@@ -239,7 +246,7 @@ table = pd.DataFrame([*record["seeds"]["rows"], *record["what if"]["rows"][1:]])
 table.style.format(dict.fromkeys(columns[2:6], "{:.0%}") | {"loss": "{:.3f}", "trainable": "{:,}"}).hide()
 
 # %% [markdown]
-# - **Rank and targets.** The thinnest detour does nearly as well, and wider ones no better.
+# - **Rank and targets.** The thinnest detour does nearly as well, and wider ones answer no better in Chinese.
 # - **Learning rate.** The paper's 5e-5 is for a model ten thousand times larger and some sixteen thousand steps (of 32 conversations, by the speeds of the authors' run; their published command
 #   makes 8); in a few hundred it changes no answer's language. The surprise is a tenth of the rate: it learns the Chinese and loses English, whose few rows have not had their say yet (our guess). Three times
 #   the rate costs right answers.
@@ -340,7 +347,7 @@ def survives(weight, update):
 exercises.check("04.3", survives)
 
 # %% [markdown]
-# <details><summary>Hint</summary><code>torch.tensor(weight, dtype=torch.bfloat16)</code>: 8 bits of precision.</details>
+# <details><summary>Hint</summary><code>torch.tensor(weight, dtype=torch.bfloat16)</code>: 8 significant bits.</details>
 #
 # ## Paper, records and you
 

@@ -8,7 +8,14 @@
 # no independent evidence. `AURORA_BENCHMARKS=/a/folder` reads the released files.
 
 # %%
-import aurora_lib
+try:
+    import aurora_lib
+except ModuleNotFoundError:
+    raise ModuleNotFoundError(
+        "aurora_lib is not installed in this kernel. On your own machine: make lab. In Colab, which opens a notebook "
+        "without its repository: run the next line in a cell, OWNER/REPO as in the page's address; then choose Runtime > "
+        "Restart session.\n!git clone https://github.com/OWNER/REPO aurora && bash aurora/binder/colab"
+    ) from None
 
 scale = aurora_lib.start("05")
 

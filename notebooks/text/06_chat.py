@@ -5,7 +5,14 @@
 # answer token by token, set base and tuned model side by side on one copy of the weights, and say where not to trust either.
 
 # %%
-import aurora_lib
+try:
+    import aurora_lib
+except ModuleNotFoundError:
+    raise ModuleNotFoundError(
+        "aurora_lib is not installed in this kernel. On your own machine: make lab. In Colab, which opens a notebook "
+        "without its repository: run the next line in a cell, OWNER/REPO as in the page's address; then choose Runtime > "
+        "Restart session.\n!git clone https://github.com/OWNER/REPO aurora && bash aurora/binder/colab"
+    ) from None
 
 scale = aurora_lib.start("06")
 
@@ -197,7 +204,7 @@ def probabilities(logits, temperature):
 exercises.check("06.2", probabilities)
 
 # %% [markdown]
-# <details><summary>Hint</summary>A low temperature makes differences larger, before the softmax.</details>
+# <details><summary>Hint</summary>Divide the logits by the temperature, then take the softmax: below one, differences grow.</details>
 #
 # **06.3** A chat bubble: HTML with the text in it, whatever the text is.
 

@@ -6,7 +6,14 @@
 # reference model, and tell a better reward from a better model.
 
 # %%
-import aurora_lib
+try:
+    import aurora_lib
+except ModuleNotFoundError:
+    raise ModuleNotFoundError(
+        "aurora_lib is not installed in this kernel. On your own machine: make lab. In Colab, which opens a notebook "
+        "without its repository: run the next line in a cell, OWNER/REPO as in the page's address; then choose Runtime > "
+        "Restart session.\n!git clone https://github.com/OWNER/REPO aurora && bash aurora/binder/colab"
+    ) from None
 
 scale = aurora_lib.start("07")
 
@@ -36,7 +43,7 @@ table.groupby("kind").head(2).sort_values("kind").set_index("kind")
 # %% [markdown]
 # ## Does it fit, and where do we start?
 #
-# A batch of pairs holds twice as many sequences as pairs. A reference model is needed too, but no second copy of the weights: base and
+# Each pair is two sequences. A reference model is needed too, but no second copy of the weights: base and
 # tuned model differ by an adapter, and so do policy and reference. (It costs time, one more pass forward a batch; over several epochs
 # `precompute_ref_log_probs=True` makes that pass once.)
 
