@@ -12,6 +12,7 @@ from pathlib import Path
 import jupytext
 import nbformat
 import write_comparison
+import write_environments
 import write_readme
 from build_data import write_checksums
 
@@ -94,6 +95,7 @@ def main(names: list[str]) -> None:
             )
             write_checksums()
     write_readme.main()
+    write_environments.main()
     write_comparison.main()
 
 

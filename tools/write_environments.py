@@ -147,8 +147,8 @@ def filled(name: str) -> str:
     )
 
 
-def main() -> None:
-    if sys.argv[1:] == ["--measure"]:
+def main(arguments: list[str] = ()) -> None:
+    if "--measure" in arguments:
         measure()
     (ROOT / "environment.yml").write_text(environment(cpu=False))
     (ROOT / "binder" / "environment.yml").write_text(environment(cpu=True))
@@ -158,4 +158,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
