@@ -16,19 +16,9 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, MixtralConfig, PreTrainedConfig
 
-from aurora_lib.memory_profile import GIB, Tensors, peak_rss, profile, trim
+from aurora_lib.memory_profile import GIB, peak_rss, profile
 
-__all__ = [
-    "GIB",
-    "MIXTRAL_8X7B",
-    "DoesNotFit",
-    "MemoryBudget",
-    "Tensors",
-    "peak_rss",
-    "predict",
-    "profile",
-    "trim",
-]
+__all__ = ["GIB", "MIXTRAL_8X7B", "DoesNotFit", "MemoryBudget", "peak_rss", "predict", "profile"]
 
 QUANTIZATIONS = ("nf4", "nf4-linear-only", "bf16")
 LOGIT_TILE = (4096, 32_768)  # tokens x vocabulary: TRL's loss never holds more logits than this

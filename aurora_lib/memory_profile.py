@@ -1,4 +1,4 @@
-"""Measure memory: over time with phases (`profile`), by counting tensors (`Tensors`), at its highest (`peak_rss`)."""
+"""Measure memory: over time with phases (`profile`), by counting tensors (`Tensors`), at its highest (`peak_rss`); and `trim` it."""
 
 import ctypes
 import sys

@@ -20,7 +20,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 from transformers.quantizers.quantizers_utils import get_module_from_name
 
-from aurora_lib import memory, model_files, nf4_experts
+from aurora_lib import memory_profile, model_files, nf4_experts
 from aurora_lib.random_weights import drawn
 
 # What `load` is told where FSDP2 will split the model: no GPU may hold it whole, accelerate splits floats only, and bytes
@@ -63,7 +63,7 @@ class PackStack(Bnb4bitQuantize):
                 packed[name] = nf4_experts.pack(stack, self.hf_quantizer.quantization_config)
             else:
                 packed |= super().convert({name: value}, model=model, **kwargs)
-        memory.trim()
+        memory_profile.trim()
         return packed
 
 
@@ -195,5 +195,5 @@ def _stream(model_class, source, quantization: BitsAndBytesConfig, device: str |
         )
     finally:
         AUTO_QUANTIZER_MAPPING["bitsandbytes_4bit"] = stock
-        memory.trim()
+        memory_profile.trim()
         torch.cuda.empty_cache()  # the peak of loading goes back to the driver; without CUDA this does nothing

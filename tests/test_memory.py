@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig, OlmoeConfig, Qwen3MoeConfig
 
-from aurora_lib import memory, nf4, training
+from aurora_lib import memory, memory_profile, nf4, training
 from aurora_lib.memory import GIB, MIXTRAL_8X7B, predict
 
 matplotlib.use("Agg")
@@ -140,7 +140,7 @@ def test_predicted_total_of_training_is_that_of_a_real_step(family, settings):
     optimizer.step()
     adam = [value for state in optimizer.state.values() for value in state.values()]
     extra = [p.grad for p in trainable] + adam
-    live = memory.Tensors([*tuned.parameters(), *tuned.buffers(), *extra, ids])
+    live = memory_profile.Tensors([*tuned.parameters(), *tuned.buffers(), *extra, ids])
     with live:
         step()
     real = real_bytes(tuned) + sum(tensor.nbytes for tensor in extra) + live.peak
