@@ -17,13 +17,13 @@ endif
 .PHONY: course test lab notebooks book check-book wheelhouse data clean
 
 course: $(READY)
-	$(BIN)/python tools/run_course.py
+	$(BIN)/python -m tools.build.course
 
 test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest tests -n 2 --dist loadfile
-	$(BIN)/python tools/solve_notebooks.py runs/solved
+	$(BIN)/python -m tools.build.solved runs/solved
 	$(BIN)/python -m pytest --nbmake notebooks runs/solved --nbmake-timeout=300
 
 lab: $(READY)
@@ -31,8 +31,8 @@ lab: $(READY)
 
 # notebooks/text/*.py -> notebooks/*.ipynb, executed, outputs kept
 notebooks: $(READY)
-	$(BIN)/python tools/build_notebooks.py
-	$(BIN)/python tools/build_chinese.py
+	$(BIN)/python -m tools.build.notebooks
+	$(BIN)/python -m tools.build.chinese
 
 # Both languages as static pages, from the notebooks' committed outputs: nothing is executed, and no PyTorch is needed.
 book: .venv-book/.ready
@@ -42,7 +42,7 @@ book: .venv-book/.ready
 
 # Links, search, and every page in headless Chromium; --noconftest, because the other tests' set-up imports PyTorch.
 check-book: .venv-book/.ready
-	$(BOOK)/python -m pytest --noconftest tests/test_book.py
+	$(BOOK)/python -m pytest --noconftest tests/pages/test_book.py
 
 # Everything a set-up installs, as files: for a stick, or a room with bad Wi-Fi. Same system and Python as the laptops.
 wheelhouse:
@@ -50,11 +50,11 @@ wheelhouse:
 	@rm -f wheelhouse/aurora_course-*
 	@du -sh wheelhouse
 
-# Rewrites the bundled rows, questions and probes; `tools/build_tiny_model.py` then pre-trains the tiny model.
+# Rewrites the bundled rows, questions and probes; `tools/build/tiny_model.py` then pre-trains the tiny model.
 data: $(READY)
-	$(BIN)/python tools/build_benchmarks.py
-	$(BIN)/python tools/build_preferences.py
-	$(BIN)/python tools/build_data.py
+	$(BIN)/python -m tools.build.benchmarks
+	$(BIN)/python -m tools.build.preferences
+	$(BIN)/python -m tools.build.data
 
 clean:
 	rm -rf .venv .venv-book book/_build runs .hypothesis .pytest_cache .ruff_cache *.egg-info

@@ -8,7 +8,7 @@ if os.environ.get("AURORA_SCALE") != "full":
     # and results do not depend on the number of cores. torch and bitsandbytes read this when they are imported.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from aurora_lib.scale import Scale, ScaleError, start
+from aurora_lib.course import Scale, ScaleError, start
 
 # On import bitsandbytes warns that an optional CPU kernel of the hub is missing; the course neither needs nor fetches it.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

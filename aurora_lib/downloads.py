@@ -21,9 +21,9 @@ from huggingface_hub import HfApi, constants, errors, hf_hub_url, snapshot_downl
 from huggingface_hub.file_download import http_get, repo_folder_name
 from huggingface_hub.utils import WeakFileLock, build_hf_headers, filter_repo_objects
 
-from aurora_lib import hub_benchmarks
-from aurora_lib.scale import FULL
-from aurora_lib.sources import SOURCES
+from aurora_lib.course.scale import FULL
+from aurora_lib.data.sources import SOURCES
+from aurora_lib.evaluation import hub as hub_benchmarks
 
 ADAPTER = "wangrongsheng/Aurora@800248aab91edc742e220cdfcf426fab33b746e6"  # the authors' own
 VARIABLES = {part: f"AURORA_{part.upper()}" for part in ("model", "data", "benchmarks", "adapter")}

@@ -8,19 +8,19 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")
-def words():
+def tokenizer():
     """The tiny model's tokenizer."""
-    from aurora_lib import tokenizer
-    from aurora_lib.scale import DATA
+    from aurora_lib.course.scale import DATA
+    from aurora_lib.model import load_tokenizer
 
-    return tokenizer.load(DATA / "tiny")
+    return load_tokenizer(DATA / "tiny")
 
 
 @pytest.fixture(scope="module")
 def model():
     """The tiny model in 4 bits, with the bundled adapter."""
-    from aurora_lib import adapters, nf4
-    from aurora_lib.scale import DATA
+    from aurora_lib.course.scale import DATA
+    from aurora_lib.model import load_adapter, load_model
 
-    base = nf4.load(DATA / "tiny", dtype=torch.float32, device="cpu")
-    return adapters.load_adapter(base, DATA / "tiny_adapter")
+    base = load_model(DATA / "tiny", dtype=torch.float32, device="cpu")
+    return load_adapter(base, DATA / "tiny_adapter")

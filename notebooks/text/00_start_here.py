@@ -10,15 +10,13 @@
 # **Two scales, one set of notebooks.** `tiny` (the default) runs on any laptop, without a network: a Mixtral of a few million
 # parameters that shows the habit in its pure form. `full` is the real model on one rented GPU: set `AURORA_SCALE=full` before you start.
 
+# %% [markdown]
+# **Set-up.** On your own machine, open the notebooks with `make lab`. Colab opens a notebook without its repository: run
+# `!git clone https://github.com/OWNER/REPO aurora && bash aurora/binder/colab` in a cell first, with OWNER/REPO as in the page's
+# address, then choose *Runtime > Restart session*.
+
 # %%
-try:
-    import aurora_lib
-except ModuleNotFoundError:
-    raise ModuleNotFoundError(
-        "aurora_lib is not installed in this kernel. On your own machine: make lab. In Colab, which opens a notebook "
-        "without its repository: run the next line in a cell, OWNER/REPO as in the page's address; then choose Runtime > "
-        "Restart session.\n!git clone https://github.com/OWNER/REPO aurora && bash aurora/binder/colab"
-    ) from None
+import aurora_lib
 
 scale = aurora_lib.start("00")
 
@@ -31,11 +29,12 @@ scale = aurora_lib.start("00")
 # %%
 from IPython.display import HTML
 
-from aurora_lib import chat, nf4, tokenizer
+from aurora_lib import chat
+from aurora_lib.model import load_model, load_tokenizer
 
-base = nf4.load(scale.base_model, **scale.loading)
-words = tokenizer.load(scale.base_model, revision=scale.revision)
-session = chat.ChatSession(base, words, max_new_tokens=scale.max_new_tokens)
+base = load_model(scale.base_model, **scale.loading)
+tokenizer = load_tokenizer(scale.base_model, revision=scale.revision)
+session = chat.ChatSession(base, tokenizer, max_new_tokens=scale.max_new_tokens)
 for question in ("你好", "你是谁？", "我有点头疼。"):
     session.say(question)
 HTML(chat.to_html(session.messages))
@@ -53,7 +52,7 @@ HTML(chat.to_html(session.messages))
 # %%
 import pandas as pd
 
-from aurora_lib import paper
+from aurora_lib.course import paper
 
 pd.options.display.max_colwidth = None
 stated = paper.CONVERSATIONS | paper.TRAINING | {f"memory, {k}": v for k, v in paper.MEMORY.items()}
@@ -69,7 +68,8 @@ pd.DataFrame(
 # the paper's 45 GiB; notebook 03 says what is known about the gap.
 
 # %%
-from aurora_lib import memory, results
+from aurora_lib.course import results
+from aurora_lib.model import memory
 
 training = memory.predict(memory.MIXTRAL_8X7B)
 inference = memory.predict(memory.MIXTRAL_8X7B, train=False, batch=1, length=2048)
@@ -137,7 +137,7 @@ exercises.check("00.3", steps)
 # *your* run with the one recorded at `tiny` (the tolerances are in `aurora_lib/results.py`); it says nothing about the paper.
 
 # %%
-from aurora_lib.language import language
+from aurora_lib.data.languages import language
 
 answers = [m["content"] for m in session.messages if m["role"] == "assistant"]
 results.record(

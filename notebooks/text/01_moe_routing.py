@@ -5,15 +5,13 @@
 # a test, say what Mixtral stores and what a token uses, tell what is fast about it, and look at a router's (路由) choices
 # without reading more into them than a random router shows.
 
+# %% [markdown]
+# **Set-up.** On your own machine, open the notebooks with `make lab`. Colab opens a notebook without its repository: run
+# `!git clone https://github.com/OWNER/REPO aurora && bash aurora/binder/colab` in a cell first, with OWNER/REPO as in the page's
+# address, then choose *Runtime > Restart session*.
+
 # %%
-try:
-    import aurora_lib
-except ModuleNotFoundError:
-    raise ModuleNotFoundError(
-        "aurora_lib is not installed in this kernel. On your own machine: make lab. In Colab, which opens a notebook "
-        "without its repository: run the next line in a cell, OWNER/REPO as in the page's address; then choose Runtime > "
-        "Restart session.\n!git clone https://github.com/OWNER/REPO aurora && bash aurora/binder/colab"
-    ) from None
+import aurora_lib
 
 scale = aurora_lib.start("01")
 
@@ -151,7 +149,7 @@ print("gradient of the four logits:", [round(g, 3) + 0.0 for g in scores.grad[0]
 # %%
 from transformers import AutoModelForCausalLM
 
-from aurora_lib.memory import MIXTRAL_8X7B
+from aurora_lib.model.memory import MIXTRAL_8X7B
 
 
 def parameters(config, experts):
@@ -210,12 +208,15 @@ print(f"Mixtral-8x7B: {sparse:.1f} GFLOPs a token; if all eight experts ran, {de
 # Now a trained model: this scale's base. It reads facts in both languages, and `routing.trace_many` keeps what every router chose.
 
 # %%
-from aurora_lib import language, nf4, probes, routing, tokenizer
+from aurora_lib import routing
+from aurora_lib.data import languages as language
+from aurora_lib.evaluation import probes
+from aurora_lib.model import load_model, load_tokenizer
 
-base = nf4.load(scale.base_model, **scale.loading)
-words = tokenizer.load(scale.base_model, revision=scale.revision)
+base = load_model(scale.base_model, **scale.loading)
+tokenizer = load_tokenizer(scale.base_model, revision=scale.revision)
 texts = [fact[side]["answer"] for fact in probes.load_probes()[::4] for side in ("zh", "en")]
-trace = routing.join(routing.trace_many(base, words, texts))
+trace = routing.join(routing.trace_many(base, tokenizer, texts))
 print(f"{len(texts)} texts, {len(trace.tokens)} tokens, {len(trace.layers)} layers, experts {list(trace.experts.shape)}")
 
 # %% [markdown]
@@ -428,7 +429,7 @@ print(f"crossing at about {h100 * 8 * 2 / 4:,.0f} tokens")
 # %%
 from IPython.display import HTML
 
-HTML(routing.to_html(routing.trace(base, words, "法国的首都是巴黎。 The capital of France is Paris. 龘"), layer=0))
+HTML(routing.to_html(routing.trace(base, tokenizer, "法国的首都是巴黎。 The capital of France is Paris. 龘"), layer=0))
 
 # %% [markdown]
 # One sentence proves nothing. The loads above are of all our texts; now to what they go with.
@@ -449,7 +450,7 @@ routing.plot_groups(routing.load_by_group(trace, languages), layers=sorted({0, l
 # baseline is drawn so that chance passes it in at least one of the layers about one time in 20.
 
 # %%
-random_routers = routing.random_traces(base, words, texts)
+random_routers = routing.random_traces(base, tokenizer, texts)
 gap = routing.compare(routing.load_gap, trace, random_routers, labels=languages)
 print(gap)
 
@@ -492,7 +493,7 @@ routing.plot_statistic(found["token"], ax=axes[1]);
 # the load's entropy (熵), all that could be told about an expert, with the bound of the random routers:
 
 # %%
-from aurora_lib.routing_statistics import bound
+from aurora_lib.routing.statistics import bound
 
 everything = routing.entropy(load)
 of_random = torch.stack([routing.entropy(routing.load(one)) for one in random_routers])
@@ -542,16 +543,16 @@ pd.DataFrame(rows, columns=["claim", "layers above every baseline"])
 # repeating alone moves), and the base in another precision.
 
 # %%
-from aurora_lib import adapters
+from aurora_lib.model import find_adapter, load_adapter
 
-tuned = adapters.load_adapter(base, adapters.find_adapter(scale))
+tuned = load_adapter(base, find_adapter(scale))
 untuned = routing.WithoutAdapter(tuned)  # the base, without a second copy of the weights
-after = routing.join(routing.trace_many(tuned, words, texts))
-floors = {"random changes": routing.random_adapter_traces(tuned, words, texts)}
-floors["adapter off"] = [routing.join(routing.trace_many(untuned, words, texts))]
+after = routing.join(routing.trace_many(tuned, tokenizer, texts))
+floors = {"random changes": routing.random_adapter_traces(tuned, tokenizer, texts)}
+floors["adapter off"] = [routing.join(routing.trace_many(untuned, tokenizer, texts))]
 if scale.name == "tiny":  # at full, a second copy in another precision would not fit
-    rounded = nf4.load(scale.base_model, dtype=torch.bfloat16, device="cpu")
-    floors["bf16"] = [routing.join(routing.trace_many(rounded, words, texts))]
+    rounded = load_model(scale.base_model, dtype=torch.bfloat16, device="cpu")
+    floors["bf16"] = [routing.join(routing.trace_many(rounded, tokenizer, texts))]
 moved = routing.shift(trace, after, floors)
 table = moved.table()
 table.drop(columns=[column for column in table if column.endswith(": mean")]).round(3)
@@ -569,11 +570,11 @@ table.drop(columns=[column for column in table if column.endswith(": mean")]).ro
 # %%
 from IPython.display import display
 
-from aurora_lib import explorer
+from aurora_lib.routing import explorer
 
 models = {"base": untuned, "tuned": tuned, "random": routing.random_router(untuned)}
-display(explorer.widget(models, words))
-HTML(explorer.to_html(models, words, layer=1))
+display(explorer.widget(models, tokenizer))
+HTML(explorer.to_html(models, tokenizer, layer=1))
 
 # %% [markdown]
 # ## Exercises
@@ -620,7 +621,7 @@ exercises.check("01.3", balance)
 # ## Paper, records and you
 
 # %%
-from aurora_lib import results
+from aurora_lib.course import results
 
 
 def mean(values):

@@ -7,15 +7,13 @@
 # At `tiny` the files are samples of our own in the released layouts, dirt included. `AURORA_DATA=/a/folder` reads yours; at `full` the
 # three released files are read. (`tools/bench_cleaning.py` times the same code on as many synthetic rows as the paper has.)
 
+# %% [markdown]
+# **Set-up.** On your own machine, open the notebooks with `make lab`. Colab opens a notebook without its repository: run
+# `!git clone https://github.com/OWNER/REPO aurora && bash aurora/binder/colab` in a cell first, with OWNER/REPO as in the page's
+# address, then choose *Runtime > Restart session*.
+
 # %%
-try:
-    import aurora_lib
-except ModuleNotFoundError:
-    raise ModuleNotFoundError(
-        "aurora_lib is not installed in this kernel. On your own machine: make lab. In Colab, which opens a notebook "
-        "without its repository: run the next line in a cell, OWNER/REPO as in the page's address; then choose Runtime > "
-        "Restart session.\n!git clone https://github.com/OWNER/REPO aurora && bash aurora/binder/colab"
-    ) from None
+import aurora_lib
 
 scale = aurora_lib.start("02")
 
@@ -29,7 +27,8 @@ scale = aurora_lib.start("02")
 import json
 from itertools import islice
 
-from aurora_lib import json_rows, sources
+from aurora_lib.data import rows as json_rows
+from aurora_lib.data import sources
 
 data = scale.data or "hub"
 for name in sources.SOURCES:
@@ -68,7 +67,7 @@ table.groupby("file").head(3).reset_index(drop=True)
 # ten rows of the kinds that real files hold. **Before you run the cell:** which will be mended, and which dropped?
 
 # %%
-from aurora_lib import drops, edits
+from aurora_lib.data import drops, edits
 
 
 def talk(question, answer):
@@ -115,7 +114,7 @@ for messages in good:
 # %%
 from IPython.display import display
 
-from aurora_lib import cleaning, duplicates
+from aurora_lib.data import cleaning, duplicates
 
 optional = {step.__name__ for step in edits.OPTIONAL}
 with pd.option_context("display.max_colwidth", None):
@@ -163,7 +162,7 @@ pd.DataFrame(rows, columns=["step", "question", "last turn", "reason, or the row
 # stands for it.)
 
 # %%
-from aurora_lib import browsing
+from aurora_lib.data import browsing
 
 browsing.browse(result)
 
@@ -270,7 +269,7 @@ found.groupby("characters").found.agg(planted="size", found="sum", share="mean")
 # of other scripts, where 20 are a stock phrase), and for shorter questions as a whole.
 
 # %%
-from aurora_lib import contamination
+from aurora_lib.data import contamination
 
 asked = contamination.questions(scale.benchmarks)
 overlaps = contamination.overlaps(result.kept, asked)
@@ -289,7 +288,7 @@ pd.DataFrame([[row["question"], texts[row["id"]][0]["content"]] for row in overl
 # have one round each.)
 
 # %%
-from aurora_lib import paper
+from aurora_lib.course import paper
 
 published = {
     "alpaca_zh": (paper.CONVERSATIONS["alpaca_data_zh_51k, single round"].value, 0),
@@ -309,7 +308,7 @@ table1.map("{:,}".format)
 # often one topic uses it, learns from those. How often its guess is right was measured on prompts labelled by hand (`tools/measure_categories.py`).
 
 # %%
-from aurora_lib import categories
+from aurora_lib.data import topics as categories
 
 classifier = categories.fit(result.kept["messages"])
 topics = classifier.topics(result.kept["messages"], result.kept["category"])
@@ -327,10 +326,11 @@ print("a guess is right for {accuracy:.0%} of {n} hand-labelled prompts, 95 % in
 # bytes, like the last one of 巴黎. Same facts, both languages, the *real* tokenizer:
 
 # %%
-from aurora_lib import evaluation, tokenizer
-from aurora_lib.language import HAN
+from aurora_lib import evaluation
+from aurora_lib.data.languages import HAN
+from aurora_lib.model import load_tokenizer
 
-mixtral_tokenizer = tokenizer.load()
+mixtral_tokenizer = load_tokenizer()
 print(mixtral_tokenizer.tokenize("法国的首都是巴黎。"))
 chinese = sum(bool(HAN.search(piece)) for piece in mixtral_tokenizer.get_vocab())
 facts = {side: "".join(probe[side]["answer"] for probe in evaluation.load_probes()) for side in ("zh", "en")}
@@ -345,7 +345,7 @@ print(f"{per_character:.2f} tokens a Chinese character (punctuation included); {
 # too long within a single exchange is lost (and the second piece its memory of the first: a lone "继续" may open it). How much, at each length:
 
 # %%
-from aurora_lib import splitting
+from aurora_lib.data import splitting
 
 sizes = splitting.exchange_tokens(result.kept["messages"], mixtral_tokenizer)
 total = sum(map(sum, sizes))
@@ -374,9 +374,10 @@ axes.legend();
 # it, from where, under which licence, and what was done to it.
 
 # %%
-from aurora_lib import conversations, data_card
+from aurora_lib.data import card as data_card
+from aurora_lib.data import conversations
 
-own = tokenizer.load(scale.base_model, revision=scale.revision)
+own = load_tokenizer(scale.base_model, revision=scale.revision)
 saved = splitting.split(result.kept, own, scale.length)
 path = conversations.save(saved, scale)
 bundled = scale.data == sources.DATA / "rows"
@@ -444,7 +445,7 @@ exercises.check("02.4", half)
 # ## Paper, records and you
 
 # %%
-from aurora_lib import results
+from aurora_lib.course import results
 
 results.record(
     "02",

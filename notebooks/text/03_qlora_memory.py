@@ -5,15 +5,13 @@
 # pencil-and-paper arithmetic, say why today's libraries silently leave Mixtral's experts in 16 bits, and predict what a tuning
 # run needs before anything is loaded.
 
+# %% [markdown]
+# **Set-up.** On your own machine, open the notebooks with `make lab`. Colab opens a notebook without its repository: run
+# `!git clone https://github.com/OWNER/REPO aurora && bash aurora/binder/colab` in a cell first, with OWNER/REPO as in the page's
+# address, then choose *Runtime > Restart session*.
+
 # %%
-try:
-    import aurora_lib
-except ModuleNotFoundError:
-    raise ModuleNotFoundError(
-        "aurora_lib is not installed in this kernel. On your own machine: make lab. In Colab, which opens a notebook "
-        "without its repository: run the next line in a cell, OWNER/REPO as in the page's address; then choose Runtime > "
-        "Restart session.\n!git clone https://github.com/OWNER/REPO aurora && bash aurora/binder/colab"
-    ) from None
+import aurora_lib
 
 scale = aurora_lib.start("03")
 
@@ -109,7 +107,7 @@ axes.set(xlabel="relative error of the weights", xlim=(0, max(errors.values()) *
 # *Double quantization* then squeezes the absmax values themselves: 8 bits each, and one 32-bit scale for 256 of them.
 
 # %%
-from aurora_lib.memory import nf4_bytes
+from aurora_lib.model.memory import nf4_bytes
 
 print(
     f"bits per weight: {8 * nf4_bytes(double_quant=False):.3f}, with double quantization {8 * nf4_bytes():.3f}"
@@ -143,13 +141,14 @@ print(f"full matrix {frozen.weight.numel()} parameters, adapter {A.numel() + B.n
 # %%
 from transformers import AutoModelForCausalLM
 
-from aurora_lib import nf4 as nf4_experts
-from aurora_lib.scale import DATA
+from aurora_lib.course.scale import DATA
+from aurora_lib.model import load_model
+from aurora_lib.model import nf4 as nf4_experts
 
 stock = AutoModelForCausalLM.from_pretrained(
     DATA / "tiny", quantization_config=nf4_experts.config(torch.float32)
 )
-ours = nf4_experts.load(DATA / "tiny", dtype=torch.float32, device="cpu")
+ours = load_model(DATA / "tiny", dtype=torch.float32, device="cpu")
 for name, model in (("stock load_in_4bit", stock), ("nf4.load", ours)):
     stack, parameter = next(iter(nf4_experts.expert_stacks(model).items()))
     print(f"{name:20} {stack} is {parameter.dtype}, {parameter.numel() * parameter.element_size():,} bytes")
@@ -182,7 +181,7 @@ print(f"largest difference from a model with the same weights, unpacked: {differ
 # peak after that layer's memory is freed, so only what exceeds it would count.
 
 # %%
-from aurora_lib import memory
+from aurora_lib.model import memory
 
 training = memory.predict(memory.MIXTRAL_8X7B)
 training
@@ -258,7 +257,7 @@ ipywidgets.interact(budget, batch=(1, 32), length=(256, 8192, 256), rank=(1, 64)
 # The model of your scale, loaded: the bytes its tensors really hold, beside the prediction.
 
 # %%
-base = nf4_experts.load(scale.base_model, **scale.loading)
+base = load_model(scale.base_model, **scale.loading)
 predicted = memory.predict(base.config, dtype=scale.loading["dtype"]).weights
 
 
@@ -349,7 +348,7 @@ exercises.check("03.3", parameters)
 # ## Paper, records and you
 
 # %%
-from aurora_lib import results
+from aurora_lib.course import results
 
 results.record(
     "03",

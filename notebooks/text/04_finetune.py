@@ -4,15 +4,13 @@
 # Paper: sections 3 and 4.1. **After this notebook you can** run the paper's recipe, say what every value in it does and what happens
 # if you change it, stop it and go on, and show with numbers how far the language of the answers changed, and what it cost.
 
+# %% [markdown]
+# **Set-up.** On your own machine, open the notebooks with `make lab`. Colab opens a notebook without its repository: run
+# `!git clone https://github.com/OWNER/REPO aurora && bash aurora/binder/colab` in a cell first, with OWNER/REPO as in the page's
+# address, then choose *Runtime > Restart session*.
+
 # %%
-try:
-    import aurora_lib
-except ModuleNotFoundError:
-    raise ModuleNotFoundError(
-        "aurora_lib is not installed in this kernel. On your own machine: make lab. In Colab, which opens a notebook "
-        "without its repository: run the next line in a cell, OWNER/REPO as in the page's address; then choose Runtime > "
-        "Restart session.\n!git clone https://github.com/OWNER/REPO aurora && bash aurora/binder/colab"
-    ) from None
+import aurora_lib
 
 scale = aurora_lib.start("04")
 
@@ -28,14 +26,14 @@ import json
 
 from IPython.display import HTML
 
-from aurora_lib import tokenizer
-from aurora_lib.conversations import clean_conversations
+from aurora_lib.data.conversations import clean_conversations
+from aurora_lib.model import load_tokenizer
 
 conversations = clean_conversations(scale)
-words = tokenizer.load(scale.base_model, revision=scale.revision)
+tokenizer = load_tokenizer(scale.base_model, revision=scale.revision)
 example = next((row for row in conversations if len(row["messages"]) == 4), conversations[0])
-encoded = words.apply_chat_template(example["messages"], return_dict=True, return_assistant_tokens_mask=True)
-pieces = zip(words.convert_ids_to_tokens(encoded["input_ids"]), encoded["assistant_masks"], strict=True)
+encoded = tokenizer.apply_chat_template(example["messages"], return_dict=True, return_assistant_tokens_mask=True)
+pieces = zip(tokenizer.convert_ids_to_tokens(encoded["input_ids"]), encoded["assistant_masks"], strict=True)
 shown = [
     f"<b style='background:#bfe8bf;color:#111'>{html.escape(piece)}</b>" if learned else html.escape(piece)
     for piece, learned in list(pieces)[:120]
@@ -53,7 +51,8 @@ HTML(" ".join(shown))
 # %%
 from peft import LoraConfig
 
-from aurora_lib import paper, training
+from aurora_lib import training
+from aurora_lib.course import paper
 
 lora = LoraConfig(
     task_type="CAUSAL_LM",
@@ -116,10 +115,11 @@ plan
 # out in Chinese, not to teach them.) "Right" wants the right fact in the language of the question; in brackets the 95 % interval.
 
 # %%
-from aurora_lib import evaluation, nf4
+from aurora_lib import evaluation
+from aurora_lib.model import load_model
 
-base = nf4.load(scale.base_model, **scale.loading)
-before = evaluation.probe(base, words, max_new_tokens=scale.max_new_tokens)
+base = load_model(scale.base_model, **scale.loading)
+before = evaluation.probe(base, tokenizer, max_new_tokens=scale.max_new_tokens)
 print(before)
 
 # %% [markdown]
@@ -132,9 +132,9 @@ print(before)
 # logs tokens a second and memory. A few of the conversations are English on purpose, and further down you see why.
 
 # %%
-from aurora_lib.language import language
+from aurora_lib.data.languages import language
 
-trainer = training.build_trainer(base, words, conversations, scale, args, lora)
+trainer = training.build_trainer(base, tokenizer, conversations, scale, args, lora)
 trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
 english = sum(language(row["messages"][-1]["content"]) == "en" for row in conversations)
 print(f"{trained:,} trainable parameters, {len(conversations):,} conversations, {english} of them English")
@@ -145,7 +145,7 @@ print(f"{trained:,} trainable parameters, {len(conversations):,} conversations, 
 # very weights of a run that nobody disturbed.
 
 # %%
-from aurora_lib import callbacks
+from aurora_lib.training import callbacks
 
 trainer.add_callback(callbacks.LivePlot(plan.memory))
 run = training.run(trainer)
@@ -173,7 +173,7 @@ print(f"loss on 64 of the training conversations {loss_before:.3f} -> {loss_afte
 
 # %%
 tuned = trainer.model.eval()
-after = evaluation.probe(tuned, words, max_new_tokens=scale.max_new_tokens)
+after = evaluation.probe(tuned, tokenizer, max_new_tokens=scale.max_new_tokens)
 evaluation.plot({"base": before.scores, "tuned": after.scores}, chance=None, title="Held-out facts")
 print(after)
 # %%
@@ -206,9 +206,9 @@ pd.DataFrame(wrong, columns=["question", "answer", "expected"]).head(5)
 # saved again, and the checkpoints go once the adapter is there whole.
 
 # %%
-from aurora_lib import adapters
+from aurora_lib.model import save_adapter
 
-folder = adapters.save_adapter(trainer, scale)
+folder = save_adapter(trainer, scale)
 pd.DataFrame({"bytes": {file.name: file.stat().st_size for file in sorted(folder.iterdir())}})
 
 # %%
@@ -227,7 +227,8 @@ Markdown(re.sub("(?m)^(#+ )", r"##\1", card))
 # read every other row against *their* spread. With one seed and so few questions, a few points are noise.
 
 # %%
-from aurora_lib import experiments, results
+from aurora_lib.course import results
+from aurora_lib.training import experiments
 
 record = json.loads((results.RECORDED / "tiny" / "experiments.json").read_text(encoding="utf-8"))
 columns = [

@@ -7,15 +7,13 @@
 # At `tiny` the questions are our own, in the released CSV layouts: all three benchmarks ask about the same facts, MMLU in English, so their scores are
 # no independent evidence. `AURORA_BENCHMARKS=/a/folder` reads the released files.
 
+# %% [markdown]
+# **Set-up.** On your own machine, open the notebooks with `make lab`. Colab opens a notebook without its repository: run
+# `!git clone https://github.com/OWNER/REPO aurora && bash aurora/binder/colab` in a cell first, with OWNER/REPO as in the page's
+# address, then choose *Runtime > Restart session*.
+
 # %%
-try:
-    import aurora_lib
-except ModuleNotFoundError:
-    raise ModuleNotFoundError(
-        "aurora_lib is not installed in this kernel. On your own machine: make lab. In Colab, which opens a notebook "
-        "without its repository: run the next line in a cell, OWNER/REPO as in the page's address; then choose Runtime > "
-        "Restart session.\n!git clone https://github.com/OWNER/REPO aurora && bash aurora/binder/colab"
-    ) from None
+import aurora_lib
 
 scale = aurora_lib.start("05")
 
@@ -26,12 +24,13 @@ scale = aurora_lib.start("05")
 # look at the text the model reads, with one example instead of five.
 
 # %%
-from aurora_lib import adapters, evaluation, nf4, tokenizer
+from aurora_lib import evaluation
+from aurora_lib.model import find_adapter, load_adapter, load_model, load_tokenizer
 
 root = scale.benchmarks or "hub"
-base = nf4.load(scale.base_model, **scale.loading)
-words = tokenizer.load(scale.base_model, revision=scale.revision)
-model = adapters.load_adapter(base, adapters.find_adapter(scale))
+base = load_model(scale.base_model, **scale.loading)
+tokenizer = load_tokenizer(scale.base_model, revision=scale.revision)
+model = load_adapter(base, find_adapter(scale))
 
 subjects = evaluation.load_subjects("ceval", root)
 subject = next(iter(subjects))
@@ -47,8 +46,8 @@ import matplotlib.pyplot as plt
 import torch
 
 prompt = evaluation.letter_prompt(questions[0], examples, subjects[subject]["name"], "zh")
-ids = torch.tensor([evaluation.encode(words, prompt)], device=model.device)
-letters = [letter[0] for letter in evaluation.letter_ids(words, "zh")]
+ids = torch.tensor([evaluation.encode(tokenizer, prompt)], device=model.device)
+letters = [letter[0] for letter in evaluation.letter_ids(tokenizer, "zh")]
 with torch.no_grad():
     probabilities = model(ids).logits[0, -1, letters].float().softmax(-1).tolist()
 
@@ -73,9 +72,9 @@ axes.set(title="Tuned model, one question: the right letter is green", ylabel="s
 # %%
 name = subjects[subject]["name"]
 prompts = [evaluation.letter_prompt(question, examples, name, "zh") for question in questions]
-lengths = [len(evaluation.encode(words, text)) for text in prompts]
+lengths = [len(evaluation.encode(tokenizer, text)) for text in prompts]
 beginning = prompts[0].rpartition("\n\n")[0]
-prefix = len(evaluation.encode(words, beginning))
+prefix = len(evaluation.encode(tokenizer, beginning))
 read = prefix + sum(length - prefix for length in lengths)
 print(f"{len(questions)} questions of about {lengths[0]} tokens, {prefix} of them the same:")
 print(f"{sum(lengths):,} tokens in all, or {read:,} with the prefix read once")
@@ -92,8 +91,8 @@ print(f"{sum(lengths):,} tokens in all, or {read:,} with the prefix read once")
 scores, cache = {}, scale.runs / "scores"
 for task in evaluation.TASKS:
     with model.disable_adapter():
-        scores[task, "letter", "base"] = evaluation.multiple_choice(model, words, task, root=root, cache=cache)
-    scores[task, "letter", "tuned"] = evaluation.multiple_choice(model, words, task, root=root, cache=cache)
+        scores[task, "letter", "base"] = evaluation.multiple_choice(model, tokenizer, task, root=root, cache=cache)
+    scores[task, "letter", "tuned"] = evaluation.multiple_choice(model, tokenizer, task, root=root, cache=cache)
     for which in ("base", "tuned"):
         print(f"{which:6}", scores[task, "letter", which])
 
@@ -132,8 +131,8 @@ print(f"{sum(held.values())} of {len(held)} intervals hold the chance line; not:
 for task in evaluation.TASKS:
     settings = dict(root=root, scoring="cloze", cache=cache)
     with model.disable_adapter():
-        scores[task, "cloze", "base"] = evaluation.multiple_choice(model, words, task, **settings)
-    scores[task, "cloze", "tuned"] = evaluation.multiple_choice(model, words, task, **settings)
+        scores[task, "cloze", "base"] = evaluation.multiple_choice(model, tokenizer, task, **settings)
+    scores[task, "cloze", "tuned"] = evaluation.multiple_choice(model, tokenizer, task, **settings)
     for which in ("base", "tuned"):
         print(f"{which:6}", scores[task, "cloze", which])
 
@@ -188,8 +187,8 @@ pd.DataFrame(
 found = {}
 for which in ("base", "tuned"):
     with model.disable_adapter() if which == "base" else torch.no_grad():
-        probed = evaluation.probe(model, words, max_new_tokens=scale.max_new_tokens)
-        found[which] = probed, evaluation.skills(model, words)
+        probed = evaluation.probe(model, tokenizer, max_new_tokens=scale.max_new_tokens)
+        found[which] = probed, evaluation.skills(model, tokenizer)
 before, after = found["base"][0], found["tuned"][0]
 pd.DataFrame({which: probed.scores | skills.scores for which, (probed, skills) in found.items()}).map(str)
 
@@ -222,7 +221,8 @@ for asked in ("zh", "en"):
 # *Perplexity* asks how well the model foresees the reference itself: 1 would be perfect foresight.
 
 # %%
-from aurora_lib import generation_metrics, paper
+from aurora_lib.course import paper
+from aurora_lib.evaluation import metrics as generation_metrics
 
 held_out = [probe for probe in evaluation.load_probes() if probe["held_out"]]
 questions_zh, answers_zh = ([probe["zh"][side] for probe in held_out] for side in ("question", "answer"))
@@ -233,9 +233,9 @@ talks = [
 near = {}
 for which in ("base", "tuned"):
     with model.disable_adapter() if which == "base" else torch.no_grad():
-        said = evaluation.answers(model, words, questions_zh, max_new_tokens=scale.max_new_tokens)
+        said = evaluation.answers(model, tokenizer, questions_zh, max_new_tokens=scale.max_new_tokens)
         near[which] = generation_metrics.compare(said, answers_zh)
-        near[which]["perplexity"] = generation_metrics.perplexity(model, words, talks).value
+        near[which]["perplexity"] = generation_metrics.perplexity(model, tokenizer, talks).value
 checkpoint, published = max(paper.GENERATION_SCORES.items(), key=lambda item: item[1][0])
 names = ("BLEU-4", "ROUGE-1", "ROUGE-2", "ROUGE-L")
 near[f"paper's repository: checkpoint {checkpoint}, best of 5 by BLEU-4"] = dict(zip(names, published, strict=True))
@@ -277,7 +277,7 @@ def predictions(turned):
         for question in evaluation.load_questions("ceval", subject, "val", root)[0][:4]:
             text = evaluation.letter_prompt(question, examples[::-1] if turned else examples, entry["name"], "zh")
             with torch.no_grad():
-                logits = model(torch.tensor([evaluation.encode(words, text)], device=model.device)).logits[0, -1, letters]
+                logits = model(torch.tensor([evaluation.encode(tokenizer, text)], device=model.device)).logits[0, -1, letters]
             found.append(("ABCD"[logits.argmax()], question.answer))
     return found
 
@@ -294,9 +294,9 @@ print(f"{sum(a != b for a, b in zip(one, other, strict=True))} predictions diffe
 # how to run it on this model and adapter. `tools/bench_evaluation.py` compares every prediction, the seconds and the memory on two other models.
 
 # %%
-from aurora_lib import harness
+from aurora_lib.evaluation import harness
 
-print("task written:", harness.export(scores["cmmlu", "letter", "tuned"], words, scale.runs / "harness").name)
+print("task written:", harness.export(scores["cmmlu", "letter", "tuned"], tokenizer, scale.runs / "harness").name)
 
 # %% [markdown]
 # ## Exercises
@@ -344,7 +344,7 @@ exercises.check("05.3", average)
 # ## Paper, records and you
 
 # %%
-from aurora_lib import results
+from aurora_lib.course import results
 
 values = {}
 for (task, how, which), result in scores.items():

@@ -4,15 +4,13 @@
 # Paper: Introduction and Appendix A to I. **After this notebook you can** keep a conversation in the model's exact format, stream its
 # answer token by token, set base and tuned model side by side on one copy of the weights, and say where not to trust either.
 
+# %% [markdown]
+# **Set-up.** On your own machine, open the notebooks with `make lab`. Colab opens a notebook without its repository: run
+# `!git clone https://github.com/OWNER/REPO aurora && bash aurora/binder/colab` in a cell first, with OWNER/REPO as in the page's
+# address, then choose *Runtime > Restart session*.
+
 # %%
-try:
-    import aurora_lib
-except ModuleNotFoundError:
-    raise ModuleNotFoundError(
-        "aurora_lib is not installed in this kernel. On your own machine: make lab. In Colab, which opens a notebook "
-        "without its repository: run the next line in a cell, OWNER/REPO as in the page's address; then choose Runtime > "
-        "Restart session.\n!git clone https://github.com/OWNER/REPO aurora && bash aurora/binder/colab"
-    ) from None
+import aurora_lib
 
 scale = aurora_lib.start("06")
 
@@ -23,18 +21,19 @@ scale = aurora_lib.start("06")
 # further down need it.)
 
 # %%
-from aurora_lib import adapters, chat, nf4, tokenizer
+from aurora_lib import chat
+from aurora_lib.model import find_adapter, load_adapter, load_model, load_tokenizer
 
-base = nf4.load(scale.base_model, **scale.loading)
-words = tokenizer.load(scale.base_model, revision=scale.revision)
-model = adapters.load_adapter(base, adapters.find_adapter(scale))
+base = load_model(scale.base_model, **scale.loading)
+tokenizer = load_tokenizer(scale.base_model, revision=scale.revision)
+model = load_adapter(base, find_adapter(scale))
 
 history = [
     {"role": "user", "content": "你好"},
     {"role": "assistant", "content": "你好！有什么可以帮你的吗？"},
     {"role": "user", "content": "猫头鹰属于什么动物？"},
 ]
-prompt = words.apply_chat_template(history, tokenize=False)
+prompt = tokenizer.apply_chat_template(history, tokenize=False)
 print(prompt)
 
 # %% [markdown]
@@ -46,17 +45,17 @@ print(prompt)
 # %%
 import torch
 
-ids = words(prompt, add_special_tokens=False, return_tensors="pt").input_ids.to(model.device)
+ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt").input_ids.to(model.device)
 cache, answer = None, []
 with torch.inference_mode():
     while len(answer) < scale.max_new_tokens:
         out = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
         cache, ids = out.past_key_values, out.logits[:, -1].argmax(-1, keepdim=True)
-        if ids.item() == words.eos_token_id:
+        if ids.item() == tokenizer.eos_token_id:
             break
         answer.append(ids.item())
-print(words.convert_ids_to_tokens(answer))
-print(words.decode(answer))
+print(tokenizer.convert_ids_to_tokens(answer))
+print(tokenizer.decode(answer))
 
 # %% [markdown]
 # (`▁` is the tokenizer's mark for a space.)
@@ -67,7 +66,7 @@ print(words.decode(answer))
 # already. And it hands out text as it comes:
 
 # %%
-tuned = chat.ChatSession(model, words, max_new_tokens=scale.max_new_tokens)
+tuned = chat.ChatSession(model, tokenizer, max_new_tokens=scale.max_new_tokens)
 speeds = []
 for question in ("你好", "日本的首都是哪里？", "猫头鹰属于什么动物？"):
     print(question, "→", end=" ")
@@ -82,9 +81,9 @@ for question in ("你好", "日本的首都是哪里？", "猫头鹰属于什么
 # 筷子🐯 take, if 子 is a piece, and a `▁` stands in front?
 
 # %%
-from aurora_lib.decoding import TextStream
+from aurora_lib.chat.decoding import TextStream
 
-real = tokenizer.load()
+real = load_tokenizer()
 spelled = real("筷子🐯", add_special_tokens=False).input_ids
 print(len(spelled), real.convert_ids_to_tokens(spelled))
 print("one by one:", [real.decode(one) for one in spelled])
@@ -107,7 +106,7 @@ chat.widget(tuned)
 
 # %%
 file = tuned.save(scale.runs / "conversation.json")
-again = chat.ChatSession.load(file, model, words)
+again = chat.ChatSession.load(file, model, tokenizer)
 print(len(again.messages), "messages, the last one:", again.messages[-1]["content"])
 
 # %% [markdown]
@@ -115,7 +114,7 @@ print(len(again.messages), "messages, the last one:", again.messages[-1]["conten
 # same, made up. To see it, keep so much room for the answer that little is left for the history:
 
 # %%
-short = chat.ChatSession(model, words, max_new_tokens=model.config.max_position_embeddings - 64)
+short = chat.ChatSession(model, tokenizer, max_new_tokens=model.config.max_position_embeddings - 64)
 for question in ("日本的首都是哪里？", "猫头鹰属于什么动物？", "你好", "豆腐是用什么做的？"):
     short.say(question)
     used, room = short.context
@@ -130,8 +129,8 @@ for question in ("日本的首都是哪里？", "猫头鹰属于什么动物？"
 
 # %%
 settings = dict(max_new_tokens=scale.max_new_tokens)  # sessions of their own, whatever you set in the box
-untuned = chat.ChatSession(model, words, adapter=False, **settings)
-rows = chat.compare(chat.prompts(scale.name), untuned, chat.ChatSession(model, words, **settings))
+untuned = chat.ChatSession(model, tokenizer, adapter=False, **settings)
+rows = chat.compare(chat.prompts(scale.name), untuned, chat.ChatSession(model, tokenizer, **settings))
 rows
 
 # %% [markdown]
@@ -146,18 +145,18 @@ rows
 # %%
 import pandas as pd
 
-asked = words("<s>[INST] 筷子是用来做什么的？ [/INST] ", add_special_tokens=False, return_tensors="pt")
+asked = tokenizer("<s>[INST] 筷子是用来做什么的？ [/INST] ", add_special_tokens=False, return_tensors="pt")
 with torch.inference_mode():
     logits = model(**asked.to(model.device)).logits[0, -1].float().cpu()
 likely = logits.topk(6).indices
 chances = {f"temperature {t}": (logits / t).softmax(-1)[likely] for t in (0.5, 1, 2)}
-pd.DataFrame(chances, index=words.convert_ids_to_tokens(likely.tolist())).round(3)
+pd.DataFrame(chances, index=tokenizer.convert_ids_to_tokens(likely.tolist())).round(3)
 
 # %%
 pd.options.display.max_colwidth = None
 tries = {}
 for temperature, top_p in ((0, 1), (1, 1), (2, 1), (2, 0.5)):
-    session = chat.ChatSession(model, words, max_new_tokens=40, temperature=temperature, top_p=top_p, seed=1)
+    session = chat.ChatSession(model, tokenizer, max_new_tokens=40, temperature=temperature, top_p=top_p, seed=1)
     first = session.say("毛衣是用什么做的？")
     tries[f"temperature {temperature}, top_p {top_p}"] = [first, *["".join(session.regenerate()) for _ in range(2)]]
 pd.DataFrame(tries, index=["first", "anew", "once more"]).T
@@ -222,7 +221,7 @@ exercises.check("06.3", bubble)
 # ## Paper, records and you
 
 # %%
-from aurora_lib import results
+from aurora_lib.course import results
 
 summary = rows.summary()
 results.record(

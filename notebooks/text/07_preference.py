@@ -5,15 +5,13 @@
 # preference pairs, run Direct Preference Optimization (DPO, 直接偏好优化, arXiv 2305.18290) on top of your adapter with the right
 # reference model, and tell a better reward from a better model.
 
+# %% [markdown]
+# **Set-up.** On your own machine, open the notebooks with `make lab`. Colab opens a notebook without its repository: run
+# `!git clone https://github.com/OWNER/REPO aurora && bash aurora/binder/colab` in a cell first, with OWNER/REPO as in the page's
+# address, then choose *Runtime > Restart session*.
+
 # %%
-try:
-    import aurora_lib
-except ModuleNotFoundError:
-    raise ModuleNotFoundError(
-        "aurora_lib is not installed in this kernel. On your own machine: make lab. In Colab, which opens a notebook "
-        "without its repository: run the next line in a cell, OWNER/REPO as in the page's address; then choose Runtime > "
-        "Restart session.\n!git clone https://github.com/OWNER/REPO aurora && bash aurora/binder/colab"
-    ) from None
+import aurora_lib
 
 scale = aurora_lib.start("07")
 
@@ -28,7 +26,7 @@ scale = aurora_lib.start("07")
 # %%
 import pandas as pd
 
-from aurora_lib import preference
+from aurora_lib.training import preference
 
 pd.options.display.max_colwidth = None
 pairs = preference.load_pairs()
@@ -48,16 +46,17 @@ table.groupby("kind").head(2).sort_values("kind").set_index("kind")
 # `precompute_ref_log_probs=True` makes that pass once.)
 
 # %%
-from aurora_lib import adapters, evaluation, memory, nf4, tokenizer
+from aurora_lib import evaluation
+from aurora_lib.model import find_adapter, load_adapter, load_model, load_tokenizer, memory
 
-base = nf4.load(scale.base_model, **scale.loading)
-words = tokenizer.load(scale.base_model, revision=scale.revision)
+base = load_model(scale.base_model, **scale.loading)
+tokenizer = load_tokenizer(scale.base_model, revision=scale.revision)
 budget = memory.predict(base.config, batch=2 * scale.batch, length=scale.length, dtype=scale.loading["dtype"])
 budget.require(scale.device)
 copy = 4 * budget.adapter_parameters / 2**20
 print(f"predicted: {budget.total * 1024:,.0f} MiB beside Python itself; the reference adds {copy:.2f} MiB")
-model = adapters.load_adapter(base, adapters.find_adapter(scale))
-before = evaluation.probe(model, words, max_new_tokens=scale.max_new_tokens)
+model = load_adapter(base, find_adapter(scale))
+before = evaluation.probe(model, tokenizer, max_new_tokens=scale.max_new_tokens)
 print(before)
 
 # %% [markdown]
@@ -82,7 +81,7 @@ def dpo(policy, reference, beta):
 
 
 args = preference.dpo_config(scale)
-trainer = preference.build_trainer(model, words, pairs.kept, held_out, scale, args)
+trainer = preference.build_trainer(model, tokenizer, pairs.kept, held_out, scale, args)
 measured = trainer.get_eval_dataloader()  # the held-out pairs, in batches
 model.set_adapter("ref")  # TRL's frozen copy of the tuned adapter: the next lines are about it
 tuned = preference.logps(model, measured)
@@ -122,15 +121,15 @@ pd.DataFrame.from_dict(rows, orient="index").astype(float).round(3).rename_axis(
 # a zero gradient, checkpoints to resume from: as in notebook 04. Only the answer counts, its end token included.
 
 # %%
-from aurora_lib import checkpoints
+from aurora_lib.training import checkpoints
 
 row = trainer.train_dataset[0]
 print(
-    words.decode(row["prompt_ids"]),
+    tokenizer.decode(row["prompt_ids"]),
     "|",
-    words.decode(row["chosen_ids"]),
+    tokenizer.decode(row["chosen_ids"]),
     "|",
-    words.decode(row["rejected_ids"]),
+    tokenizer.decode(row["rejected_ids"]),
 )
 shown = (
     "learning_rate",
@@ -195,7 +194,7 @@ judged.groupby("kind").mean().round(3)
 # What counts is the table of notebook 04, on facts that no stage has trained on.
 
 # %%
-after = evaluation.probe(model.eval(), words, max_new_tokens=scale.max_new_tokens)
+after = evaluation.probe(model.eval(), tokenizer, max_new_tokens=scale.max_new_tokens)
 evaluation.plot(
     {"tuned": before.scores, "preference-tuned": after.scores}, chance=None, title="Held-out facts"
 )
@@ -238,7 +237,7 @@ pd.DataFrame(
 # Beside notebook 04's adapter, not over it. `AURORA_ADAPTER` set to this folder makes notebooks 05 and 06 use it.
 
 # %%
-folder = preference.save_adapter(trainer, scale)
+folder = preference.save_preference_adapter(trainer, scale)
 pd.DataFrame({"bytes": {file.name: file.stat().st_size for file in sorted(folder.iterdir())}})
 
 # %% [markdown]
@@ -289,7 +288,7 @@ exercises.check("07.3", pull)
 # ## Paper, records and you
 
 # %%
-from aurora_lib import results
+from aurora_lib.course import results
 
 values = {
     "pairs": len(pairs.kept),

@@ -1,0 +1,26 @@
+"""What every notebook shares. Read `scale` first: everything that differs between `tiny` and `full` stands there.
+
+- `scale`: the two sizes of the course, and `start`, with which every notebook begins.
+- `paper`: every number of the paper and its repository, each with its source.
+- `results`: what a notebook measured, recorded and set beside the paper.
+- `html`: a conversation as a page that needs no kernel. `machine`: memory used, files written whole.
+"""
+
+from aurora_lib.course import html, paper, results
+from aurora_lib.course.machine import GIB, peak_rss, write_whole
+from aurora_lib.course.scale import DATA, ROOT, Scale, ScaleError, choose, start
+
+__all__ = [
+    "DATA",
+    "GIB",
+    "ROOT",
+    "Scale",
+    "ScaleError",
+    "choose",
+    "html",
+    "paper",
+    "peak_rss",
+    "results",
+    "start",
+    "write_whole",
+]

@@ -1,0 +1,160 @@
+"""Scale presets: everything that differs between `tiny` and `full`, and nothing else."""
+
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+DATA = ROOT / "data"
+FULL_NEEDS_GIB = 40
+COLAB = (
+    "This is Colab: its CPU and its T4 (15 GB) fit tiny only, and runs/ vanishes with the machine. To keep your runs, mount "
+    "your drive and run `%env AURORA_RUNS=/content/drive/MyDrive/aurora` before this cell."
+)
+
+
+class ScaleError(RuntimeError):
+    """The scale asked for does not exist or cannot run here; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """One size at which the whole course runs.
+
+    Paths and names are strings or paths that `AURORA_MODEL`, `AURORA_DATA`, `AURORA_BENCHMARKS`, `AURORA_ADAPTER` and
+    `AURORA_RUNS` override. `learning_rate`, `epochs` and `length` (tokens) are what training uses; the paper's values
+    (section 4.1) are the ones of `full`.
+    """
+
+    name: str
+    device: str
+    reason: str
+    base_model: str
+    revision: str | None
+    data: Path | None
+    benchmarks: Path | None
+    runs: Path
+    adapter: str | None
+    learning_rate: float
+    epochs: float
+    batch: int
+    accumulation: int
+    length: int
+    save_steps: int
+    max_new_tokens: int
+
+    @property
+    def sharding(self) -> bool:
+        """Whether the model is split over several GPUs: `accelerate launch` with configs/fsdp2.yaml sets this."""
+        return os.environ.get("ACCELERATE_USE_FSDP") == "true"
+
+    @property
+    def loading(self) -> dict:
+        """What `nf4.load` is told beside the model: CPUs compute in fp32, where bf16 would only be slower."""
+        import torch
+
+        dtype = torch.bfloat16 if self.device == "cuda" else torch.float32
+        return dict(revision=self.revision, dtype=dtype, device=self.device)
+
+
+TINY = dict(
+    base_model=str(DATA / "tiny"),
+    revision=None,
+    data=DATA / "rows",
+    benchmarks=DATA / "benchmarks",
+    learning_rate=1e-2,
+    epochs=3,
+    batch=2,
+    accumulation=4,
+    length=256,
+    save_steps=50,
+    max_new_tokens=40,
+)
+FULL = dict(
+    base_model="mistralai/Mixtral-8x7B-Instruct-v0.1",
+    revision="125c431e2ff41a156b9f9076f744d2f35dd6e67a",
+    data=None,
+    benchmarks=None,
+    learning_rate=5e-5,
+    epochs=3,
+    batch=2,
+    accumulation=4,
+    length=1024,
+    save_steps=1000,
+    max_new_tokens=256,
+)
+
+
+def choose(environ=os.environ) -> Scale:
+    """The scale to run at: `tiny` unless `AURORA_SCALE` says otherwise.
+
+    Raises ScaleError for a name that does not exist, and for `full` without a CUDA GPU of FULL_NEEDS_GIB.
+    """
+    import torch
+
+    name = environ.get("AURORA_SCALE") or "tiny"
+    if name not in ("tiny", "full"):
+        raise ScaleError(
+            f"AURORA_SCALE={name!r} does not exist. Set it to 'tiny' or 'full', or unset it for 'tiny'."
+        )
+    gpu = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None
+    gib = gpu.total_memory / 2**30 if gpu else 0.0
+    if environ.get("ACCELERATE_USE_FSDP") == "true":
+        gib *= int(environ.get("WORLD_SIZE", 1))  # the model is split over all of them
+    seen = f"{gpu.name} with {gib:.1f} GiB" if gpu else "no CUDA GPU"
+    if name == "full" and gib < FULL_NEEDS_GIB:
+        raise ScaleError(
+            f"AURORA_SCALE=full needs a CUDA GPU with at least {FULL_NEEDS_GIB} GiB of memory, and this machine has "
+            f"{seen}. Unset AURORA_SCALE to run everything at 'tiny' on the CPU, or rent a GPU (README, 'Going full')."
+        )
+    if environ.get("AURORA_SCALE"):
+        reason = f"AURORA_SCALE={name}; {seen}"
+    elif gib >= FULL_NEEDS_GIB:
+        reason = f"AURORA_SCALE is not set; {seen} could run AURORA_SCALE=full"
+    else:
+        reason = f"the default, since AURORA_SCALE is not set; {seen} here"
+    preset = dict(TINY if name == "tiny" else FULL)
+    if environ.get("AURORA_MODEL"):
+        preset |= dict(base_model=environ["AURORA_MODEL"], revision=None)
+    for key, variable in (("data", "AURORA_DATA"), ("benchmarks", "AURORA_BENCHMARKS")):
+        if environ.get(variable):
+            preset[key] = Path(environ[variable]).expanduser().resolve()
+    runs = Path(environ.get("AURORA_RUNS") or ROOT / "runs").expanduser().resolve() / name
+    return Scale(
+        name=name,
+        device="cuda" if name == "full" else "cpu",
+        reason=reason,
+        adapter=environ.get("AURORA_ADAPTER"),
+        runs=runs,
+        **preset,
+    )
+
+
+def start(notebook: str) -> Scale:
+    """Choose the scale, print it with device, versions and reason, and start the clock of this notebook.
+
+    `notebook` is its number, such as "03". Raises ScaleError as `choose` does.
+    """
+    from aurora_lib.course import results
+
+    scale = choose()
+    try:
+        scale.runs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ScaleError(
+            f"{scale.runs} cannot be made ({error.strerror}): set AURORA_RUNS to a folder of yours."
+        ) from error
+    results.begin(notebook, scale)
+    packages = ", ".join(
+        f"{name} {version(name)}" for name in ("torch", "transformers", "trl", "peft", "bitsandbytes")
+    )
+    print(f"Aurora, notebook {notebook}: scale {scale.name!r} on {scale.device} ({scale.reason})")
+    print(f"base model {Path(scale.base_model).name} · Python {platform.python_version()} · {packages}")
+    costs = f"tiny on two cores {results.cost(notebook, 'tiny')}; full on an H100 {results.cost(notebook, 'h100')}"
+    print(f"recorded cost of this notebook: {costs}", flush=True)
+    if "google.colab" in sys.modules and not os.environ.get("AURORA_RUNS"):
+        print(COLAB, flush=True)
+    return scale

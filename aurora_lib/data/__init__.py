@@ -1,0 +1,1 @@
+"""Chinese rows to clean conversations."""

@@ -1,0 +1,150 @@
+"""Equal and nearly equal conversations: fingerprints, shingles, MinHash and bands (Broder 1997; Leskovec et al., ch. 3).
+
+Two texts with Jaccard similarity J agree in one MinHash value with probability J, in all `ROWS` values of one band with
+J^ROWS, and in at least one of `BANDS` bands with 1 - (1 - J^ROWS)^BANDS: the S-curve. Pairs that share a band are
+*candidates*; they are verified on their true similarity.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import xxhash
+from rapidfuzz.distance import Indel, Levenshtein
+from rensa import RMinHash
+
+from aurora_lib.data.edits import Messages
+
+SHINGLE = 5  # characters
+PERMUTATIONS = 128
+BANDS, ROWS = 32, 4
+SIMILAR = 0.7  # Jaccard similarity of shingles from which on two conversations are near duplicates
+ALIKE = 0.6  # where the questions differ, so alike must the answers be
+HARDLY_EDITED = 0.9  # so are those with this share of characters in common: one change in a short text breaks many shingles
+UNIMPORTANT = re.compile(r"[\s，。！？、；：,!?;:\"'“”‘’…~～]+")
+NUMBER = re.compile(r"\d+(?:\.\d+)?")
+MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: spreads neighbouring code points
+
+
+def fingerprint(messages: Messages) -> bytes:
+    """16 bytes that two conversations share when they are equal, word for word."""
+    text = "\0".join(f"{message['role']}\0{message['content'].strip()}" for message in messages)
+    return xxhash.xxh3_128_digest(text.encode())
+
+
+def plain(messages: Messages) -> str:
+    """All that is said, without spaces, common punctuation and case: what near duplicates have in common."""
+    return UNIMPORTANT.sub("", "\n".join(message["content"] for message in messages)).lower()
+
+
+def shingles(text: str) -> np.ndarray:
+    """A 64-bit hash of every SHINGLE characters in a row of `text`, [characters - 4] (of the whole text where it is shorter)."""
+    points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32).astype(np.uint64)
+    count = max(1, len(points) - SHINGLE + 1)
+    return chained((points[i : i + count] for i in range(min(SHINGLE, len(points)))), count)
+
+
+def chained(parts: Iterable[np.ndarray], *shape: int) -> np.ndarray:
+    """One 64-bit hash, `shape`, of several arrays of that shape, element by element and in their order."""
+    hashed = np.zeros(shape, np.uint64)
+    for part in parts:
+        hashed = (hashed + part) * MULTIPLIER
+        hashed ^= hashed >> np.uint64(29)
+    return hashed
+
+
+def jaccard(a: str, b: str) -> float:
+    """Shingles in common, over shingles in all."""
+    one, other = set(shingles(a).tolist()), set(shingles(b).tolist())
+    return len(one & other) / len(one | other)
+
+
+def signatures(texts: Iterable[np.ndarray], seed: int = 0) -> np.ndarray:
+    """MinHash of each array of shingles: [texts, PERMUTATIONS] uint32."""
+    hashed = [np.ascontiguousarray(text) for text in texts]
+    if not hashed:
+        return np.zeros((0, PERMUTATIONS), np.uint32)
+    edges = np.cumsum([0, *map(len, hashed)], dtype=np.uint64)
+    matrix = RMinHash.digest_matrix_from_flat_token_hashes(np.concatenate(hashed), edges, PERMUTATIONS, seed)
+    return np.array(matrix.to_rows(), np.uint32)
+
+
+def bands(signature: np.ndarray) -> np.ndarray:
+    """One 64-bit value a band for signatures [texts, PERMUTATIONS]: [texts, BANDS] uint64."""
+    parts = signature[:, : BANDS * ROWS].astype(np.uint64).reshape(len(signature), BANDS, ROWS)
+    return chained((parts[:, :, i] for i in range(ROWS)), *parts.shape[:2])
+
+
+def same(a: Messages, b: Messages) -> bool:
+    """Whether two candidates are near duplicates: similar as a whole, and not another question with its own answer."""
+    text_a, text_b = plain(a), plain(b)
+    if (
+        Indel.normalized_similarity(text_a, text_b, score_cutoff=HARDLY_EDITED) == 0
+        and jaccard(text_a, text_b) < SIMILAR
+    ):
+        return False
+    (asked_a, answered_a), (asked_b, answered_b) = _sides(a), _sides(b)
+    if asked_a == asked_b or answered_a == answered_b:
+        return True
+    if _replaced(asked_a, asked_b) & _replaced(answered_a, answered_b):
+        return False  # the same word replaced on both sides: the same form, asked about something else
+    if _other_numbers(asked_a, asked_b) and _other_numbers(answered_a, answered_b):
+        return False  # the same sum with other figures
+    if len(answered_a) + len(answered_b) < 8:  # a share says little about a word or two
+        return Indel.distance(answered_a, answered_b) <= 2 and not _other_numbers(answered_a, answered_b)
+    return Indel.normalized_similarity(answered_a, answered_b) >= ALIKE
+
+
+def _sides(messages: Messages) -> tuple[str, str]:
+    asked = plain([message for message in messages if message["role"] != "assistant"])
+    return asked, plain([message for message in messages if message["role"] == "assistant"])
+
+
+def _other_numbers(a: str, b: str) -> bool:
+    """As many numbers in one as in the other, and not the same ones."""
+    one, other = NUMBER.findall(a), NUMBER.findall(b)
+    return len(one) == len(other) and one != other
+
+
+def _replaced(a: str, b: str) -> set[tuple[str, str]]:
+    """What stands in `b` where something else stood in `a`; not looked for in long texts, where it costs and tells little."""
+    if max(len(a), len(b)) > 2_000:
+        return set()
+    edits = Levenshtein.opcodes(a, b)
+    return {(a[e.src_start : e.src_end], b[e.dest_start : e.dest_end]) for e in edits if e.tag == "replace"}
+
+
+def exact(marks: list[bytes]) -> dict[int, int]:
+    """Of equal fingerprints the first stays: {position of the copy: position of the first}."""
+    first, copies = {}, {}
+    for i, mark in enumerate(marks):
+        if first.setdefault(mark, i) != i:
+            copies[i] = first[mark]
+    return copies
+
+
+def near(band: np.ndarray, size: np.ndarray, messages: Callable[[int], Messages]) -> dict[int, int]:
+    """Near duplicates among conversations with these bands [n, BANDS] and answers of `size` [n] characters.
+
+    Of a pair the one with the longer answers stays, of equal ones the first: {position dropped: position kept}. A
+    conversation goes only if it resembles one that stays, so that a chain of small changes does not take all with it.
+    """
+    shared = np.zeros(len(band), bool)
+    for column in band.T:
+        _, inverse, count = np.unique(column, return_inverse=True, return_counts=True)
+        shared |= count[inverse] > 1
+    order = np.flatnonzero(shared)
+    order = order[np.argsort(-size[order], kind="stable")]
+    kept: dict[tuple[int, int], list[int]] = defaultdict(list)
+    copies = {}
+    for i in order.tolist():
+        keys = list(enumerate(band[i].tolist()))
+        candidates = sorted({j for key in keys for j in kept.get(key, ())})
+        found = next((j for j in candidates if same(messages(i), messages(j))), None)
+        if found is not None:
+            copies[i] = found
+        else:
+            for key in keys:
+                kept[key].append(i)
+    return copies

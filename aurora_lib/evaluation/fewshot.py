@@ -1,0 +1,160 @@
+"""Few-shot scoring, bottom up: a prompt, its token ids, and the log-probability of what may follow it.
+
+The prompts of one subject begin alike: the same examples, four to five times as long as the question. `Group` keeps that
+beginning apart; the model reads it once, and every batch of questions goes on from its keys and values (KV cache).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from transformers.cache_utils import Cache, DynamicLayer
+
+from aurora_lib.evaluation.benchmarks import LETTERS, Question
+from aurora_lib.model.batching import chat_prompt, encode_all, shared_length
+
+SYSTEM = {
+    "en": "The following are multiple choice questions (with answers) about {subject}.",
+    "zh": "以下是中国关于{subject}考试的单项选择题，请选出其中的正确答案。",
+}
+ANSWER = {"en": "\nAnswer: ", "zh": "\n答案："}
+Candidate = tuple[list[int], list[int]]  # the ids of a context, and of what may follow it
+
+
+# ---- from a question to token ids
+
+
+def letter_prompt(question: Question, examples: list[Question], subject_name: str, language: str) -> str:
+    """The few-shot prompt, ending where the letter must follow: LLaMA-Factory's of December 2023, plain text.
+
+    A line naming the subject, the examples with their letters, the question; blank lines between them.
+    """
+    blocks = [SYSTEM[language].format(subject=subject_name)]
+    for q in [*examples, question]:
+        options = "".join(f"\n{letter}. {choice}" for letter, choice in zip(LETTERS, q.choices, strict=True))
+        blocks.append(q.text + options + ANSWER[language] + ("" if q is question else q.answer))
+    return "\n\n".join(blocks).strip()
+
+
+def cloze_prompt(tokenizer, question: Question, examples: list[Question]) -> str:
+    """The question as a chat's last user turn, after the examples with their right choices as answers."""
+    messages = []
+    for q in examples:
+        right = q.choices[LETTERS.index(q.answer)]
+        messages += [{"role": "user", "content": q.text}, {"role": "assistant", "content": right}]
+    return chat_prompt(tokenizer, [*messages, {"role": "user", "content": question.text}])
+
+
+def part(alone: list[int], whole: list[int]) -> Candidate:
+    """`whole`, the ids of a context with its continuation, cut where they leave those of the context alone."""
+    same = shared_length([alone, whole])
+    return whole[:same], whole[same:]
+
+
+def letter_ids(tokenizer, language: str) -> list[list[int]]:
+    """The ids of A, B, C, D as they follow the prompt: " A" after "Answer:", "A" unspaced after "答案：".
+
+    With Mixtral's tokenizer one id each: "▁A" and "A" are different pieces, and the wrong one scores noise.
+    """
+    stem = ANSWER[language].rstrip()
+    space = ANSWER[language][len(stem) :]
+    alone, *wholes = encode_all(tokenizer, [stem, *(stem + space + letter for letter in LETTERS)])
+    return [part(alone, whole)[1] for whole in wholes]
+
+
+def candidates(tokenizer, questions, examples, subject_name, language, scoring) -> list[list[Candidate]]:
+    """Per question four (context, continuation): by "letter" the letters, by "cloze" the choices' texts."""
+    if scoring == "letter":
+        letters = letter_ids(tokenizer, language)
+        prompts = [letter_prompt(question, examples, subject_name, language) for question in questions]
+        return [[(context, ids) for ids in letters] for context in encode_all(tokenizer, prompts)]
+    prompts = [cloze_prompt(tokenizer, question, examples) for question in questions]
+    texts = [[p, *(f"{p} {text}" for text in q.choices)] for p, q in zip(prompts, questions, strict=True)]
+    return [
+        [part(alone, whole) for whole in wholes]
+        for alone, *wholes in (encode_all(tokenizer, five) for five in texts)
+    ]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Questions of one subject with equally many examples; the ids all their prompts begin with are kept once.
+
+    `prefix` and, for each question, `rest`: its four candidates, whose contexts go on where the prefix ends.
+    """
+
+    subject: str
+    shots: int
+    prefix: list[int]
+    questions: list[Question]
+    rest: list[list[Candidate]]
+
+    @classmethod
+    def of(cls, subject: str, shots: int, asked: list[tuple[Question, list[Candidate]]]) -> "Group":
+        contexts = [context for _, four in asked for context, _ in four]
+        # one id must stay: the model's output after it is what the first id of a continuation is scored by
+        start = min(shared_length(contexts), min(map(len, contexts)) - 1)
+        rest = [[(context[start:], ids) for context, ids in four] for _, four in asked]
+        return cls(subject, shots, contexts[0][:start], [question for question, _ in asked], rest)
+
+    def batches(self, size: int) -> list[list[int]]:
+        """Places of its questions in batches of at most `size` rows, longest first, so that little is padding."""
+        inputs = [{tuple(context + ids[:-1]) for context, ids in four} for four in self.rest]
+        longest = [max(map(len, rows)) for rows in inputs]
+        order = sorted(range(len(longest)), key=lambda i: -longest[i])
+        size = max(1, size // max(map(len, inputs)))
+        return [order[i : i + size] for i in range(0, len(order), size)]
+
+
+# ---- from token ids to log-probabilities
+
+
+class PrefixLayer(DynamicLayer):
+    """One attention layer's keys and values `[1, heads, prefix, head_dim]`: written once, then read by any batch."""
+
+    def update(self, keys, values, *args, **kwargs):
+        if not self.is_initialized:
+            return super().update(keys, values)
+        pairs = ((self.keys, keys), (self.values, values))
+        return tuple(torch.cat([old.expand(len(new), -1, -1, -1), new], dim=-2) for old, new in pairs)
+
+
+def read(model, prefix: list[int]) -> Cache | None:
+    """Run the prefix once; what comes back stands for it in any number of later calls of the model."""
+    if not prefix:
+        return None
+    cache, ids = Cache(layer_class_to_replicate=PrefixLayer), torch.tensor([prefix], device=model.device)
+    model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return cache
+
+
+def logprobs(model, cache: Cache | None, batch: list[list[Candidate]], pad: int) -> list[list[float]]:
+    """Natural log P(ids | prefix, context), summed over the ids, of each candidate: `[len(batch)][4]`.
+
+    Candidates with the same input, as the four letters have, are one row. Rows are padded on the right, where no
+    token that counts can see it. The head computes logits only at the places where a continuation is scored.
+    """
+    rows, places = {}, {}
+    for context, ids in (candidate for four in batch for candidate in four):
+        tokens = (*context, *ids[:-1])
+        row = rows.setdefault(tokens, len(rows))
+        for i in range(len(context) - 1, len(tokens)):
+            places.setdefault((row, i), len(places))
+    longest = max(map(len, rows))
+    inputs = torch.tensor(
+        [[*tokens, *[pad] * (longest - len(tokens))] for tokens in rows], device=model.device
+    )
+    keep = sorted({i for _, i in places})
+    logits = model(
+        input_ids=inputs,
+        past_key_values=cache,
+        use_cache=cache is not None,
+        logits_to_keep=torch.tensor(keep, device=model.device),
+    ).logits
+    at = [row for row, _ in places], [keep.index(i) for _, i in places]
+    tables = logits[at].float().log_softmax(-1).cpu()  # [places, vocabulary]
+
+    def total(context, ids):
+        row = rows[(*context, *ids[:-1])]
+        return sum(tables[places[row, i], token].item() for i, token in enumerate(ids, len(context) - 1))
+
+    return [[total(*candidate) for candidate in four] for four in batch]

@@ -1,0 +1,58 @@
+"""The same questions for lm-evaluation-harness: an independent program to check our scores with (see notebooks/lm_evaluation_harness.md)."""
+
+import json
+from pathlib import Path
+
+from aurora_lib.evaluation.benchmarks import LETTERS, TASKS, load_questions
+from aurora_lib.evaluation.fewshot import letter_prompt
+from aurora_lib.evaluation.scores import EvalError, EvalResult
+from aurora_lib.model.batching import encode
+
+YAML = """task: aurora_{task}
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {questions}
+test_split: test
+output_type: multiple_choice
+doc_to_text: prompt
+doc_to_choice: ["A", "B", "C", "D"]
+doc_to_target: target
+target_delimiter: "{delimiter}"
+metric_list:
+  - metric: acc
+"""
+
+
+def export(result: EvalResult, tokenizer, folder: str | Path) -> Path:
+    """Write the prompts behind a letter `result`, token for token, as the harness's task `aurora_<task>` into `folder`.
+
+    `<task>.jsonl` has a line per question (`prompt`, `target` 0 to 3, in the order of `result.predictions`), and
+    `<task>.yaml` describes it; returns the latter. Raises EvalError for a cloze result, and where this tokenizer would
+    read a prompt as other tokens than we do.
+    """
+    if result.scoring != "letter":
+        raise EvalError(f"Only letter scores can be exported, and this one is {result.scoring}.")
+    folder, language = Path(folder).resolve(), TASKS[result.task]["language"]
+    folder.mkdir(parents=True, exist_ok=True)
+    shots = {(row["subject"], row["index"]): row["shots"] for row in result.predictions}
+    path = folder / f"{result.task}.jsonl"
+    with path.open("w", encoding="utf-8") as file:
+        for subject, entry in result.subjects.items():
+            examples = load_questions(result.task, subject, "dev", result.root)[0][: result.shots]
+            for question in load_questions(result.task, subject, result.split, result.root)[0]:
+                if (used := shots.get((subject, question.index))) is None:
+                    continue  # it was not scored
+                text = letter_prompt(question, examples[len(examples) - used :], entry["name"], language)
+                prompt = (
+                    tokenizer.bos_token + text
+                )  # the harness leaves <s> to the tokenizer, and ours adds none
+                if tokenizer(prompt, add_special_tokens=False).input_ids != encode(tokenizer, text):
+                    raise EvalError(
+                        f"{subject} {question.index}: the harness would read other tokens than we do."
+                    )
+                file.write(json.dumps({"prompt": prompt, "target": LETTERS.index(question.answer)}) + "\n")
+    delimiter = " " if language == "en" else ""
+    described = folder / f"{result.task}.yaml"
+    described.write_text(YAML.format(task=result.task, questions=path, delimiter=delimiter), encoding="utf-8")
+    return described

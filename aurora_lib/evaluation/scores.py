@@ -1,0 +1,229 @@
+"""What a share of right answers is worth: intervals, averages, a paired test between two models, and the plot."""
+
+import math
+import textwrap
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from aurora_lib.evaluation.benchmarks import LETTERS, EvalError
+
+CATEGORIES = ("STEM", "Social Sciences", "Humanities", "Other")
+Z = 1.959964  # standard errors on either side that hold 95 % of a normal distribution
+
+
+def wilson(correct: int, n: int, z: float = Z) -> tuple[float, float]:
+    """The 95 % Wilson score interval of a share `correct / n`, both ends in 0..1; (0, 1) when n is 0."""
+    if n == 0:
+        return 0.0, 1.0
+    share, shrink = correct / n, 1 + z * z / n
+    centre = (share + z * z / (2 * n)) / shrink
+    half = z / shrink * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    # rounding must not push an end past the share itself: plots draw the differences
+    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
+
+
+@dataclass(frozen=True)
+class Score:
+    """`correct` out of `n`: `accuracy` (0..1, nan when n is 0) and `interval` (95 %, Wilson)."""
+
+    correct: int
+    n: int
+
+    @classmethod
+    def of(cls, hits: Iterable[bool]) -> "Score":
+        hits = list(hits)
+        return cls(sum(hits), len(hits))
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct / self.n if self.n else math.nan
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        return wilson(self.correct, self.n)
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{self.accuracy:.3f} [{low:.3f}, {high:.3f}] n={self.n}"
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """One model on one task. `accuracy` weighs all questions alike: the micro average, which the paper's numbers are.
+
+    `predictions` has a dict per scored question: subject, index, prediction, answer, correct, shots (examples
+    that fitted the context) and logprobs (natural logarithms, one per choice). `skipped` has a dict per row
+    left out: file, line, subject, index, reason. `root` is the folder the questions came from.
+    """
+
+    task: str
+    split: str
+    scoring: str
+    shots: int
+    root: Path
+    subjects: dict[str, dict[str, str]]
+    predictions: list[dict]
+    skipped: list[dict]
+    chance: float = 1 / len(LETTERS)
+
+    @property
+    def overall(self) -> Score:
+        return Score.of(row["correct"] for row in self.predictions)
+
+    @property
+    def accuracy(self) -> float:
+        return self.overall.accuracy
+
+    @property
+    def n(self) -> int:
+        return self.overall.n
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        return self.overall.interval
+
+    @property
+    def by_subject(self) -> dict[str, Score]:
+        return self._by(lambda subject: subject, self.subjects)
+
+    @property
+    def by_category(self) -> dict[str, Score]:
+        return self._by(lambda subject: self.subjects[subject]["category"], CATEGORIES)
+
+    def _by(self, key, order) -> dict[str, Score]:
+        groups = {name: [] for name in order}
+        for row in self.predictions:
+            groups.setdefault(key(row["subject"]), []).append(row["correct"])
+        return {name: Score.of(hits) for name, hits in groups.items() if hits}
+
+    @property
+    def micro(self) -> float:
+        """All right answers over all questions: the same as `accuracy`, and what the paper's numbers are."""
+        return self.accuracy
+
+    @property
+    def macro(self) -> float:
+        """The mean of the subjects' accuracies: every subject weighs the same, however few its questions."""
+        scores = self.by_subject.values()
+        return sum(score.accuracy for score in scores) / len(scores)
+
+    @property
+    def shots_used(self) -> dict[int, int]:
+        """Questions by number of examples in the prompt: fewer than asked where the context is too short."""
+        return dict(Counter(row["shots"] for row in self.predictions))
+
+    def table(self):
+        """Categories, then the two averages: a data frame of accuracy, both ends of the interval (per cent), and n."""
+        import pandas as pd
+
+        rows = {
+            name: [100 * share for share in (score.accuracy, *score.interval)] + [score.n]
+            for name, score in (self.by_category | {"micro average (the paper's)": self.overall}).items()
+        }
+        rows["macro average, over subjects"] = [100 * self.macro, math.nan, math.nan, self.n]
+        rows["chance"] = [100 * self.chance, math.nan, math.nan, self.n]
+        return pd.DataFrame.from_dict(rows, orient="index", columns=["accuracy", "low", "high", "n"])
+
+    def __str__(self) -> str:
+        fewer = self.n - self.shots_used.get(self.shots, 0)
+        notes = f"; {len(self.skipped)} rows skipped" if self.skipped else ""
+        notes += f"; {fewer} questions with fewer shots" if fewer else ""
+        return (
+            f"{self.task} {self.split}, {self.shots}-shot {self.scoring}: {self.overall}, macro {self.macro:.3f}, "
+            f"chance {self.chance:.2f}{notes}"
+        )
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Two models on the same `n` questions: what `a` alone and what `b` alone got right decides between them.
+
+    `difference` is accuracy of b less that of a, `interval` its 95 % interval (Agresti and Min 2005: half a question
+    is added to each of the four cells), `p` the two-sided exact McNemar probability of a split at least this uneven
+    if both were equally good. `unmatched` counts questions that only one of them was asked.
+    """
+
+    only_a: int
+    only_b: int
+    n: int
+    unmatched: int = 0
+
+    @property
+    def difference(self) -> float:
+        return (self.only_b - self.only_a) / self.n
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        a, b, n = self.only_a + 0.5, self.only_b + 0.5, self.n + 2
+        centre, half = (b - a) / n, Z * math.sqrt(a + b - (b - a) ** 2 / n) / n
+        return max(-1.0, centre - half), min(1.0, centre + half)
+
+    @property
+    def p(self) -> float:
+        discordant, fewer = self.only_a + self.only_b, min(self.only_a, self.only_b)
+        tail = ways = 1  # ways to choose k of the questions, in whole numbers, from k = 0 on
+        for k in range(fewer):
+            ways = ways * (discordant - k) // (k + 1)
+            tail += ways
+        return min(1.0, 2 * tail / 2**discordant)
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        notes = f"; {self.unmatched} questions asked of one model only" if self.unmatched else ""
+        return (
+            f"{self.difference:+.3f} [{low:+.3f}, {high:+.3f}] on n={self.n}: {self.only_b} right only after, "
+            f"{self.only_a} only before, exact McNemar p={self.p:.3g}{notes}"
+        )
+
+
+def paired(a: EvalResult, b: EvalResult) -> Paired:
+    """Compare two models (`a` before, `b` after) question by question, which sees far less noise than two intervals.
+
+    Raises EvalError where they answered different tasks or share no question.
+    """
+    one, two = ({(row["subject"], row["index"]): row for row in side.predictions} for side in (a, b))
+    both = one.keys() & two.keys()
+    same = (a.task, a.split) == (b.task, b.split) and all(
+        one[key]["answer"] == two[key]["answer"] for key in both
+    )
+    if not same or not both:
+        raise EvalError(
+            f"{a.task} {a.split} in {a.root} and {b.task} {b.split} in {b.root} are not the same questions; compare "
+            f"two results on the same files."
+        )
+    only_a, only_b = (
+        sum(x[key]["correct"] and not y[key]["correct"] for key in both) for x, y in ((one, two), (two, one))
+    )
+    return Paired(only_a, only_b, n=len(both), unmatched=len(one.keys() ^ two.keys()))
+
+
+def plot(series: dict[str, dict], *, chance: float | None = 0.25, title: str = "", ax=None):
+    """Bars with 95 % intervals, a colour per series, and the band that guessing gives; returns the axes.
+
+    `series`: name -> {label: EvalResult or Score}, like
+    {"base": base.by_category, "tuned": tuned.by_category}. The band is chance +- 1.96 standard errors at the
+    smallest n; `chance=None` draws none. Labels should be Latin: a font with Chinese cannot be assumed.
+    """
+    import matplotlib.pyplot as plt
+
+    labels = list(dict.fromkeys(label for scores in series.values() for label in scores))
+    ax = ax or plt.subplots(figsize=(max(4.5, 0.6 * len(labels) * (1 + len(series))), 3.6))[1]
+    width = 0.8 / len(series)
+    for i, (name, scores) in enumerate(series.items()):
+        at = [labels.index(label) + (i - (len(series) - 1) / 2) * width for label in scores]
+        heights = [score.accuracy for score in scores.values()]
+        below = [score.accuracy - score.interval[0] for score in scores.values()]
+        above = [score.interval[1] - score.accuracy for score in scores.values()]
+        ax.bar(at, heights, width * 0.92, yerr=[below, above], capsize=3, label=name)
+    if chance is not None:
+        smallest = min(score.n for scores in series.values() for score in scores.values())
+        half = 1.96 * math.sqrt(chance * (1 - chance) / smallest)
+        ax.axhspan(max(0, chance - half), min(1, chance + half), color="grey", alpha=0.2, zorder=0)
+        ax.axhline(chance, color="grey", linestyle="--", linewidth=1, label=f"chance (band: n={smallest})")
+    wrapped = ["\n".join(textwrap.wrap(label, 18, replace_whitespace=False)) for label in labels]
+    ax.set_xticks(range(len(labels)), wrapped, fontsize="small")
+    ax.set(ylim=(0, 1.05), ylabel="share", title=title)
+    ax.legend(fontsize="small", loc="lower left", bbox_to_anchor=(1.0, 0.0), frameon=False)
+    return ax

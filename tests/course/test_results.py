@@ -1,0 +1,159 @@
+import json
+import os
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from aurora_lib.course import paper, results, scale
+
+MEMORY_LABEL = "Mixtral-8x7B training memory, predicted [GiB]"
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """A scale whose runs and recorded results lie in a folder of their own, with no notebook started."""
+    monkeypatch.setattr(results, "_runs", {})
+    monkeypatch.setattr(results, "RECORDED", tmp_path / "results")
+    return scale.choose({"AURORA_RUNS": str(tmp_path / "runs")})
+
+
+def commit(where, notebook, values):
+    path = results.RECORDED / where / f"{notebook}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(dict(values=values)), encoding="utf-8")
+
+
+def test_table_sets_paper_recorded_and_yours_side_by_side(tiny):
+    commit("tiny", "03", {MEMORY_LABEL: 24.0, "adapter parameters": 3_407_872})
+    results.begin("03", tiny)
+    results.record("03", {MEMORY_LABEL: 24.41, "adapter parameters": 3_407_872, "new": 1})
+    table = results.compare("03")
+    assert list(table.columns) == [
+        "paper",
+        "recorded on H100",
+        "recorded tiny",
+        "yours",
+        "yours as recorded tiny?",
+    ]
+    assert list(table.loc[MEMORY_LABEL]) == ["45", "not measured", "24", "24.41", "yes (±6)"]
+    assert list(table.loc["adapter parameters"]) == [
+        "",
+        "not measured",
+        "3,407,872",
+        "3,407,872",
+        "yes (same)",
+    ]
+    assert list(table.loc["new"]) == ["", "not measured", "not measured", "1", ""]
+
+
+def test_h100_column_is_filled_once_somebody_measured(tiny):
+    commit("h100", "05", {"C-Eval, 5-shot letters, tuned [share]": 0.5})
+    results.begin("05", tiny)
+    results.record("05", {"C-Eval, 5-shot letters, tuned [share]": 0.26})
+    row = results.compare("05").loc["C-Eval, 5-shot letters, tuned [share]"]
+    assert (row["paper"], row["recorded on H100"]) == ("0.519", "0.5")
+
+
+@pytest.mark.parametrize(
+    ("label", "recorded", "yours", "verdict"),
+    [
+        ("right [share]", 0.20, 0.24, "yes"),
+        ("right [share]", 0.20, 0.26, "no"),  # absolute: relative to 0.2 even 0.22 would be far
+        ("memory [GiB]", 20, 24.9, "yes"),
+        ("memory [GiB]", 20, 25.1, "no"),
+        ("tuned [loss]", 0.10, 0.119, "yes"),
+        ("tuned [loss]", 0.10, 0.13, "no"),
+        ("script [bits]", 0.10, 0.14, "yes"),
+        ("script [bits]", 0.10, 0.16, "no"),
+        ("time [s]", 10, 1000, ""),
+        ("conversations", 658, 658, "yes"),
+        ("conversations", 658, 657, "no: expected 658"),
+    ],
+)
+def test_verdict_follows_the_tolerance_of_the_unit(tiny, label, recorded, yours, verdict):
+    commit("tiny", "04", {label: recorded})
+    results.begin("04", tiny)
+    results.record("04", {label: yours})
+    said = results.compare("04").loc[label, "yours as recorded tiny?"]
+    assert said.split(" (")[0] == verdict
+
+
+def test_full_run_is_not_judged_by_the_tiny_one(tiny):
+    commit("tiny", "04", {"tuned [loss]": 0.02})
+    results.begin("04", replace(tiny, name="full"))
+    results.record("04", {"tuned [loss]": 1.2})
+    assert results.compare("04").loc["tuned [loss]", "yours as recorded tiny?"] == ""
+
+
+@pytest.mark.parametrize("call", [results.compare, lambda notebook: results.record(notebook, {"a": 1})])
+def test_before_start_the_setup_cell_is_named(tiny, call):
+    with pytest.raises(RuntimeError, match=r'set-up cell first: scale = aurora_lib\.start\("03"\)'):
+        call("03")
+
+
+def test_compare_before_record_says_what_comes_first(tiny):
+    results.begin("03", tiny)
+    with pytest.raises(RuntimeError, match=r'results\.record\("03", \{\.\.\.\}\) comes first'):
+        results.compare("03")
+
+
+def test_record_holds_device_versions_time_and_memory_but_no_path(tiny):
+    results.begin("03", tiny)
+    time.sleep(0.15)
+    path = results.record("03", {"答": 1})
+    written = json.loads(path.read_text(encoding="utf-8"))
+    assert path == tiny.runs / "results" / "03.json"
+    assert {
+        "notebook": "03",
+        "scale": "tiny",
+        "device": "cpu",
+        "base_model": "tiny",
+    }.items() <= written.items()
+    assert 0.1 <= written["values"][results.SECONDS] < 60 and 0.05 < written["values"][results.MEMORY] < 500
+    assert written["values"]["答"] == 1 and "答" in path.read_text(encoding="utf-8")
+    assert os.sep not in "".join(str(value) for key, value in written.items() if key != "values")
+
+
+def test_last_run_replaces_the_one_before(tiny):
+    for value in (1, 2):
+        results.begin("03", tiny)
+        results.record("03", {"a": value})
+    assert results.yours("03", tiny)["a"] == 2
+
+
+def test_values_of_numpy_and_torch_are_recorded_as_numbers(tiny):
+    results.begin("03", tiny)
+    results.record("03", {"a": np.float32(0.5), "b": torch.tensor(3), "c": np.int64(4)})
+    values = results.yours("03", tiny)
+    assert [values[key] for key in "abc"] == [0.5, 3, 4] and isinstance(values["c"], int)
+
+
+def test_value_that_is_no_number_leaves_the_last_record_alone(tiny):
+    results.begin("03", tiny)
+    results.record("03", {"a": 1})
+    with pytest.raises(AttributeError):
+        results.record("03", {"a": object()})
+    assert results.yours("03", tiny)["a"] == 1
+
+
+def test_cost_says_not_measured_where_nobody_measured(tiny):
+    assert results.cost("04", "tiny") == results.cost("04", "h100") == "not measured"
+    commit("tiny", "04", {results.SECONDS: 43.8, results.MEMORY: 0.675})
+    assert (results.cost("04", "tiny"), results.cost("04", "h100")) == ("44 s, 0.7 GiB", "not measured")
+
+
+def test_before_after_pairs_base_and_tuned(tiny):
+    results.begin("04", tiny)
+    results.record("04", {"loss, base [loss]": 1.25, "loss, tuned [loss]": 0.02, "epochs": 3})
+    table = results.before_after(tiny)
+    assert table.to_dict("index") == {"loss [loss]": {"base": "1.25", "tuned": "0.02"}}
+
+
+def test_compared_figures_are_shown_in_full(tiny):
+    results.begin("02", tiny)
+    results.record("02", {label: 1 for label in paper.COMPARED})
+    shown = results.compare("02")["paper"]
+    assert [float(shown[label]) for label in paper.COMPARED] == [f.value for f in paper.COMPARED.values()]

@@ -1,0 +1,129 @@
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import aurora_lib
+from aurora_lib.course import results, scale
+from aurora_lib.course.scale import DATA, ROOT, ScaleError, choose
+
+VARIABLES = ("SCALE", "MODEL", "DATA", "BENCHMARKS", "ADAPTER", "RUNS")
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Pretends that a GPU with so many GiB is there; 0 is none."""
+
+    def pretend(gib, name="NVIDIA H100 80GB HBM3"):
+        found = SimpleNamespace(name=name, total_memory=int(gib * 2**30))
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: gib > 0)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
+
+    pretend(0)
+    return pretend
+
+
+@pytest.fixture
+def no_variables(monkeypatch):
+    for name in VARIABLES:
+        monkeypatch.delenv(f"AURORA_{name}", raising=False)
+
+
+@pytest.mark.parametrize("environ", [{}, {"AURORA_SCALE": ""}, {"AURORA_SCALE": "tiny"}])
+def test_tiny_is_the_default_and_needs_no_gpu(gpu, environ):
+    chosen = choose(environ)
+    assert (chosen.name, chosen.device, chosen.revision) == ("tiny", "cpu", None)
+    assert chosen.base_model == str(DATA / "tiny") and chosen.runs == ROOT / "runs" / "tiny"
+    assert chosen.adapter is None and "no CUDA GPU" in chosen.reason
+
+
+@pytest.mark.parametrize("name", ["huge", "Full", " tiny"])
+def test_unknown_scale_is_refused_with_the_names_that_exist(gpu, name):
+    with pytest.raises(ScaleError, match=r"does not exist\. Set it to 'tiny' or 'full'") as refused:
+        choose({"AURORA_SCALE": name})
+    assert repr(name) in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("gib", "seen"), [(0, "no CUDA GPU"), (23.7, "with 23.7 GiB"), (39.6, "with 39.6 GiB")]
+)
+def test_full_without_a_big_gpu_is_refused_with_what_is_there_and_the_remedy(gpu, gib, seen):
+    gpu(gib, "NVIDIA L4")
+    with pytest.raises(ScaleError, match=r"at least 40 GiB.*Unset AURORA_SCALE") as refused:
+        choose({"AURORA_SCALE": "full"})
+    assert seen in str(refused.value)
+
+
+def test_full_on_a_big_gpu_has_the_settings_of_the_paper(gpu):
+    gpu(79.2)
+    chosen = choose({"AURORA_SCALE": "full"})
+    assert (chosen.name, chosen.device) == ("full", "cuda") and chosen.runs.name == "full"
+    assert (chosen.learning_rate, chosen.epochs, chosen.batch, chosen.accumulation) == (5e-5, 3, 2, 4)
+    assert chosen.base_model == "mistralai/Mixtral-8x7B-Instruct-v0.1" and len(chosen.revision) == 40
+    assert chosen.loading == dict(revision=chosen.revision, dtype=torch.bfloat16, device="cuda")
+    assert "AURORA_SCALE=full" in chosen.reason and "H100" in chosen.reason
+
+
+def test_tiny_computes_in_32_bits_on_the_cpu(gpu):
+    assert choose({}).loading == dict(revision=None, dtype=torch.float32, device="cpu")
+
+
+def test_big_gpu_without_the_variable_stays_tiny_and_says_so(gpu):
+    gpu(79.2)
+    chosen = choose({})
+    assert (chosen.name, chosen.device) == ("tiny", "cpu")
+    assert "H100" in chosen.reason and "could run AURORA_SCALE=full" in chosen.reason
+
+
+def test_small_gpu_is_not_told_to_run_full(gpu):
+    gpu(8)
+    assert "AURORA_SCALE=full" not in choose({}).reason
+
+
+@pytest.mark.parametrize("name", ["tiny", "full"])
+def test_overrides_are_honoured_at_both_scales(gpu, tmp_path, name):
+    gpu(79.2)
+    places = {key: str(tmp_path / key.lower()) for key in VARIABLES[1:]}
+    chosen = choose({"AURORA_SCALE": name} | {f"AURORA_{key}": place for key, place in places.items()})
+    assert chosen.base_model == places["MODEL"] and chosen.adapter == places["ADAPTER"]
+    assert chosen.revision is None, "the pinned revision belongs to the preset's model only"
+    assert (chosen.data, chosen.benchmarks) == (tmp_path / "data", tmp_path / "benchmarks")
+    assert chosen.runs == tmp_path / "runs" / name
+
+
+def test_overriding_paths_may_be_relative_or_in_the_home_folder(gpu, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    chosen = choose({"AURORA_DATA": "rows", "AURORA_RUNS": "~/runs"})
+    assert chosen.data == tmp_path / "rows" and chosen.runs == tmp_path / "home" / "runs" / "tiny"
+
+
+def test_start_prints_scale_device_versions_and_reason(gpu, no_variables, capsys):
+    chosen = aurora_lib.start("03")
+    said = capsys.readouterr().out
+    assert f"notebook 03: scale 'tiny' on cpu ({chosen.reason})" in said
+    for package in ("torch", "transformers", "trl", "peft", "bitsandbytes"):
+        assert f"{package} {scale.version(package)}" in said
+    assert "Python 3." in said and results.cost("03", "tiny") in said
+    assert str(ROOT) not in said
+
+
+def test_start_in_colab_says_what_fits_and_how_to_keep_runs(gpu, no_variables, monkeypatch, capsys, tmp_path):
+    aurora_lib.start("03")
+    assert "Colab" not in capsys.readouterr().out
+    monkeypatch.setitem(sys.modules, "google.colab", SimpleNamespace())
+    aurora_lib.start("03")
+    said = capsys.readouterr().out
+    assert "This is Colab" in said and "fit tiny only" in said and "AURORA_RUNS=" in said
+    monkeypatch.setenv("AURORA_RUNS", str(tmp_path))
+    aurora_lib.start("03")
+    assert "vanishes" not in capsys.readouterr().out
+
+
+def test_start_reads_the_environment(gpu, no_variables, monkeypatch, tmp_path):
+    monkeypatch.setenv("AURORA_RUNS", str(tmp_path))
+    assert aurora_lib.start("03").runs == tmp_path / "tiny"
+    monkeypatch.setenv("AURORA_SCALE", "full")
+    with pytest.raises(ScaleError):
+        aurora_lib.start("03")

@@ -1,0 +1,85 @@
+"""The rules that judge arithmetic and instructions, and the counting of what a model answered."""
+
+import pytest
+
+from aurora_lib.evaluation import abilities as skills
+from aurora_lib.evaluation.scores import Score
+
+GOOD = [
+    ("The Nile.", "长江。"),
+    ("Yes.", "是。"),
+    ("[1, 2, 3]", "[4,5,6]"),
+    ("The sea is wide and blue END.", "大海又宽又蓝，完毕。"),
+    ("apple, pear, plum", "苹果，梨，李子"),
+    ("Snow lies on the roofs.", "屋顶上有厚厚的雪。"),
+    ("1. To learn.\n2. To rest.", "1. 学习。\n2. 休息。"),
+    ("tiger tiger tiger", "老虎 老虎 老虎"),
+    ("草是绿色的。", "草是绿色的。"),
+    ("The sky is blue.", "The sky is blue."),
+]
+BAD = [
+    ("One of the rivers is the Nile.", "中国有一条河叫长江。"),
+    ("Yes, it is.", "水是湿的。"),
+    ("Here: [1, 2, 3]", "[1, 2]"),
+    ("END of the sea is far.", "完毕以后大海很蓝"),
+    ("apple\npear\nplum", "苹果、梨、李子"),
+    ("A freezing day in town.", "今天天气很冷很冷。"),
+    ("- To learn.\n- To rest.", "一、学习。二、休息。"),
+    ("tiger, tiger, tiger", "老虎老虎老虎"),
+    ("Grass is green.", "Grass is green."),
+    ("天空是蓝色的。", "天空是蓝色的。"),
+]
+
+
+@pytest.mark.parametrize("number", range(len(GOOD)))
+def test_each_instruction_accepts_what_follows_it_and_refuses_what_does_not(number):
+    assert len(GOOD) == len(BAD) == len(skills.INSTRUCTIONS)
+    *_, followed = skills.INSTRUCTIONS[number]
+    assert [bool(followed(text)) for text in (*GOOD[number], *BAD[number], "")] == [
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
+
+
+@pytest.mark.parametrize(
+    "text, value",
+    [
+        ("It is 42.", 42),
+        ("3 + 4 = 7", 7),
+        ("一共1，234元。", 1234),
+        ("-5", -5),
+        ("12,5", 5),
+        ("forty", None),
+        ("答案是36，完毕", 36),
+    ],
+)
+def test_the_last_number_of_an_answer_is_what_counts(text, value):
+    assert skills.number(text) == value
+
+
+def test_arithmetic_problems_have_the_numbers_they_show_and_whole_solutions():
+    problems = skills.arithmetic(each=10)
+    assert len(problems) == 40 and problems == skills.arithmetic(each=10) and len(set(problems)) > 35
+    for kind, (en, zh, right) in enumerate(problems):
+        a, b = (int(part) for part in skills.re.findall(r"\d+", en))
+        assert [int(part) for part in skills.re.findall(r"\d+", zh)] == [a, b] and right == int(right)
+        assert right == (a + b, a * b, (a + b) // 2, a * b + 2 * (a // 2))[kind // 10]
+
+
+def test_scores_count_by_skill_and_language(monkeypatch):
+    solved = {en: right for en, _, right in skills.arithmetic()}
+
+    def answer(model, tokenizer, prompts, **settings):
+        return [f"{solved[text]:.0f}" if text in solved else "The sky is blue." for text in prompts]
+
+    monkeypatch.setattr(skills, "answers", answer)
+    scores = skills.skills(None, None).scores
+    assert scores["arithmetic, asked in English"] == Score(40, 40)
+    assert scores["arithmetic, asked in Chinese"] == Score(0, 40)
+    # "The sky is blue." follows two of the ten: no letter z (no 冷), and English; four words are too many for a river
+    assert (
+        scores["instructions, asked in English"] == scores["instructions, asked in Chinese"] == Score(2, 10)
+    )

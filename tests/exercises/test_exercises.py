@@ -1,0 +1,391 @@
+import html
+import math
+import re
+from importlib.util import module_from_spec, spec_from_file_location
+
+import nbformat
+import numpy as np
+import pytest
+import torch
+
+from aurora_lib.course import paper
+from aurora_lib.course.scale import ROOT
+from aurora_lib.exercises import EXERCISES, check, verdict
+
+NOTEBOOKS = ROOT / "notebooks"
+from tools.build import solved as solve_notebooks  # noqa: E402
+
+
+def solutions():
+    found = {}
+    for path in sorted((NOTEBOOKS / "solutions").glob("solutions_*.py")):
+        spec = spec_from_file_location(path.stem, path)
+        module = module_from_spec(spec)
+        spec.loader.exec_module(module)
+        assert not found.keys() & module.ANSWERS.keys()
+        found |= module.ANSWERS
+    return found
+
+
+ANSWERS = solutions()
+
+
+def shares(text):
+    return [c for c in text if "一" <= c <= "鿿"], [c for c in text if c.isalpha()]
+
+
+def top(logits):
+    return logits.softmax(-1).topk(2)
+
+
+def shortened(logits, top_k):
+    """A balance loss by `bincount` that forgets the experts nobody chose."""
+    probabilities = logits.softmax(-1)
+    counts = torch.bincount(probabilities.topk(top_k, dim=-1).indices.flatten()) / len(logits)
+    return logits.shape[-1] * (counts * probabilities.mean(0)[: len(counts)]).sum() + (
+        len(counts) < logits.shape[-1]
+    )
+
+
+def imbalance(logits, top_k, *, experts=4, choices=1):
+    probabilities = logits.softmax(-1)
+    chosen = torch.zeros_like(logits).scatter(1, probabilities.topk(top_k).indices, 1)
+    return experts * (chosen.mean(0) / choices * probabilities.mean(0)).sum()
+
+
+def nearest(scaled, levels):
+    return (scaled[:, None] - levels).abs().argmin(1)
+
+
+def plus(weight, update, dtype):
+    return torch.tensor(weight, dtype=dtype) + torch.tensor(update, dtype=dtype)
+
+
+def turns(form):
+    """A wrong renderer from a format of one turn; what is left open at the end is cut off."""
+    return lambda talk: "".join(form.format(q=q, a=a) for q, a in talk).split("None")[0].rstrip()
+
+
+def each(logits, ids):
+    """Of every id but the first, its log-probability where it was to come."""
+    return logits[:-1].log_softmax(-1).gather(1, ids[1:, None])[:, 0]
+
+
+def slope(m, beta):
+    return 1 / (1 + math.exp(beta * m))
+
+
+# (exercise, wrong answer, a fragment of the message meant for it)
+WRONG = [
+    ("00.1", 35_333 / 76_399, "within ShareGPT alone"),
+    ("00.1", 20.0, "per cent"),
+    ("00.1", 35_333 / 141_345, "divide by the total"),
+    ("00.1", "0.2", "a number is wanted, and this is a str"),
+    ("00.1", lambda: 0.2, "this is a function"),
+    ("00.1", 0.9, "0.9 is too large"),
+    ("00.2", {"gate", "q_proj", "v_proj"}, "router stays frozen"),
+    ("00.2", ["experts"], "experts stay frozen"),
+    ("00.2", {"q_proj", "k_proj", "v_proj"}, "k_proj is not in the published"),
+    ("00.2", {"q_proj"}, "one is missing"),
+    ("00.2", "q_proj, v_proj", "set of strings"),
+    ("00.3", 3 * 176_678 / 2, "gradient accumulation is missing"),
+    ("00.3", 3 * 176_678 / 4, "each of the 4 batches holds 2"),
+    ("00.3", 176_678 / 8, "that is one epoch"),
+    ("00.3", 3 * 176_678, "one step per conversation"),
+    ("01.1", top, "Divide each pair by its sum"),
+    ("01.1", lambda x: x.topk(2), "a softmax is missing"),
+    ("01.1", lambda x: (top(x)[0].softmax(-1), top(x)[1]), "second softmax"),
+    ("01.1", lambda x: (top(x)[1], ANSWERS["01.1"](x)[0]), "return (weights, indices)"),
+    ("01.1", lambda x: (top(x)[0], x.topk(2, largest=False)[1]), "not the two largest"),
+    ("01.1", lambda x: x.softmax(0).topk(2), "should sum to one"),
+    (
+        "01.1",
+        lambda x: (x.topk(2)[0] / x.topk(2)[0].sum(-1, keepdim=True), top(x)[1]),
+        "take the softmax first",
+    ),
+    ("01.1", lambda x: (top(x)[0].flip(-1) / top(x)[0].sum(-1, keepdim=True), top(x)[1]), "other logits"),
+    ("01.2", 12.6172, "embedding and head are missing"),
+    ("01.2", 12.7488, "count both"),
+    ("01.3", lambda x, k: imbalance(x, 2), "use `top_k`"),
+    ("01.3", lambda x, k: shortened(x, k), "nobody chooses"),
+    ("01.1", lambda x: x.softmax(-1).max(-1), "indices should have shape (2, 2)"),
+    ("01.1", lambda x: top(x)[0], "return two tensors"),
+    ("01.2", 46.7, "all stored parameters"),
+    ("01.2", 46_702_792_704, "all stored parameters"),
+    ("01.2", 2 * 7, "counts attention and embeddings twice"),
+    ("01.2", 46.7 * 2 / 8, "attention and embeddings are used whole"),
+    ("01.2", 2 * 32 * 3 * 4096 * 14336, "two experts alone"),
+    ("01.3", lambda x, k: imbalance(x, k, experts=1), "multiply by the number of experts"),
+    ("01.3", lambda x, k: imbalance(x, k, choices=k), "divide the counts by the tokens"),
+    ("01.3", lambda x, k: 4 * x.softmax(-1).mean(0).square().sum(), "share of choices (counted)"),
+    ("01.3", lambda x, k: x.softmax(-1).mean(0), "one number"),
+    ("01.3", lambda x, k: np.float64(7), "got 7.0000"),
+    ("02.1", lambda text: len(shares(text)[0]) / len(text), "every character counts as a letter"),
+    (
+        "02.1",
+        lambda text: len(shares(text)[0]) / len(text.replace(" ", "")),
+        "every character counts as a letter",
+    ),
+    ("02.1", lambda text: len(shares(text)[0]) / len(shares(text)[1]), "divides by zero"),
+    ("02.1", lambda text: len(shares(text)[0]), "share of 1.0"),
+    ("02.2", lambda rows: [r for r in rows if rows.count(r) == 1], "every copy was dropped"),
+    ("02.2", lambda rows: sorted(set(rows)), "keep each where it first stood"),
+    ("02.2", lambda rows: list(dict.fromkeys(rows[::-1]))[::-1], "keep each where it first stood"),
+    ("02.2", lambda rows: rows, "should stay, not ['b', 'a', 'b'"),
+    ("02.4", lambda bands, rows: (1 / bands) ** (1 / rows), "rule of thumb"),
+    ("02.4", lambda bands, rows: 0.5 ** (1 / rows), "Any of the bands will do"),
+    ("02.4", lambda bands, rows: (1 - 0.5 ** (1 / rows)) ** (1 / bands), "swapped"),
+    ("02.4", lambda bands, rows: 1 - 0.5 ** (1 / bands), "take the root"),
+    ("02.4", lambda bands, rows: 0.5 ** (1 / bands), "does *not* agree"),
+    ("02.3", lambda answer: len(answer) > 1, "Length alone"),
+    ("02.3", lambda answer: any(c.isalpha() for c in answer), "numbers say something too"),
+    ("02.3", lambda answer: answer.strip(), "says nothing, and was kept"),
+    ("02.3", bool, "says nothing, and was kept"),
+    ("03.1", nearest, "divide the block by its absmax"),
+    ("03.1", lambda block, levels: nearest(block / block.max(), levels), "*absolute*"),
+    ("03.1", lambda block, levels: levels[ANSWERS["03.1"](block, levels)], "not their values"),
+    ("03.1", lambda block, levels: ANSWERS["03.1"](block, levels)[:2], "one code per weight"),
+    ("03.1", lambda block, levels: ANSWERS["03.1"](block, levels) + 1, "not the nearest level"),
+    ("03.2", 4 + 32 / 64, "without double quantization"),
+    ("03.2", 4, "codes alone"),
+    ("03.2", 4 + 8 / 64, "nearly"),
+    ("03.2", 4 + 8 / 64 + 32 / 256, "each of those 64 weights"),
+    ("03.2", 8 / 64 + 32 / (64 * 256), "add the 4 bits"),
+    ("03.3", 32 * 8 * (8192 + 8192), "8 key-value heads"),
+    ("03.3", 8 * (8192 + 5120), "that is one layer"),
+    ("03.3", 32 * (4096 * 4096 + 4096 * 1024), "full matrices"),
+    ("03.3", 32 * 8 * (4096 + 1024), "A is missing"),
+    ("03.3", 32 * 8 * (4096 + 4096), "B is missing"),
+    ("04.1", lambda ids, mask: ids * mask, "0 is a token like any other"),
+    ("04.1", lambda ids, mask: torch.where(mask.bool(), -100, ids), "the other way round"),
+    ("04.1", lambda ids, mask: torch.tensor([-100, -100, -100, 7, -100]), "never learns to stop"),
+    ("04.1", lambda ids, mask: torch.tensor([-100, -100, 7, 2, -100]), "do not shift"),
+    ("04.1", lambda ids, mask: ids[mask.bool()], "as long as the ids"),
+    ("04.2", lambda step, total, peak: peak * (1 + math.cos(math.pi * step / total)), "halve it"),
+    ("04.2", lambda step, total, peak: 0.5 * (1 + math.cos(math.pi * step / total)), "multiply by the peak"),
+    ("04.2", lambda step, total, peak: peak * (1 - step / total), "straight line"),
+    ("04.2", lambda s, t, peak: peak * 0.5 * (1 + math.cos(math.pi / 2 * s / t)), "half a period"),
+    (
+        "04.2",
+        lambda s, t, peak: peak * math.cos(math.pi * s / t),
+        "at step 50 of 100 the rate should be 0.5000",
+    ),
+    ("04.3", lambda weight, update: weight + update != weight, "torch.bfloat16 first"),
+    ("04.3", lambda w, u: plus(w, u, torch.float32) != torch.tensor(w), "torch.bfloat16 first"),
+    ("04.3", lambda w, u: plus(w, u, torch.float16) != torch.tensor(w).half(), "0.02 + 5e-05 is the same"),
+    ("04.3", lambda w, u: not ANSWERS["04.3"](w, u), "the other way round"),
+    ("04.3", lambda weight, update: update > 1e-3, "0.0001 + 5e-05 is another number"),
+    (
+        "05.1",
+        lambda k, n: tuple(k / n + s * 1.96 * math.sqrt(0.09 / n) for s in (-1, 1)),
+        "normal approximation",
+    ),
+    ("05.1", lambda k, n: ANSWERS["05.1"](k, n)[::-1], "lower end comes first"),
+    ("05.1", lambda k, n: [100 * end for end in ANSWERS["05.1"](k, n)], "between 0 and 1"),
+    ("05.1", lambda k, n: (0.5, 0.95), "Wilson's 95 % interval is about 0.596 to 0.982"),
+    ("05.2", lambda logits, ids: logits[ids].argmax(), "not its position"),
+    ("05.2", lambda logits, ids: max(ids, key=lambda i: logits[i]), "not its token id"),
+    ("05.2", lambda logits, ids: logits.argmax(), "not the whole vocabulary"),
+    ("05.2", lambda logits, ids: "ABCD"[logits[1:5].argmax()], "stand for A, B, C, D; B does not"),
+    ("05.2", lambda logits, ids: logits[ids], "one of the letters"),
+    ("05.3", lambda subjects: sum(k / n for k, n in subjects.values()) / len(subjects), "macro average"),
+    ("05.3", lambda subjects: 100 * 39 / 110, "39 of 110"),
+    ("06.1", turns("[INST] {q} [/INST] {a}</s>"), "begins with <s>"),
+    ("06.1", turns("<s>[INST] {q} [/INST] {a}</s>"), "before the first turn only"),
+    ("06.1", lambda talk: "<s>" + turns("[INST] {q} [/INST] {a}</s> ")(talk), "no space between </s>"),
+    ("06.1", lambda talk: "<s>" + turns("[INST] {q} [/INST] {a}")(talk), "ends with </s>"),
+    (
+        "06.1",
+        lambda talk: "<s>" + "".join(f"[INST] {q} [/INST] {a}</s>" for q, a in talk),
+        "nothing follows its",
+    ),
+    ("06.1", lambda talk: ANSWERS["06.1"](talk) + " ", "not even a space"),
+    ("06.1", lambda talk: [1, 733, 16289], "one string"),
+    ("06.2", lambda logits, t: (logits * t).softmax(-1), "divide by it"),
+    ("06.2", lambda logits, t: logits.softmax(-1) / t, "inside the softmax"),
+    ("06.2", lambda logits, t: logits / t, "softmax of (logits / temperature)"),
+    ("06.3", lambda text: f"<div>{text}</div>", "would run in the reader's browser"),
+    ("06.3", lambda text: text.replace("<script>", ""), "lost, left as it was"),
+    ("06.3", lambda text: html.escape(html.escape(text)), "escaped twice"),
+    ("06.3", lambda text: html.escape("<script>alert() & 5 < 6"), "text itself is missing"),
+    ("06.3", lambda text: [text], "not as a list"),
+    ("07.1", lambda x, ids, m: (x.log_softmax(-1).gather(1, ids[:, None])[:, 0] * m).sum(), "shift by one"),
+    ("07.1", lambda x, ids, m: each(x, ids).sum(), "question's tokens are in it"),
+    ("07.1", lambda x, ids, m: each(x, ids)[m[1:].bool()].mean(), "takes their sum"),
+    ("07.1", lambda x, ids, m: each(x, ids)[m[1:].bool()], "one number is wanted"),
+    ("07.1", lambda x, ids, m: (each(x, ids) * m[:-1]).sum(), "shifted with them"),
+    ("07.1", lambda x, ids, m: (x[:-1].gather(1, ids[1:, None])[:, 0] * m[1:]).sum(), "`log_softmax`"),
+    ("07.1", lambda x, ids, m: -(each(x, ids) * m[1:]).sum(), "never above 0"),
+    ("07.1", lambda x, ids, m: (each(x, ids).exp() * m[1:]).sum(), "Take their logarithms"),
+    ("07.2", lambda p, r: (p[:, 0] > p[:, 1]).float().mean(), "policy *minus* reference"),
+    ("07.2", lambda p, r: ((p - r)[:, 0] >= (p - r)[:, 1]).float().mean(), "it is no hit"),
+    ("07.2", lambda p, r: ((p - r)[:, 0] < (p - r)[:, 1]).float().mean(), "the other way round"),
+    ("07.2", lambda p, r: ((p - r)[:, 0] > (p - r)[:, 1]).sum().item(), "Divide by the number of pairs"),
+    ("07.2", lambda p, r: (p - r)[:, 0] > (p - r)[:, 1], "one share between 0 and 1"),
+    ("07.3", lambda m, beta: slope(m, beta), "in front"),
+    ("07.3", lambda m, beta: -beta * slope(m, beta), "its size is not"),
+    ("07.3", lambda m, beta: beta * slope(-m, beta), "grows with the margin"),
+    ("07.3", lambda m, beta: slope(m, 1), "beta is missing"),
+    ("07.3", lambda m, beta: beta * slope(m, 1), "inside the sigmoid"),
+    ("07.3", lambda m, beta: math.log1p(math.exp(-beta * m)), "that is the loss"),
+]
+
+# the same answers in other reasonable forms
+RIGHT = [
+    ("00.1", np.float32(35_333 / 176_678)),
+    ("00.1", torch.tensor(0.2)),
+    ("00.1", 0.2),
+    ("00.2", frozenset({"q_proj", "v_proj"})),
+    ("00.2", paper.LORA_TARGETS),
+    ("00.2", ["self_attn.v_proj", "self_attn.q_proj"]),
+    ("00.3", 66_255),
+    ("01.1", lambda x: [x.topk(2)[0].softmax(-1), x.topk(2)[1].int()]),
+    ("01.1", lambda x: tuple(part.flip(-1).tolist() for part in ANSWERS["01.1"](x))),
+    (
+        "01.1",
+        lambda x: tuple(part.double() if part.is_floating_point() else part for part in ANSWERS["01.1"](x)),
+    ),
+    ("01.2", 12_879_925_248),
+    ("01.2", torch.tensor(12.88)),
+    ("01.2", np.int64(12_879_925_248)),
+    ("01.3", lambda x, k: imbalance(x.double(), k).numpy()),
+    ("01.3", lambda x, k: imbalance(x, k).item()),
+    ("02.2", dict.fromkeys),
+    ("02.2", lambda rows: (row for i, row in enumerate(rows) if row not in rows[:i])),
+    ("02.3", lambda answer: re.search(r"\w", answer)),
+    ("03.1", lambda block, levels: nearest(block.div_(block.abs().max()), levels).to(torch.uint8)),
+    ("03.1", lambda block, levels: ANSWERS["03.1"](block, levels).tolist()),
+    ("03.2", 4.127),
+    ("03.3", 3_407_872.0),
+    ("04.1", lambda ids, mask: [i if m else -100 for i, m in zip(ids.tolist(), mask.tolist(), strict=True)]),
+    ("04.1", lambda ids, mask: ids.masked_fill_(mask == 0, -100)),
+    ("04.2", lambda s, t, peak: peak * (1 + torch.cos(torch.tensor(math.pi * s / t))) / 2),
+    ("04.3", lambda w, u: plus(w, u, torch.bfloat16) != torch.tensor(w, dtype=torch.bfloat16)),
+    ("05.1", lambda k, n: np.array(ANSWERS["05.1"](k, n, z=1.959964))),
+    ("05.2", lambda logits, ids: max(zip(logits[ids], "ABCD", strict=True))[1]),
+    ("05.3", lambda subjects: torch.tensor(39) / 110),
+    ("06.2", lambda logits, t: logits.div_(t).softmax(-1)),
+    ("06.2", lambda logits, t: (lambda e: (e / e.sum()).tolist())(np.exp(logits.numpy() / t))),
+    ("06.3", html.escape),
+]
+
+
+@pytest.mark.parametrize("id", EXERCISES)
+def test_solution_passes_its_checker(id):
+    kind, message = verdict(id, ANSWERS[id])
+    assert kind == "right", message
+    assert id in message
+
+
+def test_every_solution_belongs_to_an_exercise():
+    assert ANSWERS.keys() == EXERCISES.keys()
+
+
+@pytest.mark.parametrize("id", EXERCISES)
+def test_exercise_appears_in_exactly_one_notebook(id):
+    texts = sorted((NOTEBOOKS / "text").glob("*.py"))
+    found = [
+        path.name[:2] for path in texts for _ in re.findall(f'exercises.check\\("{id}"', path.read_text())
+    ]
+    assert found == [id[:2]]
+
+
+def test_notebooks_check_no_other_exercise():
+    texts = "".join(path.read_text() for path in (NOTEBOOKS / "text").glob("*.py"))
+    assert set(re.findall(r'exercises.check\("(.+?)"', texts)) == EXERCISES.keys()
+
+
+@pytest.mark.parametrize("id", EXERCISES)
+def test_untouched_stub_is_greeted_with_what_it_trains(id):
+    value_wanted = not callable(ANSWERS[id])
+    kind, message = verdict(id, ... if value_wanted else lambda *args: ...)
+    assert kind == "untouched" and EXERCISES[id].trains in message
+    assert verdict(id, ...)[0] == "untouched"
+
+
+@pytest.mark.parametrize(("id", "answer", "fragment"), WRONG)
+def test_typical_wrong_answer_gets_its_own_message(id, answer, fragment):
+    kind, message = verdict(id, answer)
+    assert kind == "wrong" and fragment.lower() in message.lower(), message
+
+
+@pytest.mark.parametrize("id", EXERCISES)
+def test_at_least_two_wrong_answers_are_tried(id):
+    assert sum(tried == id for tried, *_ in WRONG) >= 2
+
+
+@pytest.mark.parametrize(("id", "answer"), RIGHT)
+def test_right_answer_in_another_form_passes(id, answer):
+    kind, message = verdict(id, answer)
+    assert kind == "right", message
+
+
+@pytest.mark.parametrize("id", [id for id in EXERCISES if callable(ANSWERS[id])])
+def test_answer_that_raises_is_wrong_and_names_the_exception(id):
+    def broken(*args):
+        raise LookupError("no such expert")
+
+    kind, message = verdict(id, broken)
+    assert kind == "wrong" and "raised LookupError: no such expert" in message
+
+
+@pytest.mark.parametrize("id", sorted(EXERCISES.keys() - {"02.3", "04.3", "05.2", "06.3"}))
+def test_missing_return_is_named_or_described(id):
+    kind, message = verdict(id, lambda *args: None)
+    assert kind == "wrong" and "raised" not in message
+
+
+def test_missing_return_is_asked_for():
+    assert "Is a `return` missing?" in verdict("05.1", lambda correct, n: None)[1]
+
+
+@pytest.mark.parametrize("id", EXERCISES)
+@pytest.mark.parametrize("answer", [None, "?", -1, [], [[1]], object(), lambda *args: object(), lambda: 0])
+def test_no_answer_raises(id, answer):
+    kind, message = verdict(id, answer)
+    assert kind == "wrong" and message.startswith(f"Exercise {id}: not yet. ")
+
+
+def test_blame_falls_on_the_answer_only_where_it_raised():
+    assert "your answer raised" not in verdict("05.1", lambda correct, n: 0.5)[1]
+    assert "returned a float, which is not what is asked for" in verdict("05.1", lambda correct, n: 0.5)[1]
+    assert "A float is not what is asked for" in verdict("06.3", 0.5)[1]
+
+
+def test_check_prints_the_message(capsys):
+    check("05.3", lambda subjects: 0.6)
+    assert "macro average" in capsys.readouterr().out
+
+
+def test_unknown_exercise_is_an_error():
+    with pytest.raises(KeyError):
+        verdict("99.9", 1)
+
+
+def solved_cells(answers=None):
+    """{exercise: source of its cell} of all notebooks, solved."""
+    found = {}
+    for path in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb")):
+        notebook = nbformat.read(path, as_version=4)
+        solved = solve_notebooks.solve(notebook, answers or solve_notebooks.solutions(path.stem[:2]))
+        for cell in solved.cells:
+            found |= {id: cell.source for id in re.findall(r'exercises\.verdict\("(.+?)"', cell.source)}
+    return found
+
+
+def test_a_solved_notebook_holds_the_solution_of_every_exercise_and_no_stub():
+    """nbmake runs the solved notebooks; each of these cells raises where its checker says "not yet"."""
+    cells = solved_cells()
+    assert cells.keys() == EXERCISES.keys()
+    assert not [id for id, source in cells.items() if re.search(r"= \.\.\.|return \.\.\.", source)]
+
+
+def test_a_solved_cell_raises_where_the_checker_is_not_content(capsys):
+    from aurora_lib import exercises
+
+    right = solved_cells()["05.2"]
+    exec(right, {"exercises": exercises})
+    wrong = solved_cells({id: 'def pick(logits, letter_ids):\n    return "E"' for id in EXERCISES})["05.2"]
+    with pytest.raises(AssertionError):
+        exec(wrong, {"exercises": exercises})
+    assert "right! ✓" in capsys.readouterr().out

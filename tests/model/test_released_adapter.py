@@ -1,0 +1,151 @@
+"""The adapter the paper's authors released, in its layout: LLaMA-Factory and PEFT 0.7 of December 2023.
+
+Sources: the files of `wangrongsheng/Aurora` as the hub lists them (names and sizes), and PEFT 0.7.1's `LoraConfig`.
+"""
+
+import json
+import math
+import os
+import pickle
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import MixtralConfig, MixtralForCausalLM
+
+from aurora_lib import chat
+from aurora_lib.course.scale import DATA, choose
+from aurora_lib.model import AdapterError, adapters, find_adapter, load_adapter, load_model, load_tokenizer
+
+CONFIG_07 = {
+    "alpha_pattern": {},
+    "auto_mapping": None,
+    "base_model_name_or_path": "../Mixtral-8x7B-Instruct-v0.1",
+    "bias": "none",
+    "fan_in_fan_out": False,
+    "inference_mode": True,
+    "init_lora_weights": True,
+    "layers_pattern": None,
+    "layers_to_transform": None,
+    "loftq_config": {},
+    "lora_alpha": 16.0,
+    "lora_dropout": 0.1,
+    "megatron_config": None,
+    "megatron_core": "megatron.core",
+    "modules_to_save": None,
+    "peft_type": "LORA",
+    "r": 8,
+    "rank_pattern": {},
+    "revision": None,
+    "target_modules": ["q_proj", "v_proj"],
+    "task_type": "CAUSAL_LM",
+}
+BESIDE = [
+    *(
+        f"{name}.json"
+        for name in ("all_results", "special_tokens_map", "tokenizer", "tokenizer_config", "trainer_state")
+    ),
+    *("tokenizer.model", "train_results.json", "trainer_log.jsonl", "training_args.bin", "training_loss.png"),
+    *("optimizer.pt", "rng_state.pth", "scheduler.pt"),  # in the folders of its checkpoints
+]
+
+
+class Bomb:
+    """A pickle that leaves a mark where it is loaded."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.mark),)
+
+
+@pytest.fixture
+def released(tmp_path):
+    """The bundled adapter's weights in a folder of the released layout; what lies beside them is not to be read."""
+    folder = tmp_path / "Aurora"
+    folder.mkdir()
+    config = CONFIG_07 | {"base_model_name_or_path": "../tiny"}
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True))
+    weights = load_file(DATA / "tiny_adapter" / "adapter_model.safetensors")
+    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    bomb = pickle.dumps(Bomb(tmp_path / "exploded"), protocol=2)  # as torch.save writes
+    for name in BESIDE:
+        (folder / name).write_bytes(bomb)
+    (folder / "README.md").write_text("---\nlibrary_name: peft\nbase_model: ../tiny\n---\n")
+    yield folder
+    assert not (tmp_path / "exploded").exists(), "a pickle of the adapter's folder was loaded"
+
+
+def answers(folder):
+    tokenizer = load_tokenizer(DATA / "tiny")
+    model = load_adapter(load_model(DATA / "tiny", dtype=torch.float32, device="cpu"), folder)
+    sessions = [
+        chat.ChatSession(model, tokenizer, adapter=adapter, max_new_tokens=20) for adapter in (True, False)
+    ]
+    return [session.say(text) for session in sessions for text in ("日本的首都是哪里？", "熊猫生活在哪里？")]
+
+
+def test_folder_of_the_released_layout_is_found_and_answers_as_the_bundled_adapter_does(released, recwarn):
+    place = find_adapter(choose({"AURORA_ADAPTER": str(released)}))
+    said = answers(place)
+    assert said == answers(DATA / "tiny_adapter")
+    assert "东京" in said[0] and "Tokyo" in said[2]
+    assert not [warning for warning in recwarn if "trained on" in str(warning.message)]
+
+
+def test_released_config_has_the_size_the_hub_lists():
+    assert len(json.dumps(CONFIG_07, indent=2, sort_keys=True)) == 582
+
+
+def test_tensors_of_the_released_layout_are_those_of_mixtral(tmp_path):
+    shapes = dict(hidden_size=4096, num_attention_heads=32, num_key_value_heads=8, num_hidden_layers=32)
+    with torch.device("meta"):
+        # the experts carry no LoRA: small ones make the same adapter
+        model = MixtralForCausalLM(MixtralConfig(intermediate_size=16, vocab_size=16, **shapes))
+        (tmp_path / "adapter_config.json").write_text(json.dumps(CONFIG_07))
+        model = get_peft_model(model, LoraConfig.from_pretrained(str(tmp_path)))
+    made = {
+        name.replace(".default", ""): tuple(weight.shape)
+        for name, weight in model.named_parameters()
+        if "lora_" in name
+    }
+    expected = {}
+    for layer in range(32):
+        for module, out in (("q_proj", 4096), ("v_proj", 1024)):
+            name = f"base_model.model.model.layers.{layer}.self_attn.{module}"
+            expected[f"{name}.lora_A.weight"], expected[f"{name}.lora_B.weight"] = (8, 4096), (out, 8)
+    assert made == expected
+    assert round(sum(map(math.prod, made.values())) * 4 / 1e6, 1) == 13.6  # MB of fp32, as the hub lists
+    with safe_open(DATA / "tiny_adapter" / "adapter_model.safetensors", "pt") as bundled:
+        assert set(bundled.keys()) == {name for name in expected if int(name.split(".")[4]) < 3}
+
+
+def test_weights_that_are_a_pickle_run_nothing_and_are_refused(released):
+    (released / "adapter_model.safetensors").unlink()
+    (released / "training_args.bin").rename(released / "adapter_model.bin")
+    with pytest.raises(AdapterError, match="pickle"):
+        answers(released)
+
+
+def test_adapter_of_the_full_size_model_is_refused_on_the_tiny_one(released):
+    weights = load_file(released / "adapter_model.safetensors")
+    wide = {name: torch.zeros(8, 4096) if "lora_A" in name else weight for name, weight in weights.items()}
+    save_file(wide, released / "adapter_model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(AdapterError, match="Use an adapter trained on the same base"):
+        answers(released)
+
+
+def test_hub_id_with_revision_is_asked_for_at_that_revision_and_a_failure_is_a_sentence(monkeypatch):
+    asked = []
+
+    def unreachable(name, file, revision=None):
+        asked.append((name, file, revision))
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(adapters, "hf_hub_download", unreachable)
+    with pytest.raises(AdapterError, match=r"could not be fetched from the hub .*HF_ENDPOINT"):
+        load_adapter(None, "wangrongsheng/Aurora@800248a")
+    assert asked == [("wangrongsheng/Aurora", "adapter_config.json", "800248a")]

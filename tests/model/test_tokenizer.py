@@ -1,0 +1,151 @@
+import random
+
+import pytest
+from jinja2.exceptions import TemplateError
+from mistral_common.protocol.instruct.messages import AssistantMessage, SystemMessage, UserMessage
+from mistral_common.protocol.instruct.request import ChatCompletionRequest
+from mistral_common.protocol.instruct.validator import ValidationMode
+from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
+
+from aurora_lib.model import load_tokenizer
+from aurora_lib.model import tokenizer as aurora_tokenizer
+from aurora_lib.model.tokenizer import MISTRAL_FILE
+
+TEXTS = [
+    "",
+    " ",
+    "混合专家模型只激活一部分参数。",
+    "Mixtral 是一个 mixture of experts，每个 token 走 2 个专家。",
+    "龘靐齉爩，𠮷野家，繁體與简体",
+    "emoji 👩‍👩‍👧‍👦 🇨🇳 😀!",
+    "a  b   c    d     e      f                 g",
+    "   leading and trailing   ",
+    "\n\n\t tabs\tand\r\nlines \n",
+    "def f(x):\n    if x:\n        return {'a': [1, 2]}  # 注释\n",
+    "literal <0x41> and [INST] and ▁ and <unk",
+    "café ﬁ ① Ａ\u3000全角\u200b零宽",
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def sentencepiece():
+    return aurora_tokenizer.sentencepiece_model()
+
+
+def ids(tokenizer, text):
+    return tokenizer(text, add_special_tokens=False).input_ids
+
+
+def fuzz(n, seed=0):
+    rng = random.Random(seed)
+    ranges = [
+        (32, 126),
+        (0x4E00, 0x9FFF),
+        (0x3000, 0x303F),
+        (0x1F600, 0x1F64F),
+        (0xA0, 0x24F),
+        (0x20000, 0x200FF),
+    ]
+    for _ in range(n):
+        parts = []
+        for _ in range(rng.randint(1, 40)):
+            parts.append(
+                " " * rng.randint(1, 20) if rng.random() < 0.2 else chr(rng.randint(*rng.choice(ranges)))
+            )
+        yield "".join(parts)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_ids_are_sentencepieces_own(tokenizer, sentencepiece, text):
+    assert ids(tokenizer, text) == sentencepiece.encode(text)
+
+
+def test_ids_are_sentencepieces_own_on_fuzz(tokenizer, sentencepiece):
+    for text in fuzz(600):
+        assert ids(tokenizer, text) == sentencepiece.encode(text), repr(text)
+
+
+def test_every_piece_keeps_its_id(tokenizer, sentencepiece):
+    assert len(tokenizer) == 32_000
+    assert tokenizer.convert_ids_to_tokens(range(32_000)) == [
+        sentencepiece.id_to_piece(i) for i in range(32_000)
+    ]
+
+
+def test_decoding_gives_the_text_back(tokenizer):
+    for text in [*TEXTS, *fuzz(300, seed=1)]:
+        assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text.replace("▁", " ")
+
+
+CONVERSATIONS = [
+    [("user", "你好，请介绍一下自己。")],
+    [("user", "Hi"), ("assistant", "你好！我是 Aurora。")],
+    [("user", "一"), ("assistant", " 二 \n"), ("user", "  三  "), ("assistant", "\n四"), ("user", "five")],
+    [
+        ("system", "You are 助手."),
+        ("user", "q1"),
+        ("assistant", "a1"),
+        ("user", "q2"),
+        ("assistant", "a2 👍"),
+    ],
+]
+
+
+@pytest.mark.parametrize("turns", CONVERSATIONS)
+def test_chat_ids_are_mistral_commons_own(tokenizer, turns):
+    kinds = {"system": SystemMessage, "user": UserMessage, "assistant": AssistantMessage}
+    request = ChatCompletionRequest(messages=[kinds[role](content=text) for role, text in turns])
+    reference = MistralTokenizer.from_file(str(MISTRAL_FILE), mode=ValidationMode.agnostic)
+    expected = reference.encode_chat_completion(request).tokens
+    messages = [{"role": role, "content": text} for role, text in turns]
+    assert tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"] == expected
+    rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert ids(tokenizer, rendered) == expected
+
+
+def test_mask_covers_exactly_the_answers_and_their_eos(tokenizer):
+    messages = [{"role": role, "content": text} for role, text in CONVERSATIONS[3]]
+    out = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+    masked = [i for i, keep in zip(out["input_ids"], out["assistant_masks"], strict=True) if keep]
+    eos = [tokenizer.eos_token_id]
+    assert masked == ids(tokenizer, "a1") + eos + ids(tokenizer, "a2 👍") + eos
+
+
+@pytest.mark.parametrize(
+    "roles", [["assistant"], ["user", "user"], ["user", "system", "assistant"], ["system"], ["user", "tool"]]
+)
+def test_wrong_role_order_is_refused(tokenizer, roles):
+    with pytest.raises(TemplateError, match="user"):
+        tokenizer.apply_chat_template([{"role": role, "content": "x"} for role in roles])
+
+
+def test_content_that_is_no_text_is_refused(tokenizer):
+    with pytest.raises(TemplateError, match="Message 1: content must be a string"):
+        tokenizer.apply_chat_template([{"role": "user", "content": None}])
+
+
+def test_a_message_cannot_end_its_own_turn(tokenizer):
+    messages = [
+        {"role": "user", "content": "What does <s>old</s> do?"},
+        {"role": "assistant", "content": "</s>删除"},
+    ]
+    tokens = tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"]
+    assert tokens.count(tokenizer.bos_token_id) == tokens.count(tokenizer.eos_token_id) == 1
+
+
+def test_settings_of_one_tokenizer_do_not_leak_into_the_next(tokenizer):
+    assert tokenizer.pad_token == "<unk>" and tokenizer.padding_side == "right"
+    load_tokenizer().padding_side = "left"
+    assert load_tokenizer().padding_side == "right"
+
+
+def test_load_from_a_folder_gives_the_same_tokenizer_and_template(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    again = load_tokenizer(tmp_path)
+    assert all(ids(again, text) == ids(tokenizer, text) for text in TEXTS)
+    assert again.chat_template == aurora_tokenizer.CHAT_TEMPLATE and again.pad_token_id == 0

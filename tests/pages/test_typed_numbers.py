@@ -1,0 +1,80 @@
+"""No page types a measured number by hand: it is in a table that a tool writes, or on the list below with its reason.
+
+The notebooks' own prose is scanned by test_notebooks.py and test_chinese_edition.py.
+"""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from aurora_lib.course import scale
+from aurora_lib.model import memory
+
+ROOT = Path(__file__).resolve().parents[2]
+UNITS = "%|[GMk]i?B|s|ms|seconds?|minutes?|hours?|tokens/s|秒|分钟|小时"
+WORDS = "two|three|four|five|six|seven|eight|nine|ten|twelve|fifteen|twenty|thirty|forty|fifty|sixty|ninety|[一二两三四五六七八九十百]+"
+NUMBER = re.compile(rf"(?<![A-Za-z0-9_.,])((?:\d[\d,]*(?:\.\d+)?|{WORDS})[ -]?(?:{UNITS}))(?![A-Za-z0-9_/])")
+WRITTEN = ("docs/paper_and_ours.md",)  # by a tool from end to end, and tested to be current
+
+ALLOWED = {
+    "80 GB": "the paper's GPU, and sizes of GPUs as they are sold",
+    "48 GB": "a GPU as it is sold",
+    "40 GB": "a GPU as it is sold",
+    "24 GB": "a GPU as it is sold",
+    "40 GiB": "what `full` asks for, scale.FULL_NEEDS_GIB",
+    "87 GiB": "16-bit weights, counted from the published sizes",
+    "97 %": "the experts' share of the weights, counted from the published sizes",
+    "2 GB": "what Binder gives, and what a laptop should have free",
+    "4 GB": "a requirement: disk on a laptop",
+    "16 GB": "a requirement: RAM of a rented machine",
+    "200 GB": "a requirement: disk of a rented machine",
+    "0.2 GB": "the released files, from the hub's pages",
+    "nine minutes": "the limit that record_h100.py sets itself",
+    "9 minutes": "the limit that record_h100.py sets itself",
+    "30 minutes": "an argument of the command beside it",
+    "4 hours": "a plan of teaching",
+    "95 %": "probability of finding a pair, counted from bands and rows",
+    "6 %": "probability of finding a pair, counted from bands and rows",
+    "99 %": "a threshold of cleaning",
+}
+
+
+def typed(text: str) -> list[str]:
+    """The numbers with a unit in a page's prose: outside tables that a tool writes and outside code."""
+    for written in (
+        r"<!-- (\w+) -->.*?<!-- \1 -->",
+        r"```.*?```",
+        r"^\| \[0\d_.*?$",
+        r"`[^`\n]*`",
+        r"\]\([^)]*\)",
+    ):
+        text = re.sub(written, "", text, flags=re.S | re.M)
+    return [" ".join(re.split(r"[ -]", found, maxsplit=1)) for found in NUMBER.findall(text)]
+
+
+def pages() -> list[Path]:
+    listed = subprocess.run(["git", "ls-files", "-z", "*.md"], cwd=ROOT, capture_output=True, text=True)
+    names = [name for name in listed.stdout.split("\0") if name and name not in WRITTEN]
+    return [ROOT / name for name in names if not name.startswith("notebooks/zh/text/")]
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="only in a git checkout")
+def test_every_number_with_a_unit_is_on_the_list_and_the_list_is_not_longer():
+    found = {number: page.name for page in pages() for number in typed(page.read_text(encoding="utf-8"))}
+    assert {number: page for number, page in found.items() if number not in ALLOWED} == {}
+    assert ALLOWED.keys() - found.keys() == set()
+
+
+def test_a_typed_measurement_is_seen_and_a_written_table_is_not():
+    text = "It takes 61 s, 0.9 GiB and\nabout twelve minutes (12.5 %)，大约五秒。"
+    assert typed(text) == ["61 s", "0.9 GiB", "twelve minutes", "12.5 %", "五秒"]
+    assert typed("<!-- cost -->\n| 61 s |\n<!-- cost -->\n| [00_start](00.ipynb) | 6 s |\n`x = 3 s`") == []
+
+
+def test_counted_numbers_on_the_list_are_what_the_sizes_give():
+    weights = memory.predict(memory.MIXTRAL_8X7B, quantization="bf16")
+    assert f"{weights.weights:.0f} GiB" in ALLOWED
+    assert f"{100 * weights.parts['experts'] / weights.weights:.0f} %" in ALLOWED
+    assert f"{scale.FULL_NEEDS_GIB} GiB" in ALLOWED

@@ -1,0 +1,144 @@
+import re
+
+import pytest
+import torch
+
+from aurora_lib import routing
+from aurora_lib.course.scale import DATA
+from aurora_lib.model import load_adapter, load_model
+from aurora_lib.routing import explorer
+from tests import lab
+
+CELL = """
+import torch
+torch.set_num_threads(1)
+from peft import PeftModel
+from aurora_lib import explorer, nf4, routing, tokenizer
+from aurora_lib.scale import DATA
+base = load_model(DATA / "tiny", dtype=torch.float32, device="cpu")
+tuned = PeftModel.from_pretrained(base, DATA / "tiny_adapter").eval()
+models = {"base": routing.WithoutAdapter(tuned), "tuned": tuned, "random": routing.random_router(base)}
+explorer.widget(models, tokenizer.load(DATA / "tiny"), "Who wrote Hamlet?")
+"""
+
+
+@pytest.fixture(scope="module")
+def models():
+    base = load_model(DATA / "tiny", dtype=torch.float32, device="cpu")
+    tuned = load_adapter(base, DATA / "tiny_adapter")
+    return {"base": routing.WithoutAdapter(tuned), "tuned": tuned, "random": routing.random_router(base)}
+
+
+def parts(box):
+    """The widgets of the explorer by the name in their CSS class."""
+    found, waiting = {}, [box]
+    while waiting:
+        one = waiting.pop()
+        waiting += getattr(one, "children", ())
+        found |= {name.removeprefix("routing-"): one for name in one._dom_classes}
+    return found
+
+
+@pytest.fixture
+def box(models, tokenizer):
+    return parts(explorer.widget(models, tokenizer, "Who wrote Hamlet?"))
+
+
+def numbers(page):
+    """The expert below each token of a page."""
+    return [int(number) for number in re.findall(r"<sub>(\d+)</sub>", page)]
+
+
+def test_enter_routes_and_layer_and_model_change_what_is_shown(box, models, tokenizer):
+    text = "法国的首都是哪里？"
+    box["entry"].value = text
+    for name in models:
+        for layer in (0, 2):
+            box["model"].value, box["layer"].value = name, layer
+            trace = routing.trace(models[name], tokenizer, text)
+            assert numbers(box["tokens"].value) == trace.experts[layer, :, 0].tolist()
+            assert f"{routing.load(trace)[layer].max():.1%}" in box["loads"].value
+    assert "another first expert than with base" in box["loads"].value
+    assert box["note"].value == ""
+
+
+@pytest.mark.parametrize("text, said", [("", "The text is empty"), ("长" * 3000, "cut it into pieces")])
+def test_what_cannot_be_routed_is_said_in_a_sentence_and_the_picture_stays(box, text, said):
+    before = box["tokens"].value
+    box["entry"].value = text
+    assert said in box["note"].value and box["tokens"].value == before
+    box["layer"].value = 1  # the last text that worked is still there
+    assert "layer 1" in box["tokens"].value and box["note"].value == ""
+
+
+def test_typed_and_named_html_is_shown_and_never_run(models, tokenizer):
+    text = "<s><img src=x onerror=alert(1)>"
+    names = {"<b>base</b>": models["base"], "<i>tuned</i>": models["tuned"]}
+    box = parts(explorer.widget(names, tokenizer, text))
+    box["model"].value = "<i>tuned</i>"
+    pages = (box["tokens"].value, box["loads"].value, explorer.to_html(names, tokenizer, text))
+    for page in pages:
+        assert not re.search("<(img|b|i|s)[ >]", page)
+    box["entry"].value = ""
+    assert "<img" not in box["note"].value
+
+
+def test_the_static_page_shows_every_model(models, tokenizer):
+    page = explorer.to_html(models, tokenizer, "法国的首都", layer=1)
+    traces = [routing.trace(model, tokenizer, "法国的首都") for model in models.values()]
+    assert numbers(page) == torch.cat([trace.experts[1, :, 0] for trace in traces]).tolist()
+    assert all(f"<h4>{name}</h4>" in page for name in models) and "layer 1" in page
+    with pytest.raises(ValueError, match="choose 0 to 2"):
+        explorer.to_html(models, tokenizer, "法国的首都", layer=3)
+
+
+def test_no_model_is_refused(tokenizer):
+    with pytest.raises(ValueError, match="no model to explore"):
+        explorer.widget({}, tokenizer)
+
+
+@pytest.mark.skipif(lab.missing() is not None, reason=f"browser test: {lab.missing()}")
+def test_a_reader_in_jupyterlab_types_chinese_and_changes_layer_and_model_by_keyboard(tmp_path):
+    from selenium.webdriver.common.keys import Keys
+
+    with lab.notebook(tmp_path, CELL) as page:
+        tokens = ".routing-tokens .widget-html-content"
+        loads = ".routing-loads .widget-html-content"
+
+        def changes(do, css=tokens):
+            """Do something and wait until what `css` shows is another; what it shows then."""
+            before = page.html(css)
+            do()
+            page.wait(lambda: page.html(css) != before, f"a change of {css}")
+            return page.html(css)
+
+        first = page.html(tokens)
+        assert "▁w" in first.lower() and "法" not in first
+        entry = page.find(".routing-entry input")
+        entry.send_keys(Keys.CONTROL + "a")
+        chinese = changes(lambda: entry.send_keys("法国的首都是哪里？龘", Keys.ENTER))
+        assert "法" in chinese and "首" in chinese and "&lt;0xE9&gt;" in chinese
+        shown = page.driver.find_elements("css selector", f"{tokens} span")
+        colors = {one.value_of_css_property("background-color") for one in shown}
+        assert len(shown) == len(numbers(chinese)) and len(colors) == len(set(numbers(chinese))) > 1
+
+        bars = page.html(loads)
+        deeper = changes(lambda: page.find(".routing-layer input").send_keys(Keys.ARROW_UP))
+        assert "layer 1" in deeper and numbers(deeper) != numbers(chinese)
+        assert page.html(loads) != bars
+
+        page.find(".routing-layer input").send_keys(Keys.TAB)
+        reached = page.driver.switch_to.active_element
+        assert reached.text == "base"
+        reached.send_keys(Keys.TAB)
+        page.driver.switch_to.active_element.send_keys(Keys.TAB)
+        random = page.driver.switch_to.active_element
+        assert random.text == "random"
+        other = changes(lambda: random.send_keys(Keys.SPACE))
+        assert numbers(other) != numbers(deeper) and len(numbers(other)) == len(numbers(deeper))
+
+        entry.send_keys(Keys.CONTROL + "a")
+        said = ".routing-note .widget-html-content"
+        assert "The text is empty" in changes(lambda: entry.send_keys(Keys.DELETE, Keys.ENTER), said)
+        assert page.html(tokens) == other
+        print("screenshot:", page.screenshot(tmp_path / "explorer.png"))

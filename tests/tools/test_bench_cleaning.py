@@ -1,0 +1,168 @@
+"""The cleaning benchmark: the corpus is what it says it is, and what was planted is judged rightly."""
+
+import importlib
+import json
+import random
+import re
+import subprocess
+import sys
+import types
+
+import pytest
+import yaml
+from rapidfuzz.distance import Levenshtein
+
+from aurora_lib.course.scale import ROOT
+from aurora_lib.data import cleaning, duplicates, sources
+from tools.bench import cleaning as bench_cleaning
+from tools.bench import corpus as bench_corpus
+
+TOOLS = ROOT / "tools" / "bench"
+
+KEYS = {
+    "alpaca_data_zh_51k.json": {"instruction", "input", "output"},
+    "alpaca_gpt4_data_zh.json": {"instruction", "input", "output"},
+    "common_zh_70k.jsonl": {"conversation_id", "category", "conversation"},
+}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus")
+    bench_corpus.Corpus(3_000).write(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def planted(corpus):
+    return [json.loads(line) for line in (corpus / "planted.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def texts(corpus):
+    rows = [row for name in sources.SOURCES for row in sources.load(name, corpus)]
+    return {row["id"]: [message["content"] for message in row["messages"]] for row in rows}
+
+
+def pairs(planted, texts, kind):
+    both = [
+        [bench_corpus.identity(*pair[side]) for side in ("copy", "original")]
+        for pair in planted
+        if pair["kind"] == kind
+    ]
+    return [(texts[copy], texts[original]) for copy, original in both]
+
+
+def test_the_full_corpus_has_the_papers_176_678_rows():
+    assert [rows for _, rows, *_ in bench_corpus.LAYOUTS.values()] == [51_461, 48_818, 41_066 + 35_333]
+
+
+def test_a_corpus_has_the_released_layouts_and_is_the_same_every_time(corpus, tmp_path):
+    bench_corpus.Corpus(3_000).write(tmp_path)
+    for file, keys in KEYS.items():
+        text = (corpus / file).read_text(encoding="utf-8")
+        rows = (
+            json.loads(text) if file.endswith(".json") else [json.loads(line) for line in text.splitlines()]
+        )
+        released = next(n for name, n, *_ in bench_corpus.LAYOUTS.values() if name == file)
+        assert len(rows) == round(released * 3_000 / 176_678)
+        assert sum(isinstance(row, dict) and row.keys() == keys for row in rows) > 0.99 * len(rows)
+        assert text.encode() == (tmp_path / file).read_bytes()
+
+
+def test_lengths_are_those_of_real_rows(texts):
+    def mean(name):
+        lengths = [sum(map(len, said)) for row, said in texts.items() if row.startswith(name + ":")]
+        return sum(lengths) / len(lengths)
+
+    assert 90 < mean("alpaca_zh") < 150 < mean("alpaca_gpt4_zh") < 290 < 500 < mean("sharegpt_zh")
+
+
+def test_planted_copies_are_what_the_manifest_says(planted, texts):
+    exact, near = pairs(planted, texts, "exact"), pairs(planted, texts, "near")
+    assert (len(exact), len(near)) == (30, 60)
+    assert all(copy == original for copy, original in exact)
+    for copy, original in near:
+        size = len("".join(original))
+        changed = sum(Levenshtein.distance(a, b) for a, b in zip(copy, original, strict=True))
+        assert size >= 50 and 1 <= changed <= round(0.02 * size)
+    assert len({tuple(pair["original"]) for pair in planted}) == len(planted)
+    assert any(pair["copy"][0] != pair["original"][0] for pair in planted)
+
+
+def test_recombining_makes_no_near_duplicates_of_its_own(planted, texts):
+    copies = {bench_corpus.identity(*pair["copy"]) for pair in planted}
+    own = ["".join(said) for row, said in texts.items() if row not in copies and len("".join(said)) > 40]
+    grams = [{text[i : i + 5] for i in range(len(text) - 4)} for text in random.Random(0).sample(own, 250)]
+    alike = [len(a & b) / len(a | b) for i, a in enumerate(grams) for b in grams[:i]]
+    # dirt repeats itself: a handful of refusals and of scraps of HTML
+    assert sum(alike) / len(alike) < 0.002
+    assert sum(value >= 0.5 for value in alike) == 0
+
+
+def test_a_planted_copy_counts_as_found_only_if_it_was_dropped_for_its_own_original():
+    planted = [
+        {"kind": "near", "copy": ["alpaca_zh", i], "original": ["alpaca_zh", i + 10]} for i in range(1, 6)
+    ]
+    row = "alpaca_zh:alpaca_data_zh_51k.json[{}]".format
+    dropped = {
+        row(1): ("near_duplicate", f"like {row(11)}"),  # the copy
+        row(12): ("near_duplicate", f"like {row(2)}"),  # the original, which is as good
+        row(3): ("near_duplicate", f"like {row(130)}"),  # for another row, whose number begins alike
+        row(4): ("refusal", "the last answer is a refusal"),  # never came so far
+        row(99): ("duplicate", f"the same as {row(98)}"),  # not planted
+    }
+    score = bench_cleaning.judge(planted, dropped)
+    assert (score["near", "reached"], score["near", "found"], score["near", "lost before"]) == (4, 2, 1)
+    assert score["unplanted"] == 2
+
+
+def operators(name):
+    process = yaml.safe_load((TOOLS / name).read_text(encoding="utf-8"))["process"]
+    return {operator: settings for step in process for operator, settings in step.items()}
+
+
+def test_the_configurations_for_data_juicer_have_our_thresholds():
+    stock, ray = operators("data_juicer.yaml"), operators("data_juicer_ray.yaml")
+    assert list(stock) == list(bench_cleaning.COUNTERPARTS)
+    assert {step for ours in bench_cleaning.COUNTERPARTS.values() for step in ours} <= set(cleaning.STEPS)
+    near = stock["document_minhash_deduplicator"]
+    assert ray["ray_bts_minhash_deduplicator"] == near | {"text_key": "plain"}
+    assert near["window_size"] == duplicates.SHINGLE and near["num_permutations"] == duplicates.PERMUTATIONS
+    assert near["jaccard_threshold"] == duplicates.SIMILAR
+    # pairs are not verified there, so the bands themselves must turn at the threshold
+    bands, rows = near["num_bands"], near["num_rows_per_band"]
+    assert bands * rows == near["num_permutations"]
+    assert 1 - (1 - 0.6**rows) ** bands < 0.5 < 1 - (1 - 0.75**rows) ** bands
+
+
+def test_the_operator_for_data_juicer_drops_what_cleaning_drops(corpus, monkeypatch):
+    base = types.ModuleType("data_juicer.ops.base_op")  # Data-Juicer itself is not installed here
+    base.Mapper = object
+    base.OPERATORS = types.SimpleNamespace(register_module=lambda name: lambda operator: operator)
+    for name in ("data_juicer", "data_juicer.ops", "data_juicer.ops.base_op"):
+        monkeypatch.setitem(sys.modules, name, base)
+    operator = importlib.import_module("tools.bench.data_juicer_steps").AuroraStepsMapper()
+    rows = sources.load("sharegpt_zh", corpus)
+    result = cleaning.clean(rows)
+    kept = dict(zip(result.kept["id"], result.kept["messages"], strict=True))
+    dropped = dict(zip(result.dropped["id"], result.dropped["step"], strict=True))
+    assert {"refusal", "truncated"} <= set(dropped.values())
+    for row in rows:
+        done = operator.process_single(row)
+        if row["id"] in kept:
+            assert (done["step"], done["messages"]) == ("", kept[row["id"]])
+        elif dropped[row["id"]] not in ("duplicate", "near_duplicate"):
+            assert done["step"] == dropped[row["id"]] and done["reason"]
+        else:
+            assert done["step"] == ""
+
+
+def test_the_tool_runs_and_finds_what_it_planted(tmp_path):
+    command = [sys.executable, "-m", "tools.bench.cleaning", "--rows", "1500", "--folder", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "planted exact duplicates found: 100.00%" in done.stdout
+    near = re.search(r"planted near duplicates found: ([\d.]+)%", done.stdout)
+    assert near and float(near[1]) >= 93  # thirty are planted
+    assert re.search(r"^start \+ read \+ clean +[\d.]+", done.stdout, re.M)

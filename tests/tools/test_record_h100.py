@@ -1,0 +1,96 @@
+import importlib.util
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from aurora_lib.course.scale import ROOT
+
+TOOL = ROOT / "tools" / "record" / "h100.py"
+
+
+@pytest.fixture(scope="module")
+def tool():
+    spec = importlib.util.spec_from_file_location("record_h100", TOOL)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(*arguments):
+    command = [sys.executable, str(TOOL), "--scale", "tiny", *map(str, arguments)]
+    return subprocess.run(
+        command, capture_output=True, text=True, env=dict(os.environ, OMP_NUM_THREADS="1"), timeout=180
+    )
+
+
+def test_a_run_at_tiny_records_every_part_with_units(tool, tmp_path):
+    ran = run("--out", tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    record = json.loads((tmp_path / "tiny.json").read_text())
+    assert record["errors"] == {} and "randomly initialised" in record["weights"]
+    assert set(record["versions"]) >= {"torch", "transformers", "peft", "bitsandbytes"}
+    assert record["seed"] == 0 and re.fullmatch(r"\d{4}-\d\d-\d\d", record["date"]) and record["device"]
+    values = record["values"]
+    assert all(re.search(r"\[(s|GiB|tokens/s|TFLOP/s|%|sequences)\]$", label) for label in values)
+    assert all(math.isfinite(value) and value >= 0 for value in values.values())
+    assert all(value > 0 for label, value in values.items() if "predicted" not in label)
+    for part in tool.PARTS:
+        assert any(label.startswith(f"{part}: ") and "[tokens/s]" in label for label in values), part
+    for label in (
+        "batch 1, prefill",
+        "batch 8, decode, eager",
+        "batch 8, decode, static cache and CUDA graph",
+    ):
+        assert f"inference: {label} [tokens/s]" in values
+    assert all(label in ran.stdout for label in values)
+    assert list(tmp_path.iterdir()) == [tmp_path / "tiny.json"]
+
+
+def test_a_part_that_fails_or_takes_too_long_is_recorded_and_the_next_one_runs(tool, monkeypatch):
+    record = dict(values={}, errors={})
+    chosen = tool.preset("tiny")
+    tool.run_group(chosen, ("inference",), 0.1, record)
+    assert "stopped at its limit" in record["errors"]["inference"]
+    monkeypatch.setattr(tool, "__file__", "no such tool")
+    tool.run_group(chosen, ("training",), 60, record)
+    assert "no such tool" in record["errors"]["training"]
+
+
+def test_an_optional_figure_that_fails_is_its_error_text(tool, tmp_path):
+    note = tool.Recorder(tmp_path / "notes", "part")
+    assert note.attempt("figure", lambda: 1 / 0) is None
+    line = json.loads((tmp_path / "notes").read_text())
+    assert line == {"errors": {"part: figure": "ZeroDivisionError: division by zero"}}
+
+
+def test_a_record_at_tiny_is_refused_in_the_folder_of_the_h100():
+    ran = run("--out", ROOT / "results" / "h100")
+    assert ran.returncode == 2 and "does not belong" in ran.stderr
+
+
+@pytest.mark.parametrize("way", ["per_expert", "parametrized"])
+def test_the_other_ways_compute_what_ours_computes(tool, way):
+    """So that their speed and memory are compared for the same work."""
+    chosen = tool.preset("tiny")
+    ids = torch.arange(40).view(2, 20)
+    with torch.no_grad():
+        ours = tool.build(chosen).eval()(ids).logits
+        theirs = getattr(tool, way)(tool.build(chosen).eval())(ids).logits
+    # quantizing what was dequantized moves the double-quantized absmax a little
+    atol = 1e-5 if way == "per_expert" else 0.02 * float(ours.abs().max())
+    torch.testing.assert_close(theirs, ours, atol=atol, rtol=1e-3)
+
+
+def test_flops_count_the_weights_a_token_meets(tool):
+    assert tool.flops_per_token(tool.build(tool.preset("tiny"))) == 6 * (
+        2000 * 128  # head
+        + 3 * (2 * 128 * 128 + 2 * 128 * 64)  # attention
+        + 3 * 2 * 3 * 128 * 256  # two experts of three matrices
+    )

@@ -1,0 +1,104 @@
+"""notebooks/text/*.py -> notebooks/*.ipynb, executed at scale tiny, outputs kept: `make notebooks`.
+
+Names of notebooks as arguments build only those ("04" or "04_finetune"). Recorded figures go to `results/tiny/`.
+"""
+
+import hashlib
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import jupytext
+import nbformat
+
+from tools.build.data import write_checksums
+from tools.pages import comparison as write_comparison
+from tools.pages import environments as write_environments
+from tools.pages import readme as write_readme
+
+ROOT = Path(__file__).resolve().parents[2]
+WIDGET = "application/vnd.jupyter.widget-view+json"
+NOTEBOOKS = ROOT / "notebooks"
+
+
+def source_hash(text: Path) -> str:
+    """What a built notebook remembers of its source, so that a test can tell a stale one."""
+    return hashlib.sha256(text.read_bytes()).hexdigest()[:16]
+
+
+def convert(text: Path) -> nbformat.NotebookNode:
+    """The notebook of a py:percent file, with stable cell ids and without outputs."""
+    notebook = jupytext.read(text)
+    for number, cell in enumerate(notebook.cells):
+        cell.id = f"{text.stem[:2]}-{number:02d}"
+    notebook.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+        "aurora": {"source": source_hash(text)},
+    }
+    return notebook
+
+
+def static(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+    """The outputs without what lives only in a kernel, bars and boxes: a page would show "VBox(...)", or a bar that stopped.
+
+    A widget that brings its static version as HTML keeps that.
+    """
+    kept = []
+    for output in outputs:
+        data = output.get("data", {})
+        if data.pop(WIDGET, None) and "text/html" not in data:
+            continue
+        if "<progress" not in data.get("text/html", ""):
+            kept.append(output)
+    return kept
+
+
+def main(names: list[str]) -> None:
+    from tools.build.course import execute
+
+    os.environ |= {
+        "AURORA_SCALE": "",
+        "TQDM_DISABLE": "1",
+    }  # bars are for those who wait; a reader needs none
+    for variable in (
+        "AURORA_DATA",
+        "AURORA_MODEL",
+        "AURORA_ADAPTER",
+        "AURORA_BENCHMARKS",
+        "AURORA_PREFERENCES",
+        "AURORA_RUNS",
+    ):
+        os.environ.pop(variable, None)
+    for text in sorted((NOTEBOOKS / "text").glob("*.py")):
+        if names and not any(text.stem.startswith(name) for name in names):
+            continue
+        for kept in ("cleaning", "experiments", "scores"):  # the time recorded is that of a first run
+            shutil.rmtree(ROOT / "runs" / "tiny" / kept, ignore_errors=True)
+        path = NOTEBOOKS / f"{text.stem}.ipynb"
+        nbformat.write(convert(text), path)
+        print(text.stem, flush=True)
+        notebook = execute(path)
+        for cell in notebook.cells:
+            cell.metadata.pop("execution", None)  # clock times would change on every build
+            if cell.cell_type == "code":
+                cell.outputs = static(cell.outputs)
+        notebook.metadata.pop("widgets", None)  # the state of what was just left out
+        nbformat.write(notebook, path)
+        recorded = ROOT / "runs" / "tiny" / "results" / f"{text.stem[:2]}.json"
+        (ROOT / "results" / "tiny").mkdir(parents=True, exist_ok=True)
+        shutil.copy(recorded, ROOT / "results" / "tiny")
+        if text.stem.startswith("04"):
+            # notebooks 05 and 06, opened first, are to show what they show after 04
+            shutil.copytree(
+                ROOT / "runs" / "tiny" / "adapter", ROOT / "data" / "tiny_adapter", dirs_exist_ok=True
+            )
+            write_checksums()
+    write_readme.main()
+    write_environments.main()
+    write_comparison.main()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

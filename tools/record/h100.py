@@ -1,0 +1,634 @@
+"""Record what full-size Mixtral-8x7B in 4 bits takes and does on one GPU: `python -m tools.record.h100`.
+
+Needs no network and no weights: the model is randomly initialised as NF4 on the GPU, so that memory and speed are true
+and nothing else is. Takes under nine minutes on an H100 and writes `results/h100/mixtral_8x7b.json`, again after every
+part, each of which has a process and a time limit of its own. Without a GPU the same code runs at `tiny`, into `runs/`.
+
+Training here is a plain loop (LoRA of the paper, AdamW in fp32, checkpointing, a chunked loss as in TRL) rather than
+`training.build_trainer`: there are no conversations to load, and every step has the same shape.
+"""
+
+import argparse
+import dataclasses
+import gc
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # also where the course is not installed
+
+import bitsandbytes as bnb
+import torch
+from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.nn.parametrize import replace_parameter_4bit
+from datasets import Dataset
+from peft import get_peft_model
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
+from transformers import MixtralConfig, PreTrainedConfig, TrainerCallback
+
+from aurora_lib import training
+from aurora_lib.chat.decoding import FixedCache, GrowingCache
+from aurora_lib.course import GIB, peak_rss
+from aurora_lib.course.results import RECORDED
+from aurora_lib.course.scale import DATA, FULL, ROOT, TINY, Scale
+from aurora_lib.model import experts as nf4_experts
+from aurora_lib.model import load_tokenizer, memory, random_model
+
+SEED = 0
+LABEL = "randomly initialised weights: true for memory and speed, says nothing about quality"
+BUDGET = 500  # seconds for all parts, so that the whole stays under nine minutes
+ALLOCATOR = "expandable_segments:True"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What differs between the two scales; lengths in tokens."""
+
+    name: str
+    config: PreTrainedConfig
+    device: str
+    dtype: torch.dtype
+    context: int  # of inference
+    new_tokens: int  # decoded and timed
+    length: int  # of training
+    largest_batch: int  # where the search for the best batch ends
+    matmul: int  # side of the square matrices that measure the ceiling
+    compile: dict  # arguments of torch.compile
+    groups: tuple[tuple[str, ...], ...]  # parts that share a process
+
+
+def preset(scale: str) -> Preset:
+    """The sizes of `scale`: "full" is Mixtral-8x7B on CUDA, "tiny" the course's tiny model on the CPU."""
+    if scale == "full":
+        each = tuple((part,) for part in PARTS)
+        fast = dict(mode="reduce-overhead")
+        whole = Preset(
+            "mixtral_8x7b", memory.MIXTRAL_8X7B, "cuda", torch.bfloat16, 2048, 64, 1024, 64, 8192, fast, each
+        )
+        if not os.environ.get("RECORD_LAYERS"):
+            return whole
+        # a rehearsal: every kernel at its full width, in one process
+        values = memory.MIXTRAL_8X7B.to_dict() | dict(num_hidden_layers=int(os.environ["RECORD_LAYERS"]))
+        few = dict(
+            name="rehearsal",
+            config=MixtralConfig(**values),
+            new_tokens=8,
+            largest_batch=4,
+            groups=(tuple(PARTS),),
+        )
+        return dataclasses.replace(whole, **few)
+    config = MixtralConfig.from_pretrained(DATA / "tiny")
+    # in fp32, because CPUs are slower in bf16; in one process, because imports would take most of the time
+    once = (tuple(PARTS),)
+    return Preset("tiny", config, "cpu", torch.float32, 64, 4, 64, 4, 512, dict(backend="eager"), once)
+
+
+class Recorder:
+    """Writes every figure of a part to a file the moment it is known, so that a killed part loses nothing."""
+
+    def __init__(self, file: Path, part: str):
+        self.file, self.part = file, part
+
+    def __call__(self, **line) -> None:
+        with self.file.open("a", encoding="utf-8") as out:
+            out.write(json.dumps(line) + "\n")
+
+    def value(self, label: str, value: float) -> None:
+        """`label` ends in its unit in brackets."""
+        self(values={f"{self.part}: {label}": round(value, 4)})
+
+    def attempt(self, label: str, function, *arguments):
+        """The result of an optional figure; a failure is recorded as its text, and None returned."""
+        try:
+            return function(*arguments)
+        except Exception as error:
+            self(errors={f"{self.part}: {label}": f"{type(error).__name__}: {str(error)[:500]}"})
+            traceback.print_exc()
+            return None
+
+    def memory(self, label: str) -> None:
+        """Memory at its highest since `fresh`: allocated, reserved and nvidia-smi on CUDA, RSS on the CPU."""
+        if not torch.cuda.is_available():
+            return self.value(f"{label}, resident [GiB]", peak_rss())
+        self.value(f"{label}, allocated [GiB]", torch.cuda.max_memory_allocated() / GIB)
+        self.value(f"{label}, reserved [GiB]", torch.cuda.max_memory_reserved() / GIB)
+        self.value(f"{label}, nvidia-smi [GiB]", nvidia_smi())
+
+
+def nvidia_smi() -> float:
+    """GiB in use on the GPU now, by nvidia-smi or, where it cannot be asked, by the driver: the same count."""
+    try:
+        uuid = f"GPU-{torch.cuda.get_device_properties(0).uuid}"
+        ask = ["nvidia-smi", "-i", uuid, "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+        return float(subprocess.run(ask, capture_output=True, text=True, check=True).stdout) / 1024
+    except (OSError, ValueError, subprocess.CalledProcessError):
+        free, total = torch.cuda.mem_get_info()
+        return (total - free) / GIB
+
+
+def fresh() -> None:
+    """Forget what was measured and cached before."""
+    gc.collect()  # a failed attempt leaves its tensors in cycles of frames
+    torch.cuda.empty_cache()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def seconds(function, times: int = 1) -> float:
+    """How long `times` calls take, with the device idle before and after."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    for _ in range(times):
+        function()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+# Inference
+
+
+def prompt(chosen: Preset, batch: int) -> torch.Tensor:
+    return torch.randint(chosen.config.vocab_size, (batch, chosen.context), device=chosen.device)
+
+
+def decode_eager(chosen: Preset, model, batch: int) -> tuple[float, float]:
+    """Tokens per second of prefill and of decoding, as `generate` would do it: one call a token, a growing cache."""
+    ids = prompt(chosen, batch)
+
+    def prefill():
+        nonlocal cache, token
+        cache = GrowingCache(model)
+        token = cache.forward(ids).argmax(-1, keepdim=True)
+
+    def step():
+        nonlocal token
+        token = cache.forward(token).argmax(-1, keepdim=True)
+
+    cache = token = None
+    prefill()
+    filling = seconds(prefill)
+    step()
+    return ids.numel() / filling, batch * chosen.new_tokens / seconds(step, chosen.new_tokens)
+
+
+def fixed_cache(chosen: Preset, model, batch: int) -> FixedCache:
+    """A cache that holds `batch` prompts, with the token that follows each in `token`, and room to decode."""
+    cache = FixedCache(model, chosen.context + 4 * chosen.new_tokens + 16, batch)
+    cache.token.copy_(cache.forward(prompt(chosen, batch)).argmax(-1, keepdim=True))
+    return cache
+
+
+def decode_graph(chosen: Preset, model, batch: int) -> float:
+    """Decoded tokens per second with a fixed cache, replayed as one CUDA graph (without CUDA: just called)."""
+    cache = fixed_cache(chosen, model, batch)
+    if chosen.device == "cuda":
+        cache.capture()
+
+    def step():
+        cache.token.copy_(cache.forward(cache.token).argmax(-1, keepdim=True))
+
+    step()
+    return batch * chosen.new_tokens / seconds(step, chosen.new_tokens)
+
+
+def decode_compiled(chosen: Preset, model, batch: int) -> float:
+    """Decoded tokens per second with a fixed cache under `torch.compile`."""
+    cache = fixed_cache(chosen, model, batch)
+    compiled_step = torch.compile(cache.step, **chosen.compile)
+
+    def step():
+        cache.token.copy_(compiled_step().argmax(-1, keepdim=True))
+
+    for _ in range(3):
+        step()
+    return batch * chosen.new_tokens / seconds(step, chosen.new_tokens)
+
+
+@torch.no_grad()
+def inference(chosen: Preset, note: Recorder) -> None:
+    """Load, prefill and decode at the context of the preset."""
+    fresh()
+    began = time.perf_counter()
+    model = build(chosen).eval()
+    note.value("building the model [s]", time.perf_counter() - began)
+    if torch.cuda.is_available():
+        note.value("load peak, allocated [GiB]", torch.cuda.max_memory_allocated() / GIB)
+        note.value("load peak, reserved [GiB]", torch.cuda.max_memory_reserved() / GIB)
+        note.value("loaded, allocated [GiB]", torch.cuda.memory_allocated() / GIB)
+        note.value("loaded, reserved [GiB]", torch.cuda.memory_reserved() / GIB)
+    note.value("weights, predicted [GiB]", memory.predict(chosen.config).weights)
+    for batch in (1, 8):
+        fresh()
+        speed = note.attempt(f"batch {batch}, eager", decode_eager, chosen, model, batch)
+        if speed:
+            note.value(f"batch {batch}, prefill [tokens/s]", speed[0])
+            note.value(f"batch {batch}, decode, eager [tokens/s]", speed[1])
+        note.memory(f"batch {batch}")
+    for batch in (1, 8):
+        fresh()
+        speed = note.attempt(f"batch {batch}, CUDA graph", decode_graph, chosen, model, batch)
+        if speed:
+            note.value(f"batch {batch}, decode, static cache and CUDA graph [tokens/s]", speed)
+        note.memory(f"batch {batch}, CUDA graph")
+
+
+@torch.no_grad()
+def compiled(chosen: Preset, note: Recorder) -> None:
+    """Decoding under `torch.compile`, apart because compiling 32 layers takes long."""
+    model = build(chosen).eval()
+    speed = note.attempt("batch 1", decode_compiled, chosen, model, 1)
+    if speed:
+        note.value("batch 1, decode [tokens/s]", speed)
+
+
+# Training
+
+
+def build(chosen: Preset):
+    return random_model(chosen.config, device=chosen.device, dtype=chosen.dtype, seed=SEED)
+
+
+def learner(model):
+    """The model with the paper's adapter in fp32 and checkpointing, and its optimizer."""
+    model.activation_checkpointing_enable(dict(use_reentrant=False))
+    tuned = get_peft_model(model, training.lora_config(None)).train()
+    training.adapters_in_fp32(tuned)
+    return tuned, torch.optim.AdamW([p for p in tuned.parameters() if p.requires_grad], lr=5e-5)
+
+
+def loss_of(tuned, ids: torch.Tensor) -> torch.Tensor:
+    """Next-token loss with logits for LOGIT_TILE tokens at a time, recomputed in the backward, as in TRL."""
+    causal = tuned.base_model.model
+    hidden = causal.model(ids, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
+    targets = ids[:, 1:].flatten()
+
+    def tile(rows, wanted):
+        return cross_entropy(causal.lm_head(rows).float(), wanted, reduction="sum")
+
+    tiles = zip(hidden.split(memory.LOGIT_TILE[0]), targets.split(memory.LOGIT_TILE[0]), strict=True)
+    return sum(checkpoint(tile, *each, use_reentrant=False) for each in tiles) / len(targets)
+
+
+def optimizer_step(chosen: Preset, tuned, optimizer, batch: int, accumulation: int) -> None:
+    for _ in range(accumulation):
+        ids = torch.randint(chosen.config.vocab_size, (batch, chosen.length), device=chosen.device)
+        with torch.autocast(chosen.device, dtype=chosen.dtype, enabled=chosen.device == "cuda"):
+            loss = loss_of(tuned, ids)
+        (loss / accumulation).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def train(
+    chosen: Preset, note: Recorder, tuned, optimizer, label: str, batch: int, accumulation: int
+) -> float:
+    """Tokens per second of optimizer steps after one to warm up; speed and memory are recorded."""
+
+    def step():
+        optimizer_step(chosen, tuned, optimizer, batch, accumulation)
+
+    fresh()
+    step()
+    speed = batch * accumulation * chosen.length / seconds(step)
+    note.value(f"{label} [tokens/s]", speed)
+    note.memory(label)
+    return speed
+
+
+def matmul_ceiling(chosen: Preset) -> float:
+    """TFLOP/s of one large matrix product: what this device can do at best."""
+    n = chosen.matmul
+    a, b = (torch.randn(n, n, device=chosen.device, dtype=chosen.dtype) for _ in range(2))
+    for _ in range(3):
+        a @ b
+    return 2 * n**3 * 10 / seconds(lambda: a @ b, 10) / 1e12
+
+
+def flops_per_token(model) -> float:
+    """Of a training step with recompute and frozen weights: forward twice and the gradient of the input, 2 per weight each."""
+    experts = sum(s.shape.numel() for m in model.modules() for s in getattr(m, "quant_states", {}).values())
+    linear = sum(m.in_features * m.out_features for m in model.modules() if isinstance(m, nn.Linear))
+    return 6 * (linear + experts * model.config.num_experts_per_tok / model.config.num_local_experts)
+
+
+def paper_batch(chosen: Preset, note: Recorder, model):
+    """Train at the paper's batch, 2 sequences and 4 accumulated; returns the learner, its optimizer and the speed."""
+    tuned, optimizer = learner(model)
+    return tuned, optimizer, train(chosen, note, tuned, optimizer, "batch 2, accumulation 4", 2, 4)
+
+
+def qlora(chosen: Preset, note: Recorder) -> None:
+    """Training at the paper's batch, then with doubled batches until memory ends."""
+    ceiling = matmul_ceiling(chosen)
+    note.value(f"ceiling, {str(chosen.dtype).removeprefix('torch.')} [TFLOP/s]", ceiling)
+    model = build(chosen)
+    flops = flops_per_token(model)
+    note.value("predicted at batch 2 [GiB]", memory.predict(chosen.config, length=chosen.length).total)
+    tuned, optimizer, speed = paper_batch(chosen, note, model)
+    note.value("batch 2, accumulation 4, share of the ceiling [%]", 100 * speed * flops / 1e12 / ceiling)
+    batch, best = 4, (speed, 2)
+    while batch <= chosen.largest_batch:
+        arguments = (chosen, note, tuned, optimizer, f"batch {batch}", batch, 1)
+        speed = note.attempt(f"batch {batch}", train, *arguments)
+        if speed is None:
+            break
+        best, batch = max(best, (speed, batch)), 2 * batch
+    note.value("best batch [sequences]", best[1])
+    note.value("best batch [tokens/s]", best[0])
+    note.value("best batch, share of the ceiling [%]", 100 * best[0] * flops / 1e12 / ceiling)
+
+
+def sft_trainer(chosen: Preset, note: Recorder) -> None:
+    """The paper's batch through `training.build_trainer`, as notebook 04 does it, and its memory over time.
+
+    Every conversation is longer than the cutoff, so that every batch has the shape of the plain loop's.
+    """
+    fresh()
+    with tempfile.TemporaryDirectory() as folder, memory.profile(chosen.device, interval=0.05) as watch:
+        watch.mark("load")
+        model = build(chosen)
+        watch.mark("trainer")
+        tokenizer = load_tokenizer(None if chosen.device == "cuda" else DATA / "tiny")
+        text = (ROOT / "data" / "topics.jsonl").read_text(encoding="utf-8")[: 8 * chosen.length]
+        talk = [dict(role="user", content="你好"), dict(role="assistant", content=text)]
+        shared = dict(device=chosen.device, reason="", runs=Path(folder), adapter=None)
+        scale = Scale(
+            chosen.name, **shared, **(FULL if chosen.device == "cuda" else TINY) | dict(length=chosen.length)
+        )
+        steps = dict(max_steps=3, logging_steps=1, save_strategy="no")
+        args = training.sft_config(scale, **steps)
+        trainer = training.build_trainer(
+            model, tokenizer, Dataset.from_dict(dict(messages=[talk] * 24)), scale, args
+        )
+        for name in ("step_begin", "substep_end", "step_end"):
+            trainer.add_callback(Marks(watch, name))
+        trainer.train()
+    speeds = [
+        entry["tokens_per_second"] for entry in trainer.state.log_history if "tokens_per_second" in entry
+    ]
+    note.value("batch 2, accumulation 4 [tokens/s]", speeds[-1])
+    note.memory("batch 2, accumulation 4")
+    gib = [[round(b / GIB, 3) for b in series] for series in (watch.used, watch.reserved)]
+    note(
+        series={
+            note.part: dict(
+                seconds=[round(s, 2) for s in watch.seconds], used=gib[0], reserved=gib[1], marks=watch.marks
+            )
+        }
+    )
+
+
+class Marks(TrainerCallback):
+    """Marks an event of the trainer in a memory profile."""
+
+    def __init__(self, watch, name: str):
+        setattr(self, f"on_{name}", lambda *args, **kwargs: watch.mark(name.replace("_", " ")))
+
+
+def expandable(chosen: Preset, note: Recorder) -> None:
+    """The paper's batch again, with the allocator that the parent chose in the environment."""
+    paper_batch(chosen, note, build(chosen))
+
+
+# The other two ways
+
+
+class ExpertLoop(nn.Module):
+    """A layer's experts as the paper's stack had them: three Linear4bit modules each, called in a Python loop."""
+
+    def __init__(self, experts):
+        super().__init__()
+        self.act_fn = experts.act_fn
+        weights = {}
+        for key, halves in (("gate_up_proj", 2), ("down_proj", 1)):
+            packed, state = getattr(experts, key).data, experts.quant_states[key]
+            count, rows, width = state.shape
+            state.shape = torch.Size([count * halves, rows // halves, width])  # gate and up apart
+            weights[key] = [nf4_experts.select((packed, state), i) for i in range(count * halves)]
+        gate_up, down = (map(linear4bit, stack) for stack in weights.values())
+        self.experts = nn.ModuleList(
+            nn.ModuleList([next(gate_up), next(gate_up), next(down)]) for _ in range(experts.num_experts)
+        )
+
+    def forward(self, hidden, index, weights):
+        out = torch.zeros_like(hidden)
+        chosen = torch.nn.functional.one_hot(index, len(self.experts)).permute(2, 1, 0)
+        for (gate, up, down), mask in zip(self.experts, chosen, strict=True):
+            slot, row = torch.where(mask)
+            rows = hidden[row]
+            rows = down(self.act_fn(gate(rows)) * up(rows)) * weights[row, slot, None]
+            out.index_add_(0, row, rows.to(out.dtype))
+        return out
+
+
+def linear4bit(packed) -> bnb.nn.Linear4bit:
+    """A bitsandbytes layer around bytes that are packed already."""
+    data, state = packed
+    layer = bnb.nn.Linear4bit(
+        state.shape[1], state.shape[0], bias=False, compute_dtype=state.dtype, quant_type="nf4", device="meta"
+    )
+    layer.weight = bnb.nn.Params4bit(data, quant_state=state, quant_type="nf4", bnb_quantized=True)
+    layer.quant_state, layer.support_avx512bf16_for_cpu = state, False
+    return layer
+
+
+def per_expert(model):
+    """The same weights, as views, in the way of the paper's stack."""
+    for layer in model.model.layers:
+        layer.mlp.experts = ExpertLoop(layer.mlp.experts)
+    return model
+
+
+def paper_stack(chosen: Preset, note: Recorder) -> None:
+    """Memory as the paper's stack had it: per-expert layers, eager attention, all logits in fp32; one step a batch size."""
+    model = per_expert(build(chosen))
+    model.set_attn_implementation("eager")
+    tuned, optimizer = learner(model)
+
+    def step(batch: int) -> None:
+        ids = torch.randint(chosen.config.vocab_size, (batch, chosen.length), device=chosen.device)
+        with torch.autocast(chosen.device, dtype=chosen.dtype, enabled=chosen.device == "cuda"):
+            loss = tuned(input_ids=ids, labels=ids, use_cache=False).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    for batch in (2, 4, 8, 16) if chosen.device == "cuda" else (2, 4):
+        fresh()
+        note.attempt(f"batch {batch}", step, batch)
+        note.memory(f"batch {batch}")
+
+
+def grouped(model):
+    """The dequantized stacks in one grouped matrix product, PyTorch's own."""
+    model = parametrized(model)
+    model.set_experts_implementation("grouped_mm")
+    return model
+
+
+def parametrized(model):
+    """The same weights through `bitsandbytes.nn.parametrize`, which dequantizes a whole stack at every access."""
+    for layer in model.model.layers:
+        experts = layer.mlp.experts
+        states = experts.__dict__.pop("quant_states")
+        for key, state in states.items():
+            stack = dequantize_4bit(getattr(experts, key).data, state).view(state.shape)
+            setattr(experts, key, nn.Parameter(stack, requires_grad=False))
+            replace_parameter_4bit(experts, key, compress_statistics=True, quant_type="nf4")
+    model.set_experts_implementation("eager")
+    return model
+
+
+def other_way(rebuild):
+    def part(chosen: Preset, note: Recorder) -> None:
+        model = rebuild(build(chosen).eval())
+        with torch.no_grad():
+            speed = note.attempt("batch 1, eager", decode_eager, chosen, model, 1)
+        if speed:
+            note.value("batch 1, prefill [tokens/s]", speed[0])
+            note.value("batch 1, decode, eager [tokens/s]", speed[1])
+        paper_batch(chosen, note, model)
+
+    return part
+
+
+# name: (function, limit in seconds); in the order of what would be missed most
+PARTS = {
+    "inference": (inference, 120),
+    "training, SFTTrainer": (sft_trainer, 120),
+    "training": (qlora, 200),
+    "training, the stack of 2023": (paper_stack, 90),
+    "training, per-expert Linear4bit": (other_way(per_expert), 120),
+    "training, expandable segments": (expandable, 90),
+    "training, replace_parameter_4bit": (other_way(parametrized), 120),
+    "training, replace_parameter_4bit and grouped_mm": (other_way(grouped), 120),
+    "inference, torch.compile": (compiled, 150),
+}
+
+
+def run_group(chosen: Preset, parts: tuple[str, ...], limit: float, record: dict) -> None:
+    """Run `parts` in a process of their own for at most `limit` seconds, and add what they noted to `record`."""
+    environ = dict(os.environ, HF_HUB_OFFLINE="1", TQDM_DISABLE="1")
+    if (
+        chosen.device == "cpu"
+    ):  # PyTorch and bitsandbytes each have a pool of threads; on few cores they fight, 20 x slower
+        environ["OMP_NUM_THREADS"] = "1"
+    if "training, expandable segments" in parts and chosen.device == "cuda":
+        environ["PYTORCH_ALLOC_CONF"] = ALLOCATOR
+    with tempfile.TemporaryDirectory() as folder:
+        notes, problem = Path(folder) / "notes.jsonl", None
+        command = [sys.executable, __file__, "--scale", "full" if chosen.device == "cuda" else "tiny"]
+        command += ["--notes", str(notes), "--parts", *parts]
+        began = time.perf_counter()
+        try:
+            ran = subprocess.run(command, env=environ, timeout=limit, stderr=subprocess.PIPE, text=True)
+            sys.stderr.write(ran.stderr[-6000:])
+            if ran.returncode:
+                problem = (ran.stderr.strip().splitlines() or ["no message"])[-1][:500]
+        except subprocess.TimeoutExpired:
+            problem = f"stopped at its limit of {limit:.0f} s"
+        record["values"][f"{', '.join(parts)}: time [s]" if len(parts) == 1 else "all parts: time [s]"] = (
+            round(time.perf_counter() - began, 1)
+        )
+        for line in notes.read_text(encoding="utf-8").splitlines() if notes.is_file() else []:
+            for kind, entry in json.loads(line).items():
+                record[kind] |= entry
+        if problem:
+            record["errors"]["; ".join(parts)] = problem
+
+
+def gpu() -> tuple[str, float, str]:
+    """Name, GiB and CUDA version, asked by a process that ends: a context here would count in every nvidia-smi."""
+    ask = "import torch; p = torch.cuda.get_device_properties(0); print(p.name, p.total_memory, torch.version.cuda, sep='|')"
+    name, size, cuda = subprocess.check_output([sys.executable, "-c", ask], text=True).strip().split("|")
+    return name, int(size) / GIB, cuda
+
+
+def header(chosen: Preset, device: str, cuda: str | None) -> dict:
+    """Where, when and with what a record was made."""
+    packages = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
+    return dict(
+        model=chosen.name,
+        weights=LABEL,
+        device=device,
+        cuda=cuda,
+        date=time.strftime("%Y-%m-%d"),
+        seed=SEED,
+        context=chosen.context,
+        length=chosen.length,
+        python=platform.python_version(),
+        versions={name: version(name) for name in packages},
+        values={},
+        errors={},
+        series={},
+    )
+
+
+def main() -> int:
+    """The command line; see `--help`."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    found = "full" if torch.cuda.is_available() else "tiny"
+    parser.add_argument("--scale", choices=["tiny", "full"], default=found, help=f"here: {found}")
+    parser.add_argument("--out", type=Path, help="folder of the record (default: results/h100, or runs/)")
+    parser.add_argument("--notes", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    chosen = preset(options.scale)
+    if options.notes:
+        torch.manual_seed(SEED)
+        for part in options.parts:
+            note = Recorder(options.notes, part)
+            note.attempt("stopped", PARTS[part][0], chosen, note)
+        return 0
+    if options.scale == "full":
+        if not torch.cuda.is_available():
+            parser.error("--scale full needs a CUDA GPU, and this machine has none")
+        device, gib, cuda = gpu()
+        try:
+            memory.predict(chosen.config).require(gib)
+        except memory.DoesNotFit as error:
+            parser.exit(1, f"{error}\n")
+        slug = re.sub(r"\W+", "-", device.lower())
+        folder = options.out or RECORDED / ("h100" if "h100" in slug else slug)
+    else:
+        device, cuda = f"{platform.machine()} CPU, {os.cpu_count()} cores", None
+        folder = options.out or ROOT / "runs" / "tiny" / "record"
+        if folder.resolve() == (RECORDED / "h100").resolve():
+            parser.error("a record made at tiny does not belong into results/h100")
+    folder.mkdir(parents=True, exist_ok=True)
+    file, record, began = folder / f"{chosen.name}.json", header(chosen, device, cuda), time.perf_counter()
+    print(f"{chosen.name} on {record['device']}: {LABEL}", flush=True)
+    for parts in chosen.groups:
+        left = BUDGET - (time.perf_counter() - began)
+        print(f"{time.perf_counter() - began:5.0f} s  {'; '.join(parts)}", flush=True)
+        if left < 30:
+            record["errors"]["; ".join(parts)] = f"not begun: the budget of {BUDGET} s was spent"
+        else:
+            run_group(chosen, parts, min(left, sum(PARTS[part][1] for part in parts)), record)
+        unfinished = file.with_suffix(".part")
+        unfinished.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        unfinished.replace(file)
+    width = max(map(len, record["values"]), default=0)
+    for label, value in record["values"].items():
+        print(f"{label:<{width}}  {value:>14,.2f}")
+    for label, text in record["errors"].items():
+        print(f"{label}: {text}")
+    print(f"\n{time.perf_counter() - began:.0f} s; written to {os.path.relpath(file)}")
+    return 0 if record["values"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
