@@ -1,14 +1,29 @@
-"""QLoRA as the paper did it."""
+"""QLoRA as the paper did it (section 4.1), and preference tuning on top. Read `recipe` first.
 
+- `recipe`: the settings of the paper, and `build_trainer`, which makes TRL's `SFTTrainer` fit for a 4-bit base.
+- `running`: `run`, which is `trainer.train` that can be stopped, killed and resumed.
+- `callbacks`: the alarm for a zero gradient, the meter, the live picture.
+- `planning`: `preflight`, what a run will take, before anything is loaded.
+- `experiments`: what if you change a value of the recipe? `preference`: a second stage, DPO (notebook 07).
+
+`tune` is all of notebook 04's training in one call; `python -m aurora_lib.training` does the same from a terminal.
+"""
+
+from aurora_lib.training import experiments, preference
+from aurora_lib.training.callbacks import LivePlot, TrainingError
 from aurora_lib.training.planning import preflight
 from aurora_lib.training.recipe import SEED, adapters_in_fp32, build_trainer, lora_config, sft_config, tune
 from aurora_lib.training.running import run
 
 __all__ = [
     "SEED",
+    "LivePlot",
+    "TrainingError",
     "adapters_in_fp32",
     "build_trainer",
+    "experiments",
     "lora_config",
+    "preference",
     "preflight",
     "run",
     "sft_config",

@@ -3,94 +3,64 @@
 import argparse
 import contextlib
 import os
-import sys
 from pathlib import Path
 
-# errors whose message is written for the reader; anything else is a mistake of ours and keeps its traceback
-from aurora_lib.course.scale import ScaleError, start
-from aurora_lib.data.sources import DataError
-from aurora_lib.model import files as model_files
-from aurora_lib.model import memory, nf4
-from aurora_lib.model.adapters import AdapterError
-from aurora_lib.training.callbacks import NoGradient
+import torch
+
+from aurora_lib.course import ScaleError, start
+from aurora_lib.model import AdapterError, memory, nf4
+from aurora_lib.training.callbacks import TrainingError
 from aurora_lib.training.recipe import tune
-from aurora_lib.training.running import SaveError, Stopped
 
-EXPLAINED = (ScaleError, DataError, AdapterError, SaveError, NoGradient, memory.DoesNotFit)
-EXPLAINED += (model_files.ModelFileError, nf4.ExpertPackingError, ValueError, ImportError)
-
-
-def _above_zero(kind: type):
-    """For argparse: a number of `kind` above 0."""
-
-    def number(text: str):
-        value = kind(text)
-        if not 0 < value < float("inf"):
-            raise argparse.ArgumentTypeError(f"must be above 0, and is {text}")
-        return value
-
-    number.__name__ = f"{kind.__name__} above 0"
-    return number
+# errors whose message is written for the reader; anything else is a mistake of ours and keeps its traceback
+EXPLAINED = (ScaleError, AdapterError, TrainingError, memory.DoesNotFit, nf4.ExpertPackingError)
+EXPLAINED += (ValueError, OSError, ImportError)
 
 
-def main() -> None:
-    """The command line; see `--help`."""
+def arguments() -> argparse.ArgumentParser:
+    """The command line. What is left out keeps the recipe's value."""
     parser = argparse.ArgumentParser(
         prog="python -m aurora_lib.training",
         description="Tune the base model as notebook 04 does, from a terminal. Ctrl-C stops after the step in flight; "
         "the same command then goes on from there.",
         epilog="Several GPUs: accelerate launch --config_file configs/ddp.yaml -m aurora_lib.training --scale full",
     )
-    parser.add_argument("--scale", choices=["tiny", "full"], help="overrides AURORA_SCALE")
-    parser.add_argument("--out", type=Path, help="folder of the adapter (default: runs/<scale>/adapter)")
-    parser.add_argument("--learning-rate", type=_above_zero(float), help="peak of the cosine schedule")
-    parser.add_argument(
-        "--epochs", type=_above_zero(float), dest="num_train_epochs", help="passes over the data"
-    )
-    parser.add_argument(
-        "--max-steps", type=_above_zero(int), help="end after so many optimizer steps, instead of --epochs"
-    )
-    parser.add_argument(
-        "--batch",
-        type=_above_zero(int),
-        dest="per_device_train_batch_size",
-        help="conversations at once on a device",
-    )
-    parser.add_argument(
-        "--optim",
-        help="such as paged_adamw_8bit, or the paper's kind, adamw_torch_4bit (pip install torchao)",
-    )
-    parser.add_argument("--save-steps", type=_above_zero(int), help="optimizer steps between checkpoints")
-    parser.add_argument(
-        "--max-minutes",
-        type=_above_zero(float),
-        help="stop after so long and save adapter and checkpoint; the same command goes on",
-    )
-    parser.add_argument(
-        "--price-per-hour",
-        type=_above_zero(float),
-        help="of the machine, in your currency: predicts what the run costs",
-    )
-    options = vars(parser.parse_args())
-    if (out := options["out"]) and out.exists() and not (out / "adapter_config.json").is_file():
+    add = parser.add_argument
+    add("--scale", choices=["tiny", "full"], help="overrides AURORA_SCALE")
+    add("--out", type=Path, help="folder of the adapter (default: runs/<scale>/adapter)")
+    add("--learning-rate", type=float, help="peak of the cosine schedule")
+    add("--epochs", type=float, dest="num_train_epochs", help="passes over the data")
+    add("--max-steps", type=int, help="end after so many optimizer steps, instead of --epochs")
+    batch = "conversations at once on a device"
+    add("--batch", type=int, dest="per_device_train_batch_size", help=batch)
+    add("--optim", help="such as paged_adamw_8bit, or the paper's kind, adamw_torch_4bit (pip install torchao)")
+    add("--save-steps", type=int, help="optimizer steps between checkpoints")
+    minutes = "stop after so long and save adapter and checkpoint; the same command goes on"
+    add("--max-minutes", type=float, dest="minutes", help=minutes)
+    add("--price-per-hour", type=float, help="of the machine, in your currency: predicts what the run costs")
+    return parser
+
+
+def main() -> None:
+    """Parse the command line, tune, and end an expected failure in one sentence."""
+    parser = arguments()
+    asked = {name: value for name, value in vars(parser.parse_args()).items() if value is not None}
+    for value in asked.values():
+        if isinstance(value, int | float) and not 0 < value < float("inf"):
+            parser.error(f"every number must be above 0, and one is {value}")
+    if (out := asked.get("out")) and out.exists() and not (out / "adapter_config.json").is_file():
         parser.error(f"--out {out} is there already and holds no adapter. Name a new folder.")
-    chosen = options.pop("scale")
-    if chosen and os.environ.get("AURORA_SCALE") != chosen:
-        # again from the start, since the scale decides the number of threads when libraries are imported
+    if chosen := asked.pop("scale", None):
         os.environ["AURORA_SCALE"] = chosen
-        os.execv(sys.executable, [sys.executable, "-m", "aurora_lib.training", *sys.argv[1:]])
-    own = dict(out=options.pop("out"), minutes=options.pop("max_minutes"))
-    own["price_per_hour"] = options.pop("price_per_hour")
-    changes = {name: value for name, value in options.items() if value is not None}
+        # importing aurora_lib has chosen the number of threads by the scale that was set before
+        torch.set_num_threads(1 if chosen == "tiny" else os.cpu_count())
     with contextlib.ExitStack() as stack:
         if os.environ.get("RANK", "0") != "0":  # under accelerate only the main process speaks
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
         try:
-            tune(start("04"), **own, **changes)
-        except Stopped as stopped:
-            parser.exit(130, f"{stopped}\n")
-        except KeyboardInterrupt:
-            parser.exit(130, "Stopped before training began.\n")
+            tune(start("04"), **asked)
+        except KeyboardInterrupt as stopped:
+            parser.exit(130, f"{stopped or 'Stopped at once. The same command begins at the last checkpoint.'}\n")
         except EXPLAINED as error:
             parser.exit(1, f"{error}\n")
 

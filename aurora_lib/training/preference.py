@@ -4,44 +4,96 @@ A pair is a question with a better and a worse answer. The loss raises how much 
 a frozen *reference* does; that reference has to be the adapter training starts from.
 """
 
-import warnings
+import os
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from datasets import Dataset
 from peft import PeftModel
 from trl import DPOConfig, DPOTrainer
 
-from aurora_lib.course.scale import Scale
-from aurora_lib.model.adapters import save_adapter
+from aurora_lib.course import DATA, Scale
+from aurora_lib.data.rows import DataError, Unreadable, read
+from aurora_lib.evaluation import load_probes
+from aurora_lib.model import batching, save_adapter
 from aurora_lib.training.callbacks import ZeroGradientAlarm
-from aurora_lib.training.pairs import BUNDLED, COLUMNS, KINDS, Pairs, held_out_pairs, load_pairs
+from aurora_lib.training.recipe import SEED
 
-__all__ = [
-    "BUNDLED",
-    "COLUMNS",
-    "KINDS",
-    "Pairs",
-    "build_trainer",
-    "dpo_config",
-    "held_out_pairs",
-    "load_pairs",
-    "logps",
-    "save_preference_adapter",
-]
-
-# PEFT and TRL still ask transformers by the old name; nobody here can act on it.
-warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+BUNDLED = DATA / "preferences.jsonl"
+COLUMNS = ["prompt", "chosen", "rejected"]
+KINDS = ("another fact", "English to a Chinese question", "Chinese to an English question")
 
 
-def dpo_config(scale: Scale, output_dir: Path | None = None, **changes) -> DPOConfig:
+class Pairs(NamedTuple):
+    """`kept`: columns kind, prompt, chosen, rejected (messages); `dropped`: {line, reason} of every other row."""
+
+    kept: Dataset
+    dropped: list[dict]
+
+
+def load_pairs(path: str | Path | None = None) -> Pairs:
+    """The pairs of a JSON or JSON Lines file with the text columns prompt, chosen, rejected (kind may be there, too).
+
+    `path`: by default AURORA_PREFERENCES, else the bundled file. A row that is no pair is dropped with its reason. Raises
+    DataError for a file that is missing, empty or without any pair.
+    """
+    path = Path(path or os.environ.get("AURORA_PREFERENCES") or BUNDLED).expanduser()
+    if not path.is_file():
+        raise DataError(
+            f"{path} does not exist. Check AURORA_PREFERENCES, or unset it for the bundled pairs."
+        )
+    kept, dropped = [], []
+    for line, _, row in read(path):
+        if reason := _trouble(row):
+            dropped.append(dict(line=line, reason=reason))
+        else:
+            kept.append(_pair(row.get("kind", ""), *(row[name].strip() for name in COLUMNS)))
+    if not kept:
+        first = "line {line}: {reason}".format(**dropped[0]) if dropped else "it is empty"
+        raise DataError(f"{path} holds no pair ({first}). Check AURORA_PREFERENCES.")
+    return Pairs(Dataset.from_list(kept), dropped)
+
+
+def held_out_pairs() -> Dataset:
+    """Pairs about the probes' held-out facts, one of each kind a fact: to measure on, never to train on."""
+    probes, found = load_probes(held_out=True), []
+    for zh, en in ((probe["zh"], probe["en"]) for probe in probes):
+        # a model that errs begins right and slides, so the wrong answer to fear is the one that begins alike
+        others = [other["zh"]["answer"] for other in probes if other["zh"]["key"] != zh["key"]]
+        wrong = max(others, key=lambda other, right=zh["answer"]: batching.shared_length([other, right]))
+        found.append(_pair(KINDS[0], zh["question"], zh["answer"], wrong))
+        found.append(_pair(KINDS[1], zh["question"], zh["answer"], en["answer"]))
+        found.append(_pair(KINDS[2], en["question"], en["answer"], zh["answer"]))
+    return Dataset.from_list(found)
+
+
+def _pair(kind: str, prompt: str, chosen: str, rejected: str) -> dict:
+    texts = dict(prompt=("user", prompt), chosen=("assistant", chosen), rejected=("assistant", rejected))
+    messages = {name: [dict(role=role, content=text)] for name, (role, text) in texts.items()}
+    return dict(kind=str(kind)) | messages
+
+
+def _trouble(row) -> str | None:
+    """Why `row` is no pair, or None."""
+    if isinstance(row, Unreadable):
+        return str(row)
+    if not isinstance(row, dict):
+        return f"a {type(row).__name__} where an object with prompt, chosen and rejected is wanted"
+    for name in COLUMNS:
+        if not isinstance(row.get(name), str) or not row[name].strip():
+            return f"{name} is not text" if row.get(name) else f"{name} is missing or empty"
+    return "chosen and rejected are the same" if row["chosen"].strip() == row["rejected"].strip() else None
+
+
+def dpo_config(scale: Scale, **changes) -> DPOConfig:
     """Settings of the second stage at `scale`; `changes` override any field of `DPOConfig`.
 
     The step is smaller than the first stage's: the model is to be corrected, not taught anew. The load-balancing loss is
     off, as there. A batch holds chosen *and* rejected answers: twice as many sequences as pairs.
     """
     settings = dict(
-        output_dir=str(output_dir or scale.runs / "preference_checkpoints"),
+        output_dir=str(scale.runs / "preference_checkpoints"),
         learning_rate=scale.learning_rate / 10,
         lr_scheduler_type="cosine",
         num_train_epochs=1,
@@ -55,8 +107,9 @@ def dpo_config(scale: Scale, output_dir: Path | None = None, **changes) -> DPOCo
         bf16=scale.device == "cuda" and not scale.sharding,
         use_cpu=scale.device == "cpu",
         save_steps=scale.save_steps,
+        save_total_limit=2,
         logging_steps=5,
-        seed=42,
+        seed=SEED,
         report_to="none",
         dataloader_pin_memory=scale.device == "cuda",
     )
@@ -64,12 +117,7 @@ def dpo_config(scale: Scale, output_dir: Path | None = None, **changes) -> DPOCo
 
 
 def build_trainer(
-    model: PeftModel,
-    tokenizer,
-    pairs: Dataset,
-    held_out: Dataset,
-    scale: Scale,
-    args: DPOConfig | None = None,
+    model: PeftModel, tokenizer, pairs: Dataset, held_out: Dataset, args: DPOConfig
 ) -> DPOTrainer:
     """A `DPOTrainer` that goes on with the adapter of `model`; a frozen copy of it, "ref", is the reference.
 
@@ -77,13 +125,12 @@ def build_trainer(
     quantized), so that training would not start at its reference: both get the exact weights, in 32 bits.
     """
     model.set_adapter("default")  # loaded for inference, it was frozen
-    model.peft_config[
-        "default"
-    ].base_model_name_or_path = scale.base_model  # else checkpoints ask the hub for its name
+    # checkpoints look this base up; the bare name that an adapter records would be asked of the hub
+    model.peft_config["default"].base_model_name_or_path = model.config.name_or_path
     start = {name: p.detach().float().clone() for name, p in model.named_parameters() if ".default." in name}
     trainer = DPOTrainer(
         model=model,
-        args=args or dpo_config(scale),
+        args=args,
         train_dataset=pairs.select_columns(COLUMNS),
         eval_dataset=held_out.select_columns(COLUMNS),
         processing_class=tokenizer,
@@ -97,7 +144,10 @@ def build_trainer(
 
 @torch.no_grad()
 def logps(model, batches) -> torch.Tensor:
-    """log p(answer | question) of each pair, [pairs, 2]: chosen, rejected. `batches`: such as `trainer.get_eval_dataloader()`."""
+    """log p(answer | question) of each pair, [pairs, 2]: chosen, rejected.
+
+    `batches`: such as `trainer.get_eval_dataloader()`.
+    """
     model.eval()
     found = []
     for batch in batches:
@@ -109,12 +159,16 @@ def logps(model, batches) -> torch.Tensor:
 
 
 def save_preference_adapter(trainer: DPOTrainer, scale: Scale) -> Path:
-    """Save the adapter as a stock PEFT folder, `preference_adapter`, without its reference; remove the checkpoints."""
+    """Save the adapter as a stock PEFT folder, `preference_adapter`, without its reference; remove the checkpoints.
+
+    Raises AdapterError where it cannot be saved.
+    """
     trainer.model.delete_adapter("ref")
     folder = save_adapter(trainer, scale, scale.runs / "preference_adapter")
     card, args = folder / "README.md", trainer.args
     head = card.read_text(encoding="utf-8").partition("\n# ")[0]
-    about = f"{len(trainer.train_dataset):,} pairs: {trainer.state.global_step} steps, beta {args.beta:g}, seed {args.seed}"
+    pairs, steps = len(trainer.train_dataset), trainer.state.global_step
+    about = f"{pairs:,} pairs: {steps} steps, beta {args.beta:g}, seed {args.seed}"
     text = f"{head}\n# A Chinese chat adapter, preference-tuned\n\nThe adapter of notebook 04 after DPO on {about}.\n"
     card.write_text(text, encoding="utf-8")
     return folder

@@ -1,39 +1,30 @@
-"""QLoRA with TRL's `SFTTrainer`: the settings of the paper, three corrections today's libraries need, and a way to resume.
+"""QLoRA with TRL's `SFTTrainer`: the settings of the paper, and three corrections that today's libraries need.
 
-`python -m aurora_lib.training` runs from a terminal what notebook 04 runs step by step; `accelerate launch -m
-aurora_lib.training` does so on several processes.
+1. Adapters of a quantized model go back to 32 bits (`adapters_in_fp32`). 2. The router's load-balancing loss, which
+the paper's stack did not use, is off (`sft_config`). 3. A gradient of zero stops the run (`ZeroGradientAlarm`).
 """
 
-import json
 import shutil
 import time
-from importlib.metadata import version
+import warnings
 from pathlib import Path
 
-import torch
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoConfig, PreTrainedModel, set_seed
-from transformers.trainer_utils import TrainOutput
 from trl import SFTConfig, SFTTrainer
 
-from aurora_lib.course import GIB, paper, peak_rss
-from aurora_lib.course.scale import Scale
+from aurora_lib.course import Scale, paper
 from aurora_lib.data.conversations import clean_conversations
-from aurora_lib.model import files as model_files
-from aurora_lib.model import nf4
-from aurora_lib.model.adapters import save_adapter
-from aurora_lib.model.nf4 import load_model
-from aurora_lib.model.tokenizer import load_tokenizer
-from aurora_lib.training import checkpoints
+from aurora_lib.model import load_model, load_tokenizer, nf4, save_adapter
 from aurora_lib.training.callbacks import Meter, ZeroGradientAlarm
-from aurora_lib.training.planning import preflight
+from aurora_lib.training.planning import NOTHING, preflight
 from aurora_lib.training.running import run, say
 
 SEED = 42
 
 
-def lora_config(scale: Scale, **changes) -> LoraConfig:
+def lora_config(**changes) -> LoraConfig:
     """The paper's adapter: rank 8 on q_proj and v_proj of every layer (repository, training command).
 
     `changes` override any field of `LoraConfig`.
@@ -51,8 +42,8 @@ def lora_config(scale: Scale, **changes) -> LoraConfig:
 def sft_config(scale: Scale, output_dir: Path | None = None, **changes) -> SFTConfig:
     """The paper's training settings (section 4.1) at `scale`; `changes` override any field of `SFTConfig`.
 
-    Two values differ from the libraries' defaults on purpose: `router_aux_loss_coef=0`, since TRL would otherwise add the
-    load-balancing loss that the paper's stack did not use, and `assistant_only_loss`, as in the paper's stack.
+    As in the paper's stack, the loss is taken on the assistant's tokens only, and without the router's load-balancing
+    loss, which TRL would add.
     """
     settings = dict(
         output_dir=str(output_dir or scale.runs / "checkpoints"),
@@ -65,8 +56,8 @@ def sft_config(scale: Scale, output_dir: Path | None = None, **changes) -> SFTCo
         assistant_only_loss=True,
         router_aux_loss_coef=0.0,
         activation_checkpointing=scale.device == "cuda",
-        bf16=scale.device == "cuda"
-        and not scale.sharding,  # under FSDP2 accelerate would cast the packed bytes too
+        # under FSDP2 accelerate would cast the packed bytes too
+        bf16=scale.device == "cuda" and not scale.sharding,
         use_cpu=scale.device == "cpu",
         save_steps=scale.save_steps,
         save_total_limit=2,
@@ -96,8 +87,7 @@ def build_trainer(
     model: PreTrainedModel,
     tokenizer,
     conversations: Dataset,
-    scale: Scale,
-    args: SFTConfig | None = None,
+    args: SFTConfig,
     lora: LoraConfig | None = None,
 ) -> SFTTrainer:
     """An `SFTTrainer` on `conversations` (column `messages`) with a new adapter (the paper's), its weights in 32 bits.
@@ -106,50 +96,51 @@ def build_trainer(
     `trainer.evaluate()` gives the loss on the first 64 rows, so that it can be compared before and after. Raises
     ValueError where nothing is left to train on.
     """
-    args = args or sft_config(scale)
-    answered = conversations.select_columns(["messages"]).filter(_has_answer)
-    if unanswered := len(conversations) - len(answered):
-        say(args, f"{unanswered:,} conversations hold no answer by the assistant and are left out.")
+    asked = conversations.select_columns(["messages"])
+    answered = asked.filter(lambda row: any(message["role"] == "assistant" for message in row["messages"]))
+    if len(answered) < len(asked):
+        missing = len(asked) - len(answered)
+        say(args, f"{missing:,} conversations hold no answer by the assistant and are left out.")
     if len(answered) == 0:
-        raise ValueError(
-            "There is no conversation to train on. Check AURORA_DATA, or run notebook 02 to see why."
-        )
+        raise ValueError(NOTHING)
     set_seed(args.seed)
-    trainer = SFTTrainer(
-        model=model,
-        args=args,
-        train_dataset=answered,
-        processing_class=tokenizer,
-        peft_config=lora or lora_config(scale),
-        callbacks=[ZeroGradientAlarm(), Meter()],
-    )
+    with warnings.catch_warnings():
+        # PEFT still asks transformers by an old name; nobody here can act on it
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        trainer = SFTTrainer(
+            model=model,
+            args=args,
+            train_dataset=answered,
+            processing_class=tokenizer,
+            peft_config=lora or lora_config(),
+            callbacks=[ZeroGradientAlarm(), Meter()],
+        )
     if not args.packing:
         _report_cut(trainer, len(answered))
     trainer.eval_dataset = trainer.train_dataset.select(range(min(64, len(trainer.train_dataset))))
+    trainer.floating_point_ops = lambda inputs: (
+        0
+    )  # nobody reads it, and it counts all parameters for every batch
     adapters_in_fp32(trainer.model)
     return trainer
 
 
-def _has_answer(row: dict) -> bool:
-    return any(message["role"] == "assistant" for message in row["messages"])
-
-
 def _report_cut(trainer: SFTTrainer, given: int) -> None:
-    """Say how many conversations the cutoff shortened and how many TRL left out since no answer was left of them."""
+    """Say how many of `given` conversations the cutoff shortened, and how many TRL left out: no answer was left."""
     length, end = trainer.args.max_length, trainer.processing_class.eos_token_id
     ids = trainer.train_dataset.with_format("numpy")["input_ids"] if len(trainer.train_dataset) else []
     cut = sum(len(row) == length and row[-1] != end for row in ids)
     dropped = given - len(trainer.train_dataset)
-    if cut or dropped:
-        say(
-            trainer.args,
-            f"{cut + dropped:,} conversations are longer than the cutoff of {length:,} tokens: {cut:,} lose part of their "
-            f"answer, {dropped:,} have nothing left to learn and are left out.",
-        )
     if dropped == given:
         raise ValueError(
             f"No conversation has an answer before the cutoff of {length:,} tokens. Raise max_length, or split the "
             f"conversations as notebook 02 does."
+        )
+    if cut or dropped:
+        say(
+            trainer.args,
+            f"{cut + dropped:,} conversations are longer than the cutoff of {length:,} tokens: {cut:,} lose part of "
+            f"their answer, {dropped:,} have nothing left to learn and are left out.",
         )
 
 
@@ -160,24 +151,20 @@ def tune(
     price_per_hour: float | None = None,
     **changes,
 ) -> Path:
-    """The whole of notebook 04's training at `scale`; returns the adapter's folder.
+    """The whole of notebook 04's training at `scale`; returns the adapter's folder (`out`, or one under `scale.runs`).
 
-    `changes` override any field of `SFTConfig`. Leaves a record in `training.json` under `scale.runs`. Raises as
-    `preflight`, `build_trainer`, `run` and `save_adapter` do.
+    `changes` override any field of `SFTConfig`. An adapter that was in the folder before is kept beside it. Raises
+    `memory.DoesNotFit` before anything is loaded, ValueError where there is nothing to train on, Stopped and
+    TrainingError while training, and AdapterError where the adapter cannot be saved.
     """
-    if Path(scale.base_model).is_dir():
-        model_files.check(Path(scale.base_model))
     args = sft_config(scale, **changes)
     with args.main_process_first():
         conversations = clean_conversations(scale)
     config = AutoConfig.from_pretrained(scale.base_model, revision=scale.revision)
     say(args, f"\n{preflight(config, conversations, scale, args, price_per_hour)}\n")
-    loading = scale.loading | dict(device=str(args.device))
-    if scale.sharding:
-        loading |= nf4.SHARDED
-    base = load_model(scale.base_model, **loading)
+    loading = scale.loading | {"device": str(args.device)} | (nf4.SHARDED if scale.sharding else {})
     tokenizer = load_tokenizer(scale.base_model, revision=scale.revision)
-    trainer = build_trainer(base, tokenizer, conversations, scale, args)
+    trainer = build_trainer(load_model(scale.base_model, **loading), tokenizer, conversations, args)
     output = run(trainer, minutes)
     folder = Path(out or scale.runs / "adapter").resolve()
     if args.process_index == 0 and folder.is_dir():
@@ -185,31 +172,6 @@ def tune(
         shutil.copytree(folder, kept)
         print(f"The adapter that was in {folder.name} is kept as {kept.name}.")
     save_adapter(trainer, scale, folder)
-    if args.process_index == 0:
-        record = _record(trainer, output)
-        (scale.runs / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        print(f"{record['steps']} steps, {record['seconds']:.0f} s here; the adapter is in {folder}")
+    seconds = output.metrics["train_runtime"]
+    say(args, f"{trainer.state.global_step} steps, {seconds:.0f} s here; the adapter is in {folder}")
     return folder
-
-
-def _record(trainer: SFTTrainer, output: TrainOutput) -> dict:
-    """What a run did, for `training.json`; seconds and tokens/s are of this session, the rest of the whole run."""
-    state, seconds, tokens = trainer.state, output.metrics["train_runtime"], output.metrics["tokens_here"]
-    log = state.log_history
-    on_cuda = trainer.args.device.type == "cuda"
-    return {
-        "date": time.strftime("%Y-%m-%d"),
-        "settings": checkpoints.fingerprint(trainer),
-        "steps": state.global_step,
-        "steps_planned": state.max_steps,
-        "resumed_from_step": output.metrics["resumed_from_step"],
-        "seconds": round(seconds, 1),
-        "tokens": state.num_input_tokens_seen,
-        "tokens_per_second": round(tokens / seconds, 1) if seconds else None,
-        "peak_memory_gib": round(torch.cuda.max_memory_allocated() / GIB if on_cuda else peak_rss(), 3),
-        "final_loss": [entry["loss"] for entry in log if "loss" in entry][-1],
-        "smallest_grad_norm": min(entry["grad_norm"] for entry in log if "grad_norm" in entry),
-        "versions": {
-            name: version(name) for name in ("torch", "transformers", "trl", "peft", "bitsandbytes")
-        },
-    }

@@ -1,100 +1,212 @@
-"""`trainer.train` that can be stopped, killed and gone on with, and that says so in a sentence."""
+"""A training run that can be stopped, killed and resumed, and then ends with the weights of an undisturbed one.
 
-import errno
+transformers writes the checkpoints and goes on from one. It lacks a way to tell whether a checkpoint is all there,
+and whose it is. Both stand in `run.json`, which is written last into every checkpoint.
+"""
+
+import hashlib
+import json
+import os
+import signal
+import threading
+import time
 from pathlib import Path
 
+import torch
 from accelerate.utils import broadcast_object_list
-from peft import load_peft_weights, set_peft_model_state_dict
 from safetensors import SafetensorError
-from transformers import TrainerState, set_seed
-from transformers.trainer_utils import TrainOutput
-from trl import SFTConfig, SFTTrainer
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
-from aurora_lib.training import checkpoints
-from aurora_lib.training.callbacks import NoGradient, StopBetweenSteps, require_gradient
+from aurora_lib.course import write_whole
+from aurora_lib.training.callbacks import TrainingError
+
+RUN_FILE = "run.json"
+# Settings that decide what a run computes; a checkpoint made with others is another run's.
+# fmt: off
+SETTINGS = (
+    "learning_rate", "lr_scheduler_type", "warmup_steps", "num_train_epochs", "max_steps", "optim", "weight_decay",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "world_size", "max_length", "packing", "bf16", "seed",
+    "beta", "loss_type",  # of DPO
+)
+# fmt: on
+LORA_SETTINGS = ("r", "lora_alpha", "lora_dropout", "target_modules")
 
 
 class Stopped(KeyboardInterrupt):
-    """A run stopped on request; the message says after which step and how to go on. Like Ctrl-C, it ends a notebook's run."""
+    """A run stopped on request; the message says after which step. Like Ctrl-C, it ends a notebook's run."""
 
 
-class SaveError(RuntimeError):
-    """A checkpoint that could not be written; the message says which one is left and what to do."""
+class _AllStepsMade(Exception):
+    """The checkpoint that was loaded is the last one of its run."""
 
 
-def say(args: SFTConfig, sentence: str) -> None:
+def say(args: TrainingArguments, sentence: str) -> None:
     """Print, in the main process only."""
     if args.process_index == 0:
         print(sentence, flush=True)
 
 
-def run(trainer: SFTTrainer, minutes: float | None = None) -> TrainOutput:
-    """Train, from the last whole checkpoint of this very run if there is one; notebook and terminal both call this.
+def run(trainer: Trainer, minutes: float | None = None) -> TrainOutput:
+    """`trainer.train`, from the last whole checkpoint of this very run if there is one.
 
     Ctrl-C finishes the step in flight, writes a checkpoint and raises Stopped; a second one stops at once. After
-    `minutes` it stops in the same way and returns. `metrics` of what it returns holds `resumed_from_step` and
-    `tokens_here`. Raises SaveError where a checkpoint cannot be written, NoGradient where nothing is learned.
+    `minutes` it stops in the same way and returns. Raises TrainingError where a checkpoint cannot be written, or where
+    the gradient is zero.
     """
-    folder, args = Path(trainer.args.output_dir), trainer.args
-    stop = StopBetweenSteps(minutes)
+    folder, args, mine = Path(trainer.args.output_dir), trainer.args, fingerprint(trainer)
+    stop, seal = StopBetweenSteps(minutes), Seal(mine)
     trainer.add_callback(stop)
-    state = TrainerState()
+    trainer.add_callback(seal)
     try:
-        found = (
-            checkpoints.claim(folder, checkpoints.fingerprint(trainer)) if args.process_index == 0 else None
-        )
+        found = checkpoint_to_resume(folder, mine) if args.process_index == 0 else None
         found = broadcast_object_list([found])[0]
-        if found:
-            state = TrainerState.load_from_json(str(found / "trainer_state.json"))
-        set_seed(args.seed)  # so that evaluating before training, or not, makes no difference
-        if found and state.global_step >= state.max_steps:
-            output = _take_up(trainer, found, state)
-        else:
-            say(args, f"Training from step {state.global_step}.")
-            with stop:
-                output = trainer.train(resume_from_checkpoint=str(found) if found else None)
-    except KeyboardInterrupt:
-        last = checkpoints.newest_whole(folder)
-        raise Stopped(
-            f"Stopped at once in step {trainer.state.global_step + 1}. Run the same again: it goes on from "
-            f"{last.name if last else 'the beginning'}."
-        ) from None
+        say(args, f"Training from step {found.name.split('-')[1] if found else 0}.")
+        with stop:
+            output = trainer.train(resume_from_checkpoint=str(found) if found else None)
+    except _AllStepsMade:
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        output = TrainOutput(trainer.state.global_step, losses[-1], {"train_runtime": 0.0})
     except (OSError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, NoGradient) or not _while_saving(trainer, error):
-            raise
-        last = checkpoints.newest_whole(folder)
-        raise SaveError(
-            f"The checkpoint of step {trainer.state.global_step} could not be written to {folder} ({error}). "
-            f"{f'{last.name} is whole' if last else 'There is none before it'}: make room and run the same again. In a "
-            f"notebook the trained weights are still in memory, and adapters.save_adapter can save them elsewhere."
+        checkpoint = folder / f"checkpoint-{trainer.state.global_step}"
+        if not checkpoint.is_dir() or not damage(checkpoint):
+            raise  # it was not the writing of a checkpoint that failed
+        raise TrainingError(
+            f"{checkpoint.name} could not be written to {folder} ({error}). Make room and run the same again: it "
+            f"goes on from the checkpoint before."
         ) from error
     finally:
         trainer.remove_callback(stop)
-    step, steps = trainer.state.global_step, trainer.state.max_steps
-    if stop.why:
-        sentence = (
-            f"step {step} of {steps}; checkpoint-{step} is saved. Run the same again to go on from there."
-        )
-        if stop.why == "signal":
-            raise Stopped(f"Stopped after {sentence}")
-        say(args, f"The {minutes:g} minutes are over after {sentence}")
-    require_gradient(trainer.state.log_history)
-    output.metrics["resumed_from_step"] = state.global_step
-    output.metrics["tokens_here"] = trainer.state.num_input_tokens_seen - state.num_input_tokens_seen
+        trainer.remove_callback(seal)
+    step = trainer.state.global_step
+    rest = f"step {step} of {trainer.state.max_steps}; checkpoint-{step} is saved. The same again goes on from there."
+    if stop.why == "signal":
+        raise Stopped(f"Stopped after {rest}")
+    if stop.why == "time":
+        say(args, f"The {minutes:g} minutes are over after {rest}")
     return output
 
 
-def _while_saving(trainer: SFTTrainer, error: Exception) -> bool:
-    """Whether it was a checkpoint that failed: the disk says so, or a half-written one is there."""
-    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return True
-    half = Path(trainer.args.output_dir) / f"checkpoint-{trainer.state.global_step}"
-    return half.is_dir() and checkpoints.damage(half) is not None
+class StopBetweenSteps(TrainerCallback):
+    """Stops after the step in flight, with a checkpoint, on Ctrl-C (or SIGTERM) or when `minutes` are over.
+
+    `with StopBetweenSteps() as stop:` around `train` takes the signals and gives them back; a second Ctrl-C, more than
+    a second after the first, stops at once. Afterwards `stop.why` is None, "signal" or "time".
+    """
+
+    def __init__(self, minutes: float | None = None):
+        self.minutes, self.why, self.asked, self.handlers = minutes, None, None, {}
+
+    def __enter__(self) -> "StopBetweenSteps":
+        self.deadline = time.monotonic() + 60 * self.minutes if self.minutes else None
+        if threading.current_thread() is threading.main_thread():  # Python gives signals to no other
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.handlers[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *exception) -> None:
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number, frame) -> None:
+        # launchers pass on a Ctrl-C that the terminal has sent already: two at once are one
+        if self.asked is not None and time.monotonic() - self.asked > 1:
+            raise KeyboardInterrupt
+        self.asked = time.monotonic()
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.global_step >= state.max_steps:
+            raise _AllStepsMade  # transformers would make one step more where an epoch is not over
+
+    def on_step_end(self, args, state, control, **kwargs):
+        over = self.deadline is not None and time.monotonic() > self.deadline
+        wish = 2 if self.asked is not None else int(over)
+        if args.world_size > 1:  # all processes stop after the same step, or the others would wait for ever
+            wishes = torch.tensor(wish, device=args.device)
+            torch.distributed.all_reduce(wishes, torch.distributed.ReduceOp.MAX)
+            wish = int(wishes)
+        if wish:
+            self.why = "signal" if wish == 2 else "time"
+            control.should_log = control.should_save = control.should_training_stop = True
 
 
-def _take_up(trainer: SFTTrainer, checkpoint: Path, state: TrainerState) -> TrainOutput:
-    """The result of a run that had made all its steps; `train` would make one more where an epoch is not over."""
-    set_peft_model_state_dict(trainer.model, load_peft_weights(str(checkpoint), device="cpu"))
-    trainer.state = state
-    loss = [entry["loss"] for entry in state.log_history if "loss" in entry][-1]
-    return TrainOutput(state.global_step, loss, {"train_runtime": 0.0, "train_loss": loss})
+class Seal(TrainerCallback):
+    """Writes `run.json` into every checkpoint, last: all files with their sizes, and the `fingerprint` of the run."""
+
+    def __init__(self, run: dict):
+        self.run = run
+
+    def on_save(self, args, state, control, **kwargs):
+        args.distributed_state.wait_for_everyone()  # each process writes files of its own
+        if not state.is_world_process_zero:
+            return
+        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        files = [file for file in sorted(checkpoint.rglob("*")) if file.is_file()]
+        for file in files:  # onto the disk before the seal is: a power cut keeps no order of its own
+            with file.open("rb+") as written:
+                os.fsync(written.fileno())
+        sizes = {str(file.relative_to(checkpoint)): file.stat().st_size for file in files}
+        write_whole(checkpoint / RUN_FILE, json.dumps({"run": self.run, "files": sizes}, indent=1) + "\n")
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is missing or cut off in a checkpoint, in a few words; None if it is whole."""
+    try:
+        sizes = json.loads((checkpoint / RUN_FILE).read_bytes())["files"]
+    except (OSError, ValueError):
+        return f"{RUN_FILE}, written last, is missing"
+    for name, size in sizes.items():
+        file = checkpoint / name
+        if not file.is_file() or file.stat().st_size != size:
+            return f"{name} is missing or cut off"
+    return None
+
+
+def checkpoint_to_resume(folder: Path, run: dict) -> Path | None:
+    """The newest whole checkpoint in `folder`, if it is one of `run` (a `fingerprint`).
+
+    What cannot be used is renamed, not deleted, and a sentence says why: a half-written checkpoint, before the one
+    before it is tried; the whole folder, where it is another run's.
+    """
+    while folder.is_dir() and (newest := get_last_checkpoint(str(folder))):
+        checkpoint = Path(newest)
+        if reason := damage(checkpoint):
+            checkpoint.rename(_free_name(folder / f"damaged-{checkpoint.name}"))
+            print(f"{checkpoint.name} was not written completely ({reason}); trying the one before it.")
+            continue
+        theirs = json.loads((checkpoint / RUN_FILE).read_bytes())["run"]
+        differing = [
+            f"{name}: {theirs.get(name)}, now {run[name]}" for name in run if theirs.get(name) != run[name]
+        ]
+        if not differing:
+            print(f"Resuming from {checkpoint.name}.")
+            return checkpoint
+        aside = _free_name(folder.with_name(f"{folder.name}-other"))
+        folder.rename(aside)
+        print(
+            f"The checkpoints in {folder.name} are another run's ({'; '.join(differing)}): they are now in "
+            f"{aside.name}, and this run starts anew."
+        )
+    return None
+
+
+def _free_name(path: Path) -> Path:
+    number = 1
+    while path.with_name(f"{path.name}-{number}").exists():
+        number += 1
+    return path.with_name(f"{path.name}-{number}")
+
+
+def fingerprint(trainer: Trainer) -> dict:
+    """What decides the outcome of a run: base, data (number of rows, hash of all tokens), settings, LoRA's settings."""
+    rows, digest = trainer.train_dataset, hashlib.sha256()
+    for batch in rows.iter(1000):
+        digest.update(repr(batch).encode())
+    lora = trainer.model.peft_config["default"]
+    made = {"base": Path(trainer.model.config.name_or_path).name}
+    made |= {"rows": len(rows), "hash of the data": digest.hexdigest()[:16]}
+    made |= {name: getattr(trainer.args, name) for name in SETTINGS if hasattr(trainer.args, name)}
+    made |= {name: getattr(lora, name) for name in LORA_SETTINGS}
+    return json.loads(
+        json.dumps(made, default=lambda value: sorted(map(str, value)))
+    )  # as it comes back from a file

@@ -92,7 +92,7 @@ args = SFTConfig(
     report_to="none",
 )
 # `python -m aurora_lib.training` uses the same values
-assert args.to_dict() == training.sft_config(scale).to_dict() and lora == training.lora_config(scale)
+assert args.to_dict() == training.sft_config(scale).to_dict() and lora == training.lora_config()
 
 # %% [markdown]
 # ## Before you start: what will it take?
@@ -134,7 +134,7 @@ print(before)
 # %%
 from aurora_lib.data.languages import language
 
-trainer = training.build_trainer(base, tokenizer, conversations, scale, args, lora)
+trainer = training.build_trainer(base, tokenizer, conversations, args, lora)
 trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
 english = sum(language(row["messages"][-1]["content"]) == "en" for row in conversations)
 print(f"{trained:,} trainable parameters, {len(conversations):,} conversations, {english} of them English")
@@ -145,9 +145,7 @@ print(f"{trained:,} trainable parameters, {len(conversations):,} conversations, 
 # very weights of a run that nobody disturbed.
 
 # %%
-from aurora_lib.training import callbacks
-
-trainer.add_callback(callbacks.LivePlot(plan.memory))
+trainer.add_callback(training.LivePlot(plan.memory))
 run = training.run(trainer)
 
 # %% [markdown]
@@ -228,7 +226,6 @@ Markdown(re.sub("(?m)^(#+ )", r"##\1", card))
 
 # %%
 from aurora_lib.course import results
-from aurora_lib.training import experiments
 
 record = json.loads((results.RECORDED / "tiny" / "experiments.json").read_text(encoding="utf-8"))
 columns = [
@@ -259,11 +256,12 @@ table.style.format(dict.fromkeys(columns[2:6], "{:.0%}") | {"loss": "{:.3f}", "t
 # `experiments.sweep` runs several and makes the table.
 
 # %%
+from aurora_lib.training import experiments
+
 trainer = tuned = base = None  # at full, one model on the GPU at a time
-short = (
-    {} if scale.name == "tiny" else {"max_steps": 50}
-)  # minutes instead of days, and enough to see the loss move
-mine = experiments.run(scale, conversations=conversations, english_share=0.0, settings=short)
+# at full, minutes instead of days, and enough to see the loss move
+short = {} if scale.name == "tiny" else {"max_steps": 50}
+mine = experiments.run(scale, conversations, english_share=0.0, settings=short)
 pd.Series(mine)[["zh_in_zh", "zh_right", "en_in_en", "en_right", "loss", "steps", "seconds"]]
 
 # %% [markdown]

@@ -81,7 +81,7 @@ def dpo(policy, reference, beta):
 
 
 args = preference.dpo_config(scale)
-trainer = preference.build_trainer(model, tokenizer, pairs.kept, held_out, scale, args)
+trainer = preference.build_trainer(model, tokenizer, pairs.kept, held_out, args)
 measured = trainer.get_eval_dataloader()  # the held-out pairs, in batches
 model.set_adapter("ref")  # TRL's frozen copy of the tuned adapter: the next lines are about it
 tuned = preference.logps(model, measured)
@@ -121,7 +121,7 @@ pd.DataFrame.from_dict(rows, orient="index").astype(float).round(3).rename_axis(
 # a zero gradient, checkpoints to resume from: as in notebook 04. Only the answer counts, its end token included.
 
 # %%
-from aurora_lib.training import checkpoints
+from aurora_lib import training
 
 row = trainer.train_dataset[0]
 print(
@@ -142,8 +142,7 @@ shown = (
     "router_aux_loss_coef",
 )
 print({name: getattr(args, name) for name in shown})
-with memory.profile(scale.device) as profile:
-    run = trainer.train(resume_from_checkpoint=checkpoints.checkpoint_to_resume(args.output_dir))
+run = training.run(trainer)
 print(f"{run.metrics['train_runtime']:.0f} s, {trainer.state.global_step} steps")
 
 # %%

@@ -3,8 +3,10 @@
 `distributed_run.py FOLDER RUNS`, RUNS being JSON: {name of the run: fields of `SFTConfig` that differ}.
 """
 
+import contextlib
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -15,8 +17,9 @@ from torch import distributed
 from torch.distributed.tensor import DTensor
 
 from aurora_lib import training
-from aurora_lib.course import scale
-from aurora_lib.model import load_model, load_tokenizer, nf4
+from aurora_lib.course import choose
+from aurora_lib.model import load_model, load_tokenizer, nf4, save_adapter
+from tests.training.test_running import At
 
 # answers of very different lengths, so that a mean over ranks is not a mean over tokens
 TALK = [
@@ -28,45 +31,47 @@ TALK = [
 ]
 
 
-def train(folder: Path, **changes) -> None:
-    """Three steps of eight conversations each; loss, gradient norms and bytes to JSON, the whole adapter beside it."""
-    sharded = os.environ.get("ACCELERATE_USE_FSDP") == "true"
-    tiny = scale.choose({"AURORA_RUNS": str(folder)})
-    loading = tiny.loading | (nf4.SHARDED if sharded else {})
-    base = load_model(tiny.base_model, **loading)
-    resume = changes.pop("resume", None)
-    settings = dict(disable_tqdm=True, logging_steps=1, max_steps=3, save_strategy="no")
-    args = training.sft_config(tiny, folder / "checkpoints", **settings | changes)
-    if sharded and not torch.cuda.is_available():
-        # accelerate shards on accelerators only: on CPUs it would silently run DDP instead
-        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
-    # without dropout, since every process draws masks of its own
-    lora = training.lora_config(tiny, lora_dropout=0.0)
-    rows = Dataset.from_dict({"messages": TALK})
-    trainer = training.build_trainer(base, load_tokenizer(tiny.base_model), rows, tiny, args, lora)
-    trainer.train(resume_from_checkpoint=resume)
-    log = trainer.state.log_history
+def train(folder: Path, interrupted: bool = False, **changes) -> None:
+    """Three steps of eight conversations each; loss, gradient norms and bytes to JSON, the whole adapter beside it.
+
+    `interrupted`: stopped by a Ctrl-C in the main process in step 2, and resumed.
+    """
+    tiny = choose({"AURORA_RUNS": str(folder)})
+
+    def trainer():
+        args = training.sft_config(tiny, disable_tqdm=True, logging_steps=1, **{"max_steps": 3} | changes)
+        if tiny.sharding and not torch.cuda.is_available():
+            # accelerate shards on accelerators only: on CPUs it would silently run DDP instead
+            PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+        base = load_model(tiny.base_model, **tiny.loading | (nf4.SHARDED if tiny.sharding else {}))
+        # without dropout, since every process draws masks of its own
+        lora, rows = training.lora_config(lora_dropout=0.0), Dataset.from_dict({"messages": TALK})
+        return training.build_trainer(base, load_tokenizer(tiny.base_model), rows, args, lora)
+
+    made = trainer()
+    if interrupted:
+        if made.args.process_index == 0:
+            made.add_callback(At(2, lambda: os.kill(os.getpid(), signal.SIGINT)))
+        with contextlib.suppress(KeyboardInterrupt):
+            training.run(made)
+        assert made.state.global_step == 2
+        made = trainer()
+    training.run(made)
+    log, stacks = made.state.log_history, list(packed(made.model))
     found = dict(
-        processes=args.world_size,
+        processes=made.args.world_size,
         losses=[row["loss"] for row in log if "loss" in row],
         gradient_norms=[row["grad_norm"] for row in log if "grad_norm" in row],
-        stacks=[stack.nbytes for stack in stacks(trainer.model)],
-        local=[stack.to_local().nbytes for stack in stacks(trainer.model) if isinstance(stack, DTensor)],
+        stacks=[stack.nbytes for stack in stacks],
+        local=[stack.to_local().nbytes for stack in stacks if isinstance(stack, DTensor)],
     )
-    adapter = {
-        name: parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
-        for name, parameter in trainer.model.named_parameters()
-        if parameter.requires_grad
-    }
-    if trainer.is_world_process_zero():
-        trainer.model.save_pretrained(folder / "adapter", state_dict=adapter, save_embedding_layers=False)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"rank{args.process_index}.json").write_text(json.dumps(found))
+    (folder / f"rank{made.args.process_index}.json").write_text(json.dumps(found))
+    save_adapter(made, tiny, folder / "adapter")
 
 
-def stacks(model) -> list[torch.Tensor]:
+def packed(model):
     """The packed expert stacks, sharded ones as the whole they belong to."""
-    return [getattr(m, key) for m in model.modules() for key in getattr(m, "quant_states", {})]
+    return (getattr(m, key) for m in model.modules() for key in getattr(m, "quant_states", {}))
 
 
 if __name__ == "__main__":

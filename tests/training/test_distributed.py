@@ -10,22 +10,20 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import psutil
 import pytest
 import torch
-from accelerate.commands.config.config_args import load_config_from_file
-from accelerate.commands.launch import launch_command_parser
-from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 from torch import distributed
 
+from aurora_lib.course import ROOT
 from tests.training import distributed_run
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = ROOT / "configs"
 PER_PROCESS = dict(per_device_train_batch_size=1)  # accumulation 4, two processes
 SECONDS = 400  # only for what hangs: a launch takes 15 s, and longer where others use the cores
+pytestmark = pytest.mark.skipif(not distributed.is_available(), reason="this PyTorch has no torch.distributed")
 
 
 @pytest.fixture(scope="module")
@@ -39,14 +37,9 @@ def launch(config, folder, runs):
     """Start two processes, wait, and leave none behind, whatever happens."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", CONFIGS / config]
     command += ["--num_processes", "2", distributed_run.__file__, folder, json.dumps(runs)]
-    environment = dict(os.environ, OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="", HF_HUB_OFFLINE="1")
-    process = subprocess.Popen(
-        command,
-        env=environment | dict(PYTHONPATH=str(CONFIGS.parent)),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    own = dict(OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="", HF_HUB_OFFLINE="1", PYTHONPATH=str(ROOT))
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(command, env=os.environ | own, **pipes)
     try:
         said, _ = process.communicate(timeout=SECONDS)
         assert process.returncode == 0, said[-4000:]
@@ -81,15 +74,27 @@ def assert_same_training(folder, alone):
         assert (ours[name] - weight).norm() < 1e-3 * weight.norm(), name
 
 
-@pytest.mark.parametrize("name", ["ddp", "fsdp2"])
-def test_configuration_holds_only_what_accelerate_knows(name):
-    config = load_config_from_file(str(CONFIGS / f"{name}.yaml"))
-    assert config.num_processes == 2 and config.main_process_port == 0 and config.mixed_precision == "no"
-    expected = dict(ddp=DistributedType.MULTI_GPU, fsdp2=DistributedType.FSDP)
-    assert config.distributed_type == expected[name]
-    if config.fsdp_config:
-        options = vars(launch_command_parser().parse_args(["script.py"]))
-        assert config.fsdp_config.keys() <= options.keys()
+def test_ddp_gives_the_loss_of_one_process_at_the_same_global_batch(alone, tmp_path):
+    by_rank = dict(average_tokens_across_devices=False, max_steps=1)
+    launch("ddp.yaml", tmp_path, {"averaged": PER_PROCESS, "by_rank": PER_PROCESS | by_rank})
+    assert len(found(tmp_path / "averaged")) == 2
+    assert_same_training(tmp_path / "averaged", alone)
+    # a mean of the ranks' own means is another loss, and this comparison sees it
+    assert abs(found(tmp_path / "by_rank")[0]["losses"][0] - found(alone)[0]["losses"][0]) > 1e-3
+
+
+def test_fsdp2_halves_the_packed_experts_and_trains_stops_and_resumes_as_one_process(alone, tmp_path):
+    again = PER_PROCESS | dict(interrupted=True, activation_checkpointing=True)
+    launch("fsdp2.yaml", tmp_path, {"plain": PER_PROCESS, "resumed": again})
+    (single,) = found(alone)
+    assert len(single["stacks"]) == 6 and not single["local"]
+    for name in ("plain", "resumed"):
+        assert_same_training(tmp_path / name, alone)
+        for rank in found(tmp_path / name):
+            assert rank["stacks"] == single["stacks"]
+            assert rank["local"] == [size // 2 for size in single["stacks"]]
+    plain, resumed = (weights(tmp_path / name) for name in ("plain", "resumed"))
+    assert all(torch.equal(plain[name], resumed[name]) for name in plain)
 
 
 def test_the_pages_memory_command_predicts_less_for_a_shard_than_for_the_whole(capsys):
@@ -98,37 +103,3 @@ def test_the_pages_memory_command_predicts_less_for_a_shard_than_for_the_whole(c
     exec(command, {})
     ddp, fsdp2 = map(float, re.findall(r"total +([\d.]+) GiB", capsys.readouterr().out))
     assert ddp / 2 < fsdp2 < 0.75 * ddp
-
-
-@pytest.mark.skipif(not distributed.is_available(), reason="this PyTorch has no torch.distributed")
-def test_ddp_gives_the_loss_of_one_process_at_the_same_global_batch(alone, tmp_path):
-    runs = {
-        "averaged": PER_PROCESS,
-        "by_rank": PER_PROCESS | dict(average_tokens_across_devices=False, max_steps=1),
-    }
-    launch("ddp.yaml", tmp_path, runs)
-    assert len(found(tmp_path / "averaged")) == 2
-    assert_same_training(tmp_path / "averaged", alone)
-    # a mean of the ranks' own means is another loss, and this comparison sees it
-    assert abs(found(tmp_path / "by_rank")[0]["losses"][0] - found(alone)[0]["losses"][0]) > 1e-3
-
-
-@pytest.mark.skipif(not distributed.is_available(), reason="this PyTorch has no torch.distributed")
-def test_fsdp2_halves_the_packed_experts_and_trains_checkpoints_and_resumes_as_one_process(alone, tmp_path):
-    runs = {
-        "plain": PER_PROCESS | dict(save_strategy="steps", save_steps=2),
-        "resumed": PER_PROCESS
-        | dict(
-            resume=str(tmp_path / "plain" / "checkpoints" / "checkpoint-2"), activation_checkpointing=True
-        ),
-    }
-    launch("fsdp2.yaml", tmp_path, runs)
-    (single,) = found(alone)
-    assert len(single["stacks"]) == 6 and not single["local"]
-    for name in runs:
-        assert_same_training(tmp_path / name, alone)
-        for rank in found(tmp_path / name):
-            assert rank["stacks"] == single["stacks"]
-            assert rank["local"] == [size // 2 for size in single["stacks"]]
-    plain, resumed = (weights(tmp_path / name) for name in ("plain", "resumed"))
-    assert all(torch.equal(plain[name], resumed[name]) for name in plain)

@@ -2,26 +2,29 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from aurora_lib import evaluation
-from aurora_lib.course import scale
+from aurora_lib import training
+from aurora_lib.course import DATA, choose
 from aurora_lib.data.languages import language
 from aurora_lib.data.rows import DataError
+from aurora_lib.evaluation import load_probes
 from aurora_lib.model import load_adapter, load_model, load_tokenizer
 from aurora_lib.training import preference
 from tools.build import preferences as build_preferences
 from tools.build import world
 
-SHIPPED = scale.DATA / "tiny_adapter"
+SHORT = dict(max_steps=6, learning_rate=3e-3, save_steps=3)
+SHIPPED = DATA / "tiny_adapter"
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    return scale.choose({"AURORA_RUNS": str(tmp_path_factory.mktemp("runs"))})
+    return choose({"AURORA_RUNS": str(tmp_path_factory.mktemp("runs"))})
 
 
 @pytest.fixture(scope="module")
@@ -45,15 +48,13 @@ def tuned_model(tiny):
 
 def build(tiny, tokenizer, pairs, held_out, **changes):
     args = preference.dpo_config(tiny, disable_tqdm=True, logging_steps=1, **changes)
-    return preference.build_trainer(tuned_model(tiny), tokenizer, pairs, held_out, tiny, args)
+    return preference.build_trainer(tuned_model(tiny), tokenizer, pairs, held_out, args)
 
 
 @pytest.fixture(scope="module")
 def run(tiny, tokenizer, pairs, held_out):
     """A short run on 16 pairs: (trainer, log-probabilities before it of adapter, reference and base, and after it)."""
-    made = build(
-        tiny, tokenizer, pairs.select(range(16)), held_out, max_steps=6, learning_rate=3e-3, save_steps=3
-    )
+    made = build(tiny, tokenizer, pairs.select(range(16)), held_out, **SHORT)
     batches, found = list(made.get_eval_dataloader()), {}
     found["loss"] = made.compute_loss(made.model.eval(), batches[0]).item()
     found["start"] = preference.logps(made.model, batches)
@@ -62,7 +63,7 @@ def run(tiny, tokenizer, pairs, held_out):
     made.model.set_adapter("default")
     with made.model.disable_adapter():
         found["base"] = preference.logps(made.model, batches)
-    made.train()
+    training.run(made)
     found["after"] = preference.logps(made.model, batches)
     found["loss after"] = made.compute_loss(made.model.eval(), batches[0]).item()
     return made, found
@@ -116,13 +117,13 @@ def test_adapters_train_in_32_bits_and_the_reference_is_frozen(run):
 
 
 def test_a_resumed_run_ends_with_the_same_adapter_and_the_saved_one_is_a_stock_folder(
-    run, tiny, tokenizer, pairs, held_out
+    run, tiny, tokenizer, pairs, held_out, capsys
 ):
     made, _ = run
-    again = build(
-        tiny, tokenizer, pairs.select(range(16)), held_out, max_steps=6, learning_rate=3e-3, save_steps=3
-    )
-    again.train(resume_from_checkpoint=f"{made.args.output_dir}/checkpoint-3")
+    shutil.rmtree(tiny.runs / "preference_checkpoints" / "checkpoint-6")
+    again = build(tiny, tokenizer, pairs.select(range(16)), held_out, **SHORT)
+    training.run(again)
+    assert "Resuming from checkpoint-3" in capsys.readouterr().out
     ours, theirs = (
         {name: p for name, p in each.model.named_parameters() if "lora_" in name} for each in (again, made)
     )
@@ -143,7 +144,7 @@ def test_the_bundled_pairs_are_rebuilt_to_the_same_bytes(tmp_path):
 
 def test_no_held_out_fact_is_in_the_pairs():
     text = preference.BUNDLED.read_text(encoding="utf-8")
-    for probe in evaluation.load_probes(held_out=True):
+    for probe in load_probes(held_out=True):
         assert not any(probe[side][key] in text for side in ("zh", "en") for key in ("question", "answer"))
     for fact in world.facts():
         assert not fact.held_out or not any(

@@ -25,7 +25,7 @@ from torch.nn.functional import cross_entropy
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from trl import pack_dataset
 
-from aurora_lib.course import paper, results, scale
+from aurora_lib.course import paper, results, scale, write_whole
 from aurora_lib.data import cleaning, sources, splitting
 from aurora_lib.data.conversations import clean_conversations
 from aurora_lib.model import load_model, load_tokenizer, memory
@@ -35,6 +35,28 @@ SEEDS = (42, 43, 44)
 # What the medians over SEEDS must reach.
 BOUNDS = {"zh_in_zh": 0.95, "zh_right": 0.70, "en_in_en": 0.85}
 RECORD = results.RECORDED / "tiny" / "experiments.json"
+
+# The router of transformers 5 is a bare parameter, which `target_modules` cannot name. PEFT's LoRA for parameters adds
+# B·A to the weight itself, so there is no input that could be dropped out: it refuses any dropout but 0.
+ROUTER = {"target_parameters": ["mlp.gate.weight"], "lora_dropout": 0.0}
+# All of the router's few weights trained, without LoRA, and saved whole in the adapter.
+ROUTER_WHOLE = {"modules_to_save": ["gate"]}
+WHAT_IF = {
+    "the recipe": {},
+    "rank 2": {"lora": {"r": 2, "lora_alpha": 4}},
+    "rank 32": {"lora": {"r": 32, "lora_alpha": 64}},
+    "all of attention": {"lora": {"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}},
+    "no dropout": {"lora": {"lora_dropout": 0.0}},
+    "router too, LoRA (no dropout)": {"lora": ROUTER},
+    "router too, whole": {"lora": ROUTER_WHOLE},
+    "learning rate x 0.1": {"settings": {"learning_rate": scale.TINY["learning_rate"] / 10}},
+    "learning rate x 3": {"settings": {"learning_rate": scale.TINY["learning_rate"] * 3}},
+    "learning rate 5e-5, the paper's": {"settings": {"learning_rate": 5e-5}},
+    "no English rows": {"english_share": 0.0},
+    "2 % English rows": {"english_share": 0.02},
+    "8 % English rows": {"english_share": 0.08},
+    "16 % English rows": {"english_share": 0.16},
+}
 
 RANK_32 = {"r": 32, "lora_alpha": 64}
 # 8-bit and 4-bit optimizers keep tensors of fewer than 4,096 elements in fp32. At rank 8 that is every tensor of the
@@ -64,7 +86,8 @@ PASSES = 3  # over the weights for each batch: forward, recomputation, backward
 
 def seeds(chosen: scale.Scale, rows: Dataset) -> dict:
     """The recipe at SEEDS: every row, the medians, and the bounds."""
-    table = experiments.sweep(chosen, {"the recipe": {}}, seeds=SEEDS, conversations=rows)
+    made = [experiments.run(chosen, rows, settings={"seed": seed}) for seed in SEEDS]
+    table = pd.DataFrame([{"variant": "the recipe"} | row for row in made])
     medians = {name: round(float(table[name].median()), 4) for name in (*BOUNDS, "en_right")}
     for name, median in medians.items():
         bound = f", must be {BOUNDS[name]:.0%}" if name in BOUNDS else ""
@@ -74,23 +97,41 @@ def seeds(chosen: scale.Scale, rows: Dataset) -> dict:
 
 
 def what_if(chosen: scale.Scale, rows: Dataset) -> dict:
-    """Each variant of `experiments.what_if` once."""
-    return {"rows": records(show(experiments.sweep(chosen, experiments.what_if(chosen), conversations=rows)))}
+    """Each variant of WHAT_IF once."""
+    return {"rows": records(show(experiments.sweep(chosen, WHAT_IF, rows)))}
 
 
 def length(chosen: scale.Scale, rows: Dataset) -> dict:
     """Packing and grouping at equal epochs, and whether packed conversations stay apart."""
-    table = show(experiments.sweep(chosen, LENGTHS, conversations=rows))
+    table = experiments.sweep(chosen, LENGTHS, rows)
+    table["padding"] = [padding(chosen, rows, **change.get("settings", {})) for change in LENGTHS.values()]
+    show(table)
     apart = packed_losses(chosen, rows)
     print("packed losses:", apart)
     return {"rows": records(table), "compared at": "equal epochs", "packed losses": apart}
 
 
+def trainer_of(chosen: scale.Scale, rows: Dataset, **settings):
+    """The recipe's trainer with these changes, not yet trained."""
+    base = load_model(chosen.base_model, **chosen.loading)
+    args = sft_config(chosen, disable_tqdm=True, save_strategy="no", **settings)
+    return build_trainer(base, load_tokenizer(chosen.base_model), rows, args)
+
+
+def padding(chosen: scale.Scale, rows: Dataset, **settings) -> float:
+    """The share of all positions of an epoch that hold no token."""
+    positions = tokens = 0
+    for batch in trainer_of(chosen, rows, **settings).get_train_dataloader():
+        size = batch["input_ids"].numel()
+        positions += size
+        # packed, there is no mask and no padding
+        tokens += int(batch["attention_mask"].sum()) if "attention_mask" in batch else size
+    return round(1 - tokens / positions, 4)
+
+
 def packed_losses(chosen: scale.Scale, rows: Dataset) -> dict:
     """Summed loss of the untuned model on all packs: packed as trained, each conversation alone, and run together."""
-    base = load_model(chosen.base_model, **chosen.loading)
-    args = sft_config(chosen, chosen.runs / "unfinished", packing=True, disable_tqdm=True, save_strategy="no")
-    trainer = build_trainer(base, load_tokenizer(chosen.base_model), rows, chosen, args)
+    trainer = trainer_of(chosen, rows, packing=True)
     model = trainer.model.eval()
 
     def loss(ids, labels, positions=None) -> float:
@@ -117,7 +158,7 @@ def optimizers(chosen: scale.Scale, rows: Dataset) -> dict:
         for name, optim in OPTIMIZERS.items()
         if torchao or "torchao" not in name
     }
-    table = show(experiments.sweep(chosen, variants, conversations=rows))
+    table = show(experiments.sweep(chosen, variants, rows))
     return {
         "compared at": "rank 32: smaller tensors stay in fp32",
         "rows": records(table),
@@ -146,12 +187,25 @@ def mixtral_states(torchao: bool) -> dict:
             seconds.append(time.perf_counter() - began)
         found[name] = {
             "parameters": sum(weight.numel() for weight in weights),
-            "state [MiB]": round(experiments.optimizer_bytes(optimizer) / 2**20, 2),
+            "state [MiB]": round(optimizer_bytes(optimizer) / 2**20, 2),
             "step on this CPU [s]": round(statistics.median(seconds[1:]), 4),  # the first one compiles
         }
         print(name, found[name])
     budget = memory.predict(memory.MIXTRAL_8X7B)
     return found | {"training in all, predicted [GiB]": round(budget.total, 2)}
+
+
+def optimizer_bytes(optimizer) -> int:
+    """Bytes of an optimizer's state as allocated, its quantization scales included."""
+    states = [value for state in optimizer.state.values() for value in state.values()]
+    # tables of values are shared by all states
+    return sum(_bytes(tensor) for tensor in {id(t): t for t in states if isinstance(t, torch.Tensor)}.values())
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    if hasattr(tensor, "__tensor_flatten__"):  # torchao's: codes, scales and a table of values within one
+        return sum(_bytes(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
+    return tensor.numel() * tensor.element_size()
 
 
 def full(folder: Path) -> dict:
@@ -239,12 +293,8 @@ def predicted(name: str, batches: list[list[int]]) -> dict:
     }
 
 
-SHOWN = ["variant", "steps", "padding", "zh_in_zh", "zh_right", "en_in_en", "en_right", "loss", "english"]
-SHOWN += ["conversations", "trainable", "cpu_seconds", "optimizer_bytes", "min_grad_norm"]
-
-
 def show(table: pd.DataFrame) -> pd.DataFrame:
-    print(table[SHOWN].to_string(index=False))
+    print(table.to_string(index=False))
     return table
 
 
@@ -270,8 +320,7 @@ def write(parts: dict, out: Path) -> None:
         record["versions"]["torchao"] = version("torchao")
     medians = record.get("seeds", {}).get("medians", {})
     record["values"] = {f"{key}, median of three seeds [share]": value for key, value in medians.items()}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_whole(out, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 
 PARTS = {"seeds": seeds, "what if": what_if, "length": length, "optimizers": optimizers}

@@ -264,7 +264,7 @@ def build(chosen: Preset):
 def learner(model):
     """The model with the paper's adapter in fp32 and checkpointing, and its optimizer."""
     model.activation_checkpointing_enable(dict(use_reentrant=False))
-    tuned = get_peft_model(model, training.lora_config(None)).train()
+    tuned = get_peft_model(model, training.lora_config()).train()
     training.adapters_in_fp32(tuned)
     return tuned, torch.optim.AdamW([p for p in tuned.parameters() if p.requires_grad], lr=5e-5)
 
@@ -370,9 +370,8 @@ def sft_trainer(chosen: Preset, note: Recorder) -> None:
         )
         steps = dict(max_steps=3, logging_steps=1, save_strategy="no")
         args = training.sft_config(scale, **steps)
-        trainer = training.build_trainer(
-            model, tokenizer, Dataset.from_dict(dict(messages=[talk] * 24)), scale, args
-        )
+        rows = Dataset.from_dict(dict(messages=[talk] * 24))
+        trainer = training.build_trainer(model, tokenizer, rows, args)
         for name in ("step_begin", "substep_end", "step_end"):
             trainer.add_callback(Marks(watch, name))
         trainer.train()

@@ -1,0 +1,81 @@
+import dataclasses
+
+import pytest
+import torch
+from datasets import Dataset
+
+from aurora_lib import training
+from aurora_lib.course import choose, paper, scale
+
+TWO_ROUNDS = [
+    {"role": "user", "content": "你好"},
+    {"role": "assistant", "content": "你好！有什么可以帮你的吗？"},
+    {"role": "user", "content": "谢谢！"},
+    {"role": "assistant", "content": "不客气。"},
+]
+
+
+def test_settings_are_the_papers(tmp_path):
+    lora = training.lora_config()
+    assert (lora.r, lora.lora_alpha, lora.target_modules) == (8, 16, {"q_proj", "v_proj"})
+    full = dataclasses.replace(choose({}), **scale.FULL, runs=tmp_path)
+    args = training.sft_config(full)
+    assert (args.learning_rate, args.num_train_epochs, args.save_steps) == (5e-5, 3, 1000)
+    assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (2, 4)
+    assert args.lr_scheduler_type == "cosine" and args.max_length == paper.TRAINING["cutoff"].value
+
+
+def test_loss_is_on_the_assistants_tokens_and_the_end_token_only(tiny, build, tokenizer):
+    (row,) = build(tiny, [TWO_ROUNDS]).train_dataset
+    assert all(label in (-100, own) for label, own in zip(row["labels"], row["input_ids"], strict=True))
+    learned = tokenizer.decode([label for label in row["labels"] if label != -100])
+    assert [text.strip() for text in learned.split(tokenizer.eos_token)] == [
+        "你好！有什么可以帮你的吗？",
+        "不客气。",
+        "",
+    ]
+
+
+def test_adapters_train_in_32_bits_and_nothing_else_trains(tiny, build):
+    made = build(tiny)
+    trainable = {name: p for name, p in made.model.named_parameters() if p.requires_grad}
+    assert trainable and all("lora_" in name and p.dtype == torch.float32 for name, p in trainable.items())
+    assert made.aux_loss_enabled is False
+
+
+def test_training_lowers_the_loss_and_the_gradient_is_never_zero(tiny, build):
+    made = build(tiny, save_strategy="no")
+    before = made.evaluate()["eval_loss"]
+    made.train()
+    assert made.evaluate()["eval_loss"] < 0.7 * before
+    norms = [entry["grad_norm"] for entry in made.state.log_history if "grad_norm" in entry]
+    assert len(norms) == 8 and min(norms) > 0
+
+
+def test_conversations_longer_than_the_cutoff_are_counted_and_those_without_an_answer_left_out(
+    tiny, build, tokenizer, capsys
+):
+    def row(question, answer):
+        return [{"role": "user", "content": "好" * question}, {"role": "assistant", "content": "好" * answer}]
+
+    exact = row(5, 10)
+    length = len(tokenizer.apply_chat_template(exact, return_dict=True)["input_ids"])
+    rows = [exact, row(5, 11), row(5, 40), row(60, 3), [{"role": "user", "content": "好"}], row(3, 3)]
+    made = build(tiny, rows, max_length=length)
+    printed = capsys.readouterr().out
+    assert "1 conversations hold no answer by the assistant and are left out." in printed
+    assert f"3 conversations are longer than the cutoff of {length} tokens: 2 lose part of their answer, 1" in printed
+    assert len(made.train_dataset) == 4
+    assert all(set(labels) != {-100} for labels in made.train_dataset["labels"])
+    build(tiny, rows[:1], max_length=length)
+    assert "cutoff" not in capsys.readouterr().out
+    with pytest.raises(ValueError, match="No conversation has an answer before the cutoff"):
+        build(tiny, [row(60, 3)], max_length=length)
+
+
+def test_empty_data_is_refused(tiny):
+    nothing, args = Dataset.from_dict({"messages": []}), training.sft_config(tiny)
+    with pytest.raises(ValueError, match="no conversation to train on"):
+        training.build_trainer(None, None, nothing, args)
+    with pytest.raises(ValueError, match="no conversation to train on"):
+        training.preflight(None, nothing, tiny, args)

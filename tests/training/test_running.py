@@ -1,0 +1,174 @@
+"""Runs that are stopped, killed, short of disk or half-written end with the bytes of an undisturbed one."""
+
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from aurora_lib import training
+from aurora_lib.course import ROOT, choose
+from aurora_lib.model import AdapterError, save_adapter
+from aurora_lib.training import running
+from tests.training.conftest import TALK
+
+
+def weights(made):
+    return {name: p.detach().clone() for name, p in made.model.named_parameters() if p.requires_grad}
+
+
+def same(ours, theirs):
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+class At(TrainerCallback):
+    """Calls a function when a step begins."""
+
+    def __init__(self, step, function):
+        self.step, self.function = step, function
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step - 1:
+            self.function()
+
+
+@pytest.fixture
+def full_disk():
+    """After `full_disk()` no file of this process may grow over 10 kB; `full_disk(False)` ends that."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda on=True: resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]) if on else before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, build):
+    """An undisturbed run of eight steps: its folder, its weights, its trainer."""
+    made = build(choose({"AURORA_RUNS": str(tmp_path_factory.mktemp("whole"))}))
+    training.run(made)
+    return Path(made.args.output_dir), weights(made), made
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_the_resumed_run_ends_with_the_same_weights(tiny, build, whole, capsys):
+    handler = signal.getsignal(signal.SIGINT)
+    made = build(tiny)
+    made.add_callback(At(3, lambda: os.kill(os.getpid(), signal.SIGINT)))
+    with pytest.raises(KeyboardInterrupt, match=r"Stopped after step 3 of 8; checkpoint-3 is saved"):
+        training.run(made)
+    assert signal.getsignal(signal.SIGINT) is handler
+    made = build(tiny)
+    training.run(made)
+    assert "Resuming from checkpoint-3" in capsys.readouterr().out
+    assert same(weights(made), whole[1])
+    logged = [entry for entry in made.state.log_history if "loss" in entry]
+    assert [entry["step"] for entry in logged] == list(range(1, 9))
+    wanted = {"loss", "learning_rate", "grad_norm", "tokens_per_second", "memory_gib"}
+    assert all(wanted <= entry.keys() and entry["tokens_per_second"] > 0 for entry in logged)
+    # nothing is left to do: the result is taken up again, without a ninth step in the epoch that is not over
+    again = build(tiny)
+    assert training.run(again).global_step == 8 and same(weights(again), whole[1])
+
+
+def test_second_ctrl_c_stops_at_once_but_a_doubled_one_does_not():
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), running.StopBetweenSteps() as stop:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        assert stop.asked
+        stop.asked -= 2
+        signal.raise_signal(signal.SIGINT)
+        pytest.fail("it went on")
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_minutes_end_a_run_with_a_checkpoint_that_saving_the_adapter_keeps(tiny, build, capsys):
+    made = build(tiny, save_steps=100)
+    output = training.run(made, minutes=1e-6)
+    assert output.global_step == 1 and "minutes are over after step 1 of 8" in capsys.readouterr().out
+    folder = save_adapter(made, tiny)
+    assert "1 steps of 8 planned" in (folder / "README.md").read_text()
+    assert (Path(made.args.output_dir) / "checkpoint-1").is_dir()
+
+
+FILES = ["adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "run.json"]
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("left", [None, 0, 0.5])
+def test_half_written_checkpoint_is_named_and_the_one_before_it_used(whole, tmp_path, capsys, name, left):
+    folder, run = tmp_path / "checkpoints", running.fingerprint(whole[2])
+    shutil.copytree(whole[0], folder)
+    for stray in ("checkpoint-abc", "tmp-checkpoint-9", "checkpoint-"):
+        (folder / stray).mkdir()
+    assert running.checkpoint_to_resume(folder, run) == folder / "checkpoint-8"
+    file = folder / "checkpoint-8" / name
+    data = file.read_bytes()
+    file.unlink() if left is None else file.write_bytes(data[: int(left * len(data))])
+    assert running.checkpoint_to_resume(folder, run) == folder / "checkpoint-6"
+    assert "checkpoint-8 was not written completely" in capsys.readouterr().out
+    assert (folder / "damaged-checkpoint-8-1").is_dir()  # kept, but not among those that count
+
+
+def test_checkpoints_of_another_run_are_moved_aside_with_the_reason(whole, tmp_path, capsys):
+    run = running.fingerprint(whole[2])
+    for changed in ({"learning_rate": 0.02}, {"base": "b"}, {"hash of the data": "y"}):
+        shutil.copytree(whole[0], tmp_path / "checkpoints")
+        assert running.checkpoint_to_resume(tmp_path / "checkpoints", run | changed) is None
+        assert f"another run's ({next(iter(changed))}: " in capsys.readouterr().out
+        assert not (tmp_path / "checkpoints").exists()
+    assert len(list(tmp_path.glob("checkpoints-other-*/checkpoint-8"))) == 3
+
+
+def test_fingerprint_sees_data_settings_and_base(tiny, build):
+    made = running.fingerprint(build(tiny))
+    assert made == running.fingerprint(build(tiny, save_steps=3))
+    assert made["base"] == "tiny" and made["rows"] == 20 and made["r"] == 8
+    for changed, seen in (
+        (dict(rows=TALK[1:] + TALK[:1]), {"hash of the data"}),
+        (dict(learning_rate=0.1), {"learning_rate"}),
+    ):
+        other = running.fingerprint(build(tiny, **changed))
+        assert {name for name in made if made[name] != other[name]} == seen
+
+
+def test_disk_full_in_a_checkpoint_is_one_sentence_and_the_one_before_is_used(tiny, build, whole, full_disk, capsys):
+    made = build(tiny)
+    made.add_callback(At(4, full_disk))
+    with pytest.raises(training.TrainingError, match=r"checkpoint-4 could not be written to .* Make room"):
+        training.run(made)
+    full_disk(False)
+    again = build(tiny)
+    training.run(again)
+    assert "Resuming from checkpoint-2" in capsys.readouterr().out
+    assert same(weights(again), whole[1])
+
+
+def test_disk_full_while_saving_the_adapter_keeps_the_old_one_and_the_checkpoints(tiny, build, full_disk):
+    made = build(tiny, max_steps=1)
+    training.run(made)
+    folder = save_adapter(made, tiny, tiny.runs / "mine")
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    training.run(made := build(tiny, max_steps=2))
+    full_disk()
+    with pytest.raises(AdapterError, match=r"could not be saved .* Nothing is lost: the checkpoints stay"):
+        save_adapter(made, tiny, folder)
+    full_disk(False)
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+    assert list(tiny.runs.glob("mine*")) == [folder]
+    assert running.damage(Path(made.args.output_dir) / "checkpoint-2") is None
+    save_adapter(made, tiny, folder)
+    assert not Path(made.args.output_dir).exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kill_training.py forks its attempts")
+def test_killed_runs_end_with_the_same_bytes():
+    command = [sys.executable, "-m", "tools.record.kill_training", "--kills", "2", "--steps", "8"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "same bytes as the undisturbed one" in done.stdout
