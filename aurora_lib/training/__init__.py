@@ -1,12 +1,14 @@
-"""QLoRA as the paper did it (section 4.1), and preference tuning on top. Read `recipe` first.
+"""QLoRA as the paper did it (section 4.1), and preference tuning on top.
 
-- `recipe`: the settings of the paper, and `build_trainer`, which makes TRL's `SFTTrainer` fit for a 4-bit base.
-- `running`: `run`, which is `trainer.train` that can be stopped, killed and resumed.
+Read in this order:
+
+- `recipe`: the paper's settings, and `build_trainer`, which fits TRL's `SFTTrainer` to a 4-bit base.
+- `running`: `run` is `trainer.train` that can be stopped, killed and resumed.
 - `callbacks`: the alarm for a zero gradient, the meter, the live picture.
-- `planning`: `preflight`, what a run will take, before anything is loaded.
+- `planning`: `preflight` tells what a run will take, before anything is loaded.
 - `experiments`: what if you change a value of the recipe? `preference`: a second stage, DPO (notebook 07).
 
-`tune` is all of notebook 04's training in one call; `python -m aurora_lib.training` does the same from a terminal.
+`tune` is notebook 04's training in one call; `python -m aurora_lib.training` is the same from a terminal.
 """
 
 from aurora_lib.training import experiments, preference

@@ -21,9 +21,9 @@ def arguments() -> argparse.ArgumentParser:
     """The command line. What is left out keeps the recipe's value."""
     parser = argparse.ArgumentParser(
         prog="python -m aurora_lib.training",
-        description="Tune the base model as notebook 04 does, from a terminal. Ctrl-C stops after the step in flight; "
-        "the same command then goes on from there.",
-        epilog="Several GPUs: accelerate launch --config_file configs/ddp.yaml -m aurora_lib.training --scale full",
+        description="Tune the base model as notebook 04 does. Ctrl-C stops after the step in flight; the "
+        "same command then goes on from there.",
+        epilog="Several GPUs: accelerate launch --config_file configs/ddp.yaml -m aurora_lib.training",
     )
     add = parser.add_argument
     add("--scale", choices=["tiny", "full"], help="overrides AURORA_SCALE")
@@ -33,7 +33,10 @@ def arguments() -> argparse.ArgumentParser:
     add("--max-steps", type=int, help="end after so many optimizer steps, instead of --epochs")
     batch = "conversations at once on a device"
     add("--batch", type=int, dest="per_device_train_batch_size", help=batch)
-    add("--optim", help="such as paged_adamw_8bit, or the paper's kind, adamw_torch_4bit (pip install torchao)")
+    add(
+        "--optim",
+        help="such as paged_adamw_8bit, or the paper's kind, adamw_torch_4bit (pip install torchao)",
+    )
     add("--save-steps", type=int, help="optimizer steps between checkpoints")
     minutes = "stop after so long and save adapter and checkpoint; the same command goes on"
     add("--max-minutes", type=float, dest="minutes", help=minutes)
@@ -60,7 +63,9 @@ def main() -> None:
         try:
             tune(start("04"), **asked)
         except KeyboardInterrupt as stopped:
-            parser.exit(130, f"{stopped or 'Stopped at once. The same command begins at the last checkpoint.'}\n")
+            parser.exit(
+                130, f"{stopped or 'Stopped at once. The same command begins at the last checkpoint.'}\n"
+            )
         except EXPLAINED as error:
             parser.exit(1, f"{error}\n")
 

@@ -22,30 +22,27 @@ PANELS = {  # keys of `trainer.state.log_history`
 
 
 class TrainingError(RuntimeError):
-    """A run that cannot go on: it learns nothing, or a checkpoint cannot be written. The message says what to do."""
+    """A run that learns nothing, or whose checkpoint cannot be written; the message says what to do."""
 
 
 class ZeroGradientAlarm(TrainerCallback):
-    """Stops a run whose gradient is zero or not a number: it learns nothing, however the loss looks.
-
-    Raises TrainingError.
-    """
+    """Raises TrainingError where the gradient is zero: nothing is learned, however the loss looks."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         norm = (logs or {}).get("grad_norm", 1.0)
         if not norm > 0:
             raise TrainingError(
-                f"The gradient norm is {norm:g} at step {state.global_step}: nothing is being learned. Load the "
-                f"base with aurora_lib.model.load_model, which keeps it trainable on CPUs with AVX512_BF16."
+                f"The gradient norm is {norm:g} at step {state.global_step}: nothing is being learned. Load "
+                f"the base with aurora_lib.model.load_model, which keeps it trainable on CPUs with AVX512_BF16."
             )
 
 
 class Meter(TrainerCallback):
     """Adds `tokens_per_second` and `memory_gib` to the trainer's log, and has the last step logged too.
 
-    Tokens are those the model read, questions and answers but no padding, in all processes, since the entry before
-    (needs `include_num_input_tokens_seen="non_padding"`). Memory is the highest allocated so far on CUDA, the resident
-    set of this process on a CPU.
+    Tokens are those that all processes have read since the entry before: questions and answers, but no
+    padding (needs `include_num_input_tokens_seen="non_padding"`). Memory is the highest allocated so far on
+    CUDA, the resident set of this process on a CPU.
     """
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -72,10 +69,7 @@ class Meter(TrainerCallback):
 
 
 def plot(log_history: list[dict], predicted: memory.MemoryBudget | None = None):
-    """Loss, learning rate, gradient norm, tokens/s and memory by step, from a trainer's `state.log_history`.
-
-    `predicted`: a budget, drawn as a line beside the memory. Returns a matplotlib figure.
-    """
+    """A figure of PANELS by step, from `trainer.state.log_history`; `predicted`: a line beside the memory."""
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     loss, *others = PANELS  # the loss has room for two
     axes = figure.subplot_mosaic([[loss, loss, others[0]], others[1:]])
@@ -99,10 +93,9 @@ def plot(log_history: list[dict], predicted: memory.MemoryBudget | None = None):
 
 
 class LivePlot(TrainerCallback):
-    """`plot`, updated in place while a notebook trains.
+    """`plot`, updated in place while a notebook trains: a saved notebook holds a single PNG.
 
-    Every picture replaces the one before, so that a saved notebook holds a single PNG. A resumed run shows the steps
-    before the interruption too. `predicted` as in `plot`; `every`: seconds between two pictures, at least.
+    A resumed run shows the steps before the interruption too. `every`: seconds between two pictures.
     """
 
     def __init__(self, predicted: memory.MemoryBudget | None = None, every: float = 2.0):

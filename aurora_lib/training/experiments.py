@@ -1,7 +1,4 @@
-"""What if you change a value of the recipe? A fresh base is tuned and probed with the change, and the row kept on disk.
-
-`run` is one tuning and gives one row of figures; `sweep` is several, beside each other in a table.
-"""
+"""What if you change a value of the recipe? `run` tunes and probes a fresh base; `sweep` does several."""
 
 import gc
 import json
@@ -34,10 +31,9 @@ def is_english(row: Mapping) -> bool:
 
 
 def mixed(conversations: Dataset, share: float) -> Dataset:
-    """`conversations` with `share` of them English, in their order: of one language all rows, of the other a sample.
+    """`conversations` with `share` (0 to 1) of them English: of one language all rows, of the other a sample.
 
-    No row is repeated. Which language is sampled follows from which there is too much of. Raises ValueError for a share
-    that the rows cannot give.
+    No row is repeated. Raises ValueError for a share that the rows cannot give.
     """
     if not 0 <= share <= 1:
         raise ValueError(f"english_share={share} is no share: give a number from 0 to 1.")
@@ -47,15 +43,13 @@ def mixed(conversations: Dataset, share: float) -> Dataset:
     other, english = sides
     if (share > 0 and not english) or (share < 1 and not other):
         raise ValueError(
-            f"These conversations have {len(english)} English rows of {len(conversations)}: no mix has {share:.0%}."
+            f"Of these {len(conversations)} conversations {len(english)} are English: no mix has {share:.0%}."
         )
-    # all the others with as much English as they need; if there is not so much, all of it with as many others
-    keep_english = round(len(other) * share / (1 - share)) if share < 1 else len(english)
-    keep_other = len(other) if share < 1 else 0
-    if keep_english > len(english):
-        keep_english, keep_other = len(english), round(len(english) * (1 - share) / share)
+    wanted_english = round(len(other) * share / (1 - share)) if share < 1 else len(english)
+    wanted_other = round(len(english) * (1 - share) / share) if share > 0 else len(other)
     draw = random.Random(SEED)
-    kept = [*draw.sample(english, keep_english), *draw.sample(other, keep_other)]
+    kept = draw.sample(english, min(wanted_english, len(english)))
+    kept += draw.sample(other, min(wanted_other, len(other)))
     return conversations.select(sorted(kept))
 
 
@@ -69,16 +63,16 @@ def run(
 ) -> dict:
     """Tune a fresh 4-bit base with the recipe and these changes, and probe it on facts tuning never shows.
 
-    `lora` changes fields of `LoraConfig`, `settings` of `SFTConfig`. `english_share` (0 to 1) makes a mix of the rows
+    `lora` changes fields of `LoraConfig`, `settings` of `SFTConfig`. `english_share` makes a mix of the rows
     (see `mixed`) and trains on it for as many steps as all rows would take, so that only the mix differs.
 
-    The row returned: seed; conversations, and english (how many of them); steps; zh_in_zh, zh_right, en_in_en,
-    en_right (shares: the answers to Chinese and English prompts that came in that language, and that were also
-    right); loss (on 64 of the training conversations, after); seconds, cpu_seconds (does not grow on a busy machine);
-    trainable (parameters). It is kept under `scale.runs`, and asking for the same again reads it.
+    The row returned: seed; conversations, and english (how many of them); steps; zh_in_zh, zh_right,
+    en_in_en, en_right (shares: the answers to Chinese and English prompts that came in that language, and
+    that were also right); loss (on 64 of the conversations, after); seconds, cpu_seconds (does not grow on a
+    busy machine); trainable (parameters). It is kept on disk, and asking for the same again reads it.
 
-    At `full` a run takes hours: `settings={"max_steps": 50}` makes it short. Raises ValueError for a mix that the rows
-    cannot give, and TrainingError where the gradient is zero.
+    At `full` a run takes hours: `settings={"max_steps": 50}` makes it short. Raises ValueError for a mix that
+    the rows cannot give, TrainingError where the gradient is zero.
     """
     # eval_packing: the loss is compared on the same batches, whatever the training does
     settings = {"save_strategy": "no", "disable_tqdm": True, "eval_packing": False} | dict(settings or {})
@@ -87,24 +81,16 @@ def run(
         settings = {"max_steps": int(-(-len(conversations) // per_step) * scale.epochs)} | settings
         conversations = mixed(conversations, english_share)
     adapter, args = lora_config(**(lora or {})), sft_config(scale, **settings)
-    decides = [
-        scale.base_model,
-        scale.revision,
-        adapter.to_dict(),
-        args.to_dict(),
-        list(conversations["messages"]),
-    ]
-    file = scale.runs / "experiments" / f"{Hasher.hash([decides, *map(version, LIBRARIES)])}.json"
+    decides = [scale.base_model, scale.revision, adapter.to_dict(), args.to_dict(), *map(version, LIBRARIES)]
+    key = Hasher.hash([*decides, *conversations["messages"]])
+    file = scale.runs / "experiments" / f"{key}.json"
     if not file.is_file():
         write_whole(file, json.dumps(_tune(scale, conversations, adapter, args), indent=1) + "\n")
     return json.loads(file.read_text(encoding="utf-8"))
 
 
 def sweep(scale: Scale, variants: Mapping[str, Mapping], conversations: Dataset) -> pd.DataFrame:
-    """`run` for each of `variants` (name -> its changes); a row each, with the column `variant` first.
-
-    Interrupted, it goes on where it stopped.
-    """
+    """`run` for each of `variants` (name -> its changes); interrupted, it goes on where it stopped."""
     bar = tqdm(variants.items(), desc="experiments", unit="run")
     return pd.DataFrame([{"variant": name} | run(scale, conversations, **changes) for name, changes in bar])
 

@@ -1,6 +1,5 @@
 """Before a run: how many steps, and what they will take in memory, disk, hours and money."""
 
-import html
 import math
 import shutil
 from pathlib import Path
@@ -19,7 +18,7 @@ BESIDE = 8 * 2**20  # bytes of tokenizer, trainer state and the like in every ch
 
 
 class Preflight(NamedTuple):
-    """What a run will take: optimizer steps, tokens, a memory budget, bytes of disk, and all of it as a table."""
+    """What a run will take: optimizer steps, tokens, a memory budget, bytes of disk, and all as a table."""
 
     steps: int
     tokens: int
@@ -27,26 +26,17 @@ class Preflight(NamedTuple):
     disk: int
     table: str
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return self.table
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(self.table)}</pre>"
 
 
 def preflight(
-    config: PreTrainedConfig,
-    conversations: Dataset,
-    scale: Scale,
-    args: SFTConfig,
-    price_per_hour: float | None = None,
+    config: PreTrainedConfig, conversations: Dataset, scale: Scale, args: SFTConfig, price_per_hour=None
 ) -> Preflight:
     """What training `conversations` with `args` will take; nothing is loaded.
 
-    Hours come from the speed recorded on an H100 at the paper's batch (`results/h100`), and are unknown without it.
-    Raises `memory.DoesNotFit` where memory or disk is too small, ValueError where there is no conversation.
+    Hours come from the speed recorded on an H100 at the paper's batch, and are unknown without it. Raises
+    `memory.DoesNotFit` where memory or disk is too small, ValueError where there is no conversation.
     """
     if len(conversations) == 0:
         raise ValueError(NOTHING)

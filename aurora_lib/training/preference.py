@@ -1,10 +1,11 @@
 """Preference tuning: TRL's `DPOTrainer` (DPO, arXiv 2305.18290) on top of the adapter of notebook 04.
 
-A pair is a question with a better and a worse answer. The loss raises how much more the model prefers the better one than
-a frozen *reference* does; that reference has to be the adapter training starts from.
+A pair is a question with a better and a worse answer. The loss raises how much more the model prefers the
+better one than a frozen *reference* does; that reference has to be the adapter training starts from.
 """
 
 import os
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ from aurora_lib.data.rows import DataError, Unreadable, read
 from aurora_lib.evaluation import load_probes
 from aurora_lib.model import batching, save_adapter
 from aurora_lib.training.callbacks import ZeroGradientAlarm
-from aurora_lib.training.recipe import SEED
+from aurora_lib.training.recipe import shared_settings
 
 BUNDLED = DATA / "preferences.jsonl"
 COLUMNS = ["prompt", "chosen", "rejected"]
@@ -26,23 +27,21 @@ KINDS = ("another fact", "English to a Chinese question", "Chinese to an English
 
 
 class Pairs(NamedTuple):
-    """`kept`: columns kind, prompt, chosen, rejected (messages); `dropped`: {line, reason} of every other row."""
+    """`kept`: columns kind, prompt, chosen, rejected (messages). `dropped`: {line, reason} of other rows."""
 
     kept: Dataset
     dropped: list[dict]
 
 
 def load_pairs(path: str | Path | None = None) -> Pairs:
-    """The pairs of a JSON or JSON Lines file with the text columns prompt, chosen, rejected (kind may be there, too).
+    """The pairs of a JSON or JSON Lines file with text columns prompt, chosen, rejected, and perhaps kind.
 
-    `path`: by default AURORA_PREFERENCES, else the bundled file. A row that is no pair is dropped with its reason. Raises
-    DataError for a file that is missing, empty or without any pair.
+    `path`: by default AURORA_PREFERENCES, else the bundled file. A row that is no pair is dropped with its
+    reason. Raises DataError for a file that is missing, empty or without any pair.
     """
     path = Path(path or os.environ.get("AURORA_PREFERENCES") or BUNDLED).expanduser()
     if not path.is_file():
-        raise DataError(
-            f"{path} does not exist. Check AURORA_PREFERENCES, or unset it for the bundled pairs."
-        )
+        raise DataError(f"{path} does not exist. Check AURORA_PREFERENCES, or unset it.")
     kept, dropped = [], []
     for line, _, row in read(path):
         if reason := _trouble(row):
@@ -89,31 +88,18 @@ def _trouble(row) -> str | None:
 def dpo_config(scale: Scale, **changes) -> DPOConfig:
     """Settings of the second stage at `scale`; `changes` override any field of `DPOConfig`.
 
-    The step is smaller than the first stage's: the model is to be corrected, not taught anew. The load-balancing loss is
-    off, as there. A batch holds chosen *and* rejected answers: twice as many sequences as pairs.
+    The step is smaller than the first stage's: the model is to be corrected, not taught anew. A batch holds
+    chosen *and* rejected answers: twice as many sequences as pairs.
     """
     settings = dict(
         output_dir=str(scale.runs / "preference_checkpoints"),
         learning_rate=scale.learning_rate / 10,
-        lr_scheduler_type="cosine",
         num_train_epochs=1,
-        per_device_train_batch_size=scale.batch,
-        gradient_accumulation_steps=scale.accumulation,
         per_device_eval_batch_size=8 * scale.batch,
-        max_length=scale.length,
         beta=0.1,
-        router_aux_loss_coef=0.0,
-        activation_checkpointing=scale.device == "cuda",
-        bf16=scale.device == "cuda" and not scale.sharding,
-        use_cpu=scale.device == "cpu",
-        save_steps=scale.save_steps,
-        save_total_limit=2,
         logging_steps=5,
-        seed=SEED,
-        report_to="none",
-        dataloader_pin_memory=scale.device == "cuda",
     )
-    return DPOConfig(**settings | changes)
+    return DPOConfig(**shared_settings(scale) | settings | changes)
 
 
 def build_trainer(
@@ -121,13 +107,16 @@ def build_trainer(
 ) -> DPOTrainer:
     """A `DPOTrainer` that goes on with the adapter of `model`; a frozen copy of it, "ref", is the reference.
 
-    `trainer.evaluate()` measures on `held_out`. TRL makes the copy, but rounds the adapter itself to bf16 (the base is
-    quantized), so that training would not start at its reference: both get the exact weights, in 32 bits.
+    `trainer.evaluate()` measures on `held_out`. TRL makes the copy, but rounds the adapter itself to bf16
+    (the base is quantized), so that training would not start at its reference: both get the exact weights, in
+    32 bits.
     """
     model.set_adapter("default")  # loaded for inference, it was frozen
     # checkpoints look this base up; the bare name that an adapter records would be asked of the hub
     model.peft_config["default"].base_model_name_or_path = model.config.name_or_path
     start = {name: p.detach().float().clone() for name, p in model.named_parameters() if ".default." in name}
+    # PEFT and TRL still ask transformers by an old name; nobody here can act on it
+    warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
     trainer = DPOTrainer(
         model=model,
         args=args,
@@ -159,16 +148,16 @@ def logps(model, batches) -> torch.Tensor:
 
 
 def save_preference_adapter(trainer: DPOTrainer, scale: Scale) -> Path:
-    """Save the adapter as a stock PEFT folder, `preference_adapter`, without its reference; remove the checkpoints.
-
-    Raises AdapterError where it cannot be saved.
-    """
+    """Save the adapter without its reference, as a stock PEFT folder. Raises AdapterError."""
     trainer.model.delete_adapter("ref")
     folder = save_adapter(trainer, scale, scale.runs / "preference_adapter")
     card, args = folder / "README.md", trainer.args
     head = card.read_text(encoding="utf-8").partition("\n# ")[0]
     pairs, steps = len(trainer.train_dataset), trainer.state.global_step
     about = f"{pairs:,} pairs: {steps} steps, beta {args.beta:g}, seed {args.seed}"
-    text = f"{head}\n# A Chinese chat adapter, preference-tuned\n\nThe adapter of notebook 04 after DPO on {about}.\n"
-    card.write_text(text, encoding="utf-8")
+    title, text = (
+        "# A Chinese chat adapter, preference-tuned",
+        f"The adapter of notebook 04 after DPO on {about}.",
+    )
+    card.write_text(f"{head}\n{title}\n\n{text}\n", encoding="utf-8")
     return folder

@@ -1,7 +1,7 @@
-"""QLoRA with TRL's `SFTTrainer`: the settings of the paper, and three corrections that today's libraries need.
+"""QLoRA with TRL's `SFTTrainer`: the settings of the paper, and three corrections for today's libraries.
 
-1. Adapters of a quantized model go back to 32 bits (`adapters_in_fp32`). 2. The router's load-balancing loss, which
-the paper's stack did not use, is off (`sft_config`). 3. A gradient of zero stops the run (`ZeroGradientAlarm`).
+1. Adapters of a quantized model go back to 32 bits (`adapters_in_fp32`). 2. TRL would add the router's
+load-balancing loss, which the paper's stack did not use: it is off. 3. A gradient of zero stops the run.
 """
 
 import shutil
@@ -25,10 +25,7 @@ SEED = 42
 
 
 def lora_config(**changes) -> LoraConfig:
-    """The paper's adapter: rank 8 on q_proj and v_proj of every layer (repository, training command).
-
-    `changes` override any field of `LoraConfig`.
-    """
+    """The paper's adapter (repository, training command); `changes` override any field of `LoraConfig`."""
     settings = dict(
         task_type="CAUSAL_LM",
         r=int(paper.TRAINING["LoRA rank"].value),
@@ -39,123 +36,111 @@ def lora_config(**changes) -> LoraConfig:
     return LoraConfig(**settings | changes)
 
 
-def sft_config(scale: Scale, output_dir: Path | None = None, **changes) -> SFTConfig:
-    """The paper's training settings (section 4.1) at `scale`; `changes` override any field of `SFTConfig`.
-
-    As in the paper's stack, the loss is taken on the assistant's tokens only, and without the router's load-balancing
-    loss, which TRL would add.
-    """
-    settings = dict(
-        output_dir=str(output_dir or scale.runs / "checkpoints"),
-        learning_rate=scale.learning_rate,
+def shared_settings(scale: Scale) -> dict:
+    """What both stages, SFT and DPO, tell their trainer; without load-balancing loss, as in the paper."""
+    gpu = scale.device == "cuda"
+    return dict(
         lr_scheduler_type="cosine",
-        num_train_epochs=scale.epochs,
         per_device_train_batch_size=scale.batch,
         gradient_accumulation_steps=scale.accumulation,
         max_length=scale.length,
-        assistant_only_loss=True,
         router_aux_loss_coef=0.0,
-        activation_checkpointing=scale.device == "cuda",
-        # under FSDP2 accelerate would cast the packed bytes too
-        bf16=scale.device == "cuda" and not scale.sharding,
-        use_cpu=scale.device == "cpu",
+        activation_checkpointing=gpu,
+        bf16=gpu and not scale.sharding,  # under FSDP2 accelerate would cast the packed bytes too
+        use_cpu=not gpu,
+        dataloader_pin_memory=gpu,
         save_steps=scale.save_steps,
         save_total_limit=2,
-        logging_steps=10,
-        include_num_input_tokens_seen="non_padding",
         seed=SEED,
         report_to="none",
-        ddp_find_unused_parameters=False,
-        dataloader_pin_memory=scale.device == "cuda",
     )
-    return SFTConfig(**settings | changes)
 
 
-def adapters_in_fp32(model: PreTrainedModel) -> int:
-    """Put every trainable parameter back to 32 bits, and return how many there are.
+def sft_config(scale: Scale, **changes) -> SFTConfig:
+    """The paper's training settings (section 4.1) at `scale`; `changes` override any field of `SFTConfig`."""
+    settings = dict(
+        output_dir=str(scale.runs / "checkpoints"),
+        learning_rate=scale.learning_rate,
+        num_train_epochs=scale.epochs,
+        assistant_only_loss=True,
+        logging_steps=10,
+        include_num_input_tokens_seen="non_padding",
+        ddp_find_unused_parameters=False,
+    )
+    return SFTConfig(**shared_settings(scale) | settings | changes)
 
-    TRL casts adapters of quantized models to bf16, where most updates at the paper's learning rate of 5e-5 round away.
-    Call it after the trainer is built and before `train`.
+
+def adapters_in_fp32(model: PreTrainedModel) -> None:
+    """Put every trainable parameter back to 32 bits; call it after the trainer is built.
+
+    TRL casts adapters of quantized models to bf16, where most updates at the paper's learning rate of 5e-5
+    round away.
     """
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    for parameter in trainable:
-        parameter.data = parameter.data.float()
-    return sum(p.numel() for p in trainable)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
 
 
 def build_trainer(
-    model: PreTrainedModel,
-    tokenizer,
-    conversations: Dataset,
-    args: SFTConfig,
-    lora: LoraConfig | None = None,
+    model: PreTrainedModel, tokenizer, conversations: Dataset, args: SFTConfig, lora: LoraConfig | None = None
 ) -> SFTTrainer:
-    """An `SFTTrainer` on `conversations` (column `messages`) with a new adapter (the paper's), its weights in 32 bits.
+    """An `SFTTrainer` on `conversations` (column `messages`) with a new adapter (the paper's), in 32 bits.
 
-    Conversations without an answer, or with none left before the cutoff, are left out; how many is printed.
-    `trainer.evaluate()` gives the loss on the first 64 rows, so that it can be compared before and after. Raises
-    ValueError where nothing is left to train on.
+    Conversations without an answer before the cutoff are left out; how many is printed. `trainer.evaluate()`
+    gives the loss on the first 64 rows, to compare before and after. Raises ValueError where nothing is left
+    to train on.
     """
     asked = conversations.select_columns(["messages"])
     answered = asked.filter(lambda row: any(message["role"] == "assistant" for message in row["messages"]))
-    if len(answered) < len(asked):
-        missing = len(asked) - len(answered)
+    if missing := len(asked) - len(answered):
         say(args, f"{missing:,} conversations hold no answer by the assistant and are left out.")
     if len(answered) == 0:
         raise ValueError(NOTHING)
     set_seed(args.seed)
-    with warnings.catch_warnings():
-        # PEFT still asks transformers by an old name; nobody here can act on it
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-        trainer = SFTTrainer(
-            model=model,
-            args=args,
-            train_dataset=answered,
-            processing_class=tokenizer,
-            peft_config=lora or lora_config(),
-            callbacks=[ZeroGradientAlarm(), Meter()],
-        )
+    # PEFT and TRL still ask transformers by an old name; nobody here can act on it
+    warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+    trainer = SFTTrainer(
+        model=model,
+        args=args,
+        train_dataset=answered,
+        processing_class=tokenizer,
+        peft_config=lora or lora_config(),
+        callbacks=[ZeroGradientAlarm(), Meter()],
+    )
     if not args.packing:
         _report_cut(trainer, len(answered))
     trainer.eval_dataset = trainer.train_dataset.select(range(min(64, len(trainer.train_dataset))))
-    trainer.floating_point_ops = lambda inputs: (
-        0
-    )  # nobody reads it, and it counts all parameters for every batch
+    # its count goes over all parameters in every batch, and nobody reads it
+    trainer.floating_point_ops = lambda inputs: 0
     adapters_in_fp32(trainer.model)
     return trainer
 
 
 def _report_cut(trainer: SFTTrainer, given: int) -> None:
-    """Say how many of `given` conversations the cutoff shortened, and how many TRL left out: no answer was left."""
+    """Say how many of `given` conversations the cutoff shortened, and how many TRL left out for it."""
     length, end = trainer.args.max_length, trainer.processing_class.eos_token_id
     ids = trainer.train_dataset.with_format("numpy")["input_ids"] if len(trainer.train_dataset) else []
     cut = sum(len(row) == length and row[-1] != end for row in ids)
     dropped = given - len(trainer.train_dataset)
     if dropped == given:
         raise ValueError(
-            f"No conversation has an answer before the cutoff of {length:,} tokens. Raise max_length, or split the "
-            f"conversations as notebook 02 does."
+            f"No conversation has an answer before the cutoff of {length:,} tokens. Raise max_length, or "
+            f"split the conversations as notebook 02 does."
         )
     if cut or dropped:
+        lost = f"{cut:,} lose part of their answer, {dropped:,} have nothing left to learn and are left out."
         say(
             trainer.args,
-            f"{cut + dropped:,} conversations are longer than the cutoff of {length:,} tokens: {cut:,} lose part of "
-            f"their answer, {dropped:,} have nothing left to learn and are left out.",
+            f"{cut + dropped:,} conversations are longer than the cutoff of {length:,} tokens: {lost}",
         )
 
 
-def tune(
-    scale: Scale,
-    out: Path | None = None,
-    minutes: float | None = None,
-    price_per_hour: float | None = None,
-    **changes,
-) -> Path:
-    """The whole of notebook 04's training at `scale`; returns the adapter's folder (`out`, or one under `scale.runs`).
+def tune(scale: Scale, *, out: Path | None = None, minutes=None, price_per_hour=None, **changes) -> Path:
+    """The whole of notebook 04's training; returns the adapter's folder (`out`, or one in `scale.runs`).
 
-    `changes` override any field of `SFTConfig`. An adapter that was in the folder before is kept beside it. Raises
-    `memory.DoesNotFit` before anything is loaded, ValueError where there is nothing to train on, Stopped and
-    TrainingError while training, and AdapterError where the adapter cannot be saved.
+    `changes` override any field of `SFTConfig`. An adapter that was in the folder before is kept beside it.
+    Raises `memory.DoesNotFit` before anything is loaded, ValueError where there is nothing to train on,
+    Stopped and TrainingError while training, AdapterError where the adapter cannot be saved.
     """
     args = sft_config(scale, **changes)
     with args.main_process_first():

@@ -1,7 +1,7 @@
-"""A training run that can be stopped, killed and resumed, and then ends with the weights of an undisturbed one.
+"""A run that can be stopped, killed and resumed, and then ends with the weights of an undisturbed one.
 
-transformers writes the checkpoints and goes on from one. It lacks a way to tell whether a checkpoint is all there,
-and whose it is. Both stand in `run.json`, which is written last into every checkpoint.
+transformers writes the checkpoints and goes on from one. It lacks a way to tell whether a checkpoint is all
+there, and whose it is. Both stand in `run.json`, which is written last into every checkpoint.
 """
 
 import hashlib
@@ -25,9 +25,9 @@ RUN_FILE = "run.json"
 # Settings that decide what a run computes; a checkpoint made with others is another run's.
 # fmt: off
 SETTINGS = (
-    "learning_rate", "lr_scheduler_type", "warmup_steps", "num_train_epochs", "max_steps", "optim", "weight_decay",
-    "per_device_train_batch_size", "gradient_accumulation_steps", "world_size", "max_length", "packing", "bf16", "seed",
-    "beta", "loss_type",  # of DPO
+    "learning_rate", "lr_scheduler_type", "warmup_steps", "num_train_epochs", "max_steps", "optim", "bf16",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "world_size", "max_length", "packing",
+    "weight_decay", "seed", "beta", "loss_type",  # the last two are of DPO
 )
 # fmt: on
 LORA_SETTINGS = ("r", "lora_alpha", "lora_dropout", "target_modules")
@@ -50,9 +50,9 @@ def say(args: TrainingArguments, sentence: str) -> None:
 def run(trainer: Trainer, minutes: float | None = None) -> TrainOutput:
     """`trainer.train`, from the last whole checkpoint of this very run if there is one.
 
-    Ctrl-C finishes the step in flight, writes a checkpoint and raises Stopped; a second one stops at once. After
-    `minutes` it stops in the same way and returns. Raises TrainingError where a checkpoint cannot be written, or where
-    the gradient is zero.
+    Ctrl-C finishes the step in flight, writes a checkpoint and raises Stopped; a second one stops at once.
+    After `minutes` it stops in the same way and returns. Raises TrainingError where a checkpoint cannot be
+    written, or the gradient is zero.
     """
     folder, args, mine = Path(trainer.args.output_dir), trainer.args, fingerprint(trainer)
     stop, seal = StopBetweenSteps(minutes), Seal(mine)
@@ -72,14 +72,14 @@ def run(trainer: Trainer, minutes: float | None = None) -> TrainOutput:
         if not checkpoint.is_dir() or not damage(checkpoint):
             raise  # it was not the writing of a checkpoint that failed
         raise TrainingError(
-            f"{checkpoint.name} could not be written to {folder} ({error}). Make room and run the same again: it "
-            f"goes on from the checkpoint before."
+            f"{checkpoint.name} could not be written to {folder} ({error}). Make room and run the same "
+            f"again: it goes on from the checkpoint before."
         ) from error
     finally:
         trainer.remove_callback(stop)
         trainer.remove_callback(seal)
     step = trainer.state.global_step
-    rest = f"step {step} of {trainer.state.max_steps}; checkpoint-{step} is saved. The same again goes on from there."
+    rest = f"step {step} of {trainer.state.max_steps}; checkpoint-{step} is saved. The same again goes on."
     if stop.why == "signal":
         raise Stopped(f"Stopped after {rest}")
     if stop.why == "time":
@@ -90,8 +90,8 @@ def run(trainer: Trainer, minutes: float | None = None) -> TrainOutput:
 class StopBetweenSteps(TrainerCallback):
     """Stops after the step in flight, with a checkpoint, on Ctrl-C (or SIGTERM) or when `minutes` are over.
 
-    `with StopBetweenSteps() as stop:` around `train` takes the signals and gives them back; a second Ctrl-C, more than
-    a second after the first, stops at once. Afterwards `stop.why` is None, "signal" or "time".
+    `with StopBetweenSteps() as stop:` takes the signals and gives them back; a second Ctrl-C, more than a
+    second after the first, stops at once. Afterwards `stop.why` is None, "signal" or "time".
     """
 
     def __init__(self, minutes: float | None = None):
@@ -131,7 +131,7 @@ class StopBetweenSteps(TrainerCallback):
 
 
 class Seal(TrainerCallback):
-    """Writes `run.json` into every checkpoint, last: all files with their sizes, and the `fingerprint` of the run."""
+    """Writes `run.json` into every checkpoint, last: the run's `fingerprint`, and all files' sizes."""
 
     def __init__(self, run: dict):
         self.run = run
@@ -165,8 +165,8 @@ def damage(checkpoint: Path) -> str | None:
 def checkpoint_to_resume(folder: Path, run: dict) -> Path | None:
     """The newest whole checkpoint in `folder`, if it is one of `run` (a `fingerprint`).
 
-    What cannot be used is renamed, not deleted, and a sentence says why: a half-written checkpoint, before the one
-    before it is tried; the whole folder, where it is another run's.
+    What cannot be used is renamed, not deleted, and a sentence says why: a half-written checkpoint (then the
+    one before it is tried), or the whole folder where it is another run's.
     """
     while folder.is_dir() and (newest := get_last_checkpoint(str(folder))):
         checkpoint = Path(newest)
@@ -175,18 +175,13 @@ def checkpoint_to_resume(folder: Path, run: dict) -> Path | None:
             print(f"{checkpoint.name} was not written completely ({reason}); trying the one before it.")
             continue
         theirs = json.loads((checkpoint / RUN_FILE).read_bytes())["run"]
-        differing = [
-            f"{name}: {theirs.get(name)}, now {run[name]}" for name in run if theirs.get(name) != run[name]
-        ]
-        if not differing:
+        changed = [name for name in run if theirs.get(name) != run[name]]
+        if not changed:
             print(f"Resuming from {checkpoint.name}.")
             return checkpoint
-        aside = _free_name(folder.with_name(f"{folder.name}-other"))
-        folder.rename(aside)
-        print(
-            f"The checkpoints in {folder.name} are another run's ({'; '.join(differing)}): they are now in "
-            f"{aside.name}, and this run starts anew."
-        )
+        aside = folder.rename(_free_name(folder.with_name(f"{folder.name}-other")))
+        why = "; ".join(f"{name}: {theirs.get(name)}, now {run[name]}" for name in changed)
+        print(f"The checkpoints in {folder.name} are another run's ({why}): they are now in {aside.name}.")
     return None
 
 
@@ -198,7 +193,7 @@ def _free_name(path: Path) -> Path:
 
 
 def fingerprint(trainer: Trainer) -> dict:
-    """What decides the outcome of a run: base, data (number of rows, hash of all tokens), settings, LoRA's settings."""
+    """What decides a run's outcome: base, data (number of rows, hash of all tokens), settings, adapter."""
     rows, digest = trainer.train_dataset, hashlib.sha256()
     for batch in rows.iter(1000):
         digest.update(repr(batch).encode())
@@ -207,6 +202,5 @@ def fingerprint(trainer: Trainer) -> dict:
     made |= {"rows": len(rows), "hash of the data": digest.hexdigest()[:16]}
     made |= {name: getattr(trainer.args, name) for name in SETTINGS if hasattr(trainer.args, name)}
     made |= {name: getattr(lora, name) for name in LORA_SETTINGS}
-    return json.loads(
-        json.dumps(made, default=lambda value: sorted(map(str, value)))
-    )  # as it comes back from a file
+    # as it comes back from a file
+    return json.loads(json.dumps(made, default=lambda value: sorted(map(str, value))))

@@ -1,4 +1,4 @@
-"""What most tests of training need: the tiny scale with a folder of its own, and a trainer on a few conversations."""
+"""What most tests of training need: the tiny scale with a folder of its own, and a trainer on a few rows."""
 
 import pytest
 from datasets import Dataset
@@ -23,10 +23,12 @@ def tiny(tmp_path):
 
 @pytest.fixture(scope="session")
 def build():
-    """`build(scale, rows=20 conversations, **settings)`: a trainer that makes five steps an epoch, with dropout on."""
+    """`build(scale, rows=20 conversations, **settings)`: a trainer of five steps an epoch, with dropout."""
 
     def built(scale, rows=TALK, **changes):
-        quick = dict(disable_tqdm=True, max_steps=8, save_steps=2, logging_steps=1, gradient_accumulation_steps=2)
+        quick = dict(
+            disable_tqdm=True, max_steps=8, save_steps=2, logging_steps=1, gradient_accumulation_steps=2
+        )
         args = training.sft_config(scale, **quick | changes)
         base, tokenizer = load_model(scale.base_model, **scale.loading), load_tokenizer(scale.base_model)
         return training.build_trainer(base, tokenizer, Dataset.from_dict({"messages": rows}), args)

@@ -1,8 +1,9 @@
 """Two CPU processes (gloo) started by `accelerate launch` with the files in `configs/`, against one process.
 
-Both see the same eight conversations in a step, so they differ only in the order in which floats are added: fp32 losses
-near 14 and gradient norms near 2 by some 1e-6. Adam divides each gradient by its own size, so where one is nearly zero it
-turns that rounding into a weight; adapters are therefore compared as a whole, to a thousandth of their norm.
+Both see the same eight conversations in a step, so they differ only in the order in which floats are added:
+fp32 losses near 14 and gradient norms near 2 by some 1e-6. Adam divides each gradient by its own size, so
+where one is nearly zero it turns that rounding into a weight; adapters are therefore compared as a whole, to
+a thousandth of their norm.
 """
 
 import json
@@ -23,7 +24,9 @@ from tests.training import distributed_run
 CONFIGS = ROOT / "configs"
 PER_PROCESS = dict(per_device_train_batch_size=1)  # accumulation 4, two processes
 SECONDS = 400  # only for what hangs: a launch takes 15 s, and longer where others use the cores
-pytestmark = pytest.mark.skipif(not distributed.is_available(), reason="this PyTorch has no torch.distributed")
+pytestmark = pytest.mark.skipif(
+    not distributed.is_available(), reason="this PyTorch has no torch.distributed"
+)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 import json
 
-import bitsandbytes as bnb
 import pytest
 import torch
 from datasets import Dataset
@@ -24,14 +23,23 @@ def test_a_row_has_every_figure_is_read_when_asked_for_again_and_knows_changes_a
     asked = dict(settings={"max_steps": 2}, lora={"r": 4})
     first = experiments.run(tiny, ROWS, **asked)
     assert (first["seed"], first["conversations"], first["english"], first["steps"]) == (42, 50, 10, 2)
-    assert first["trainable"] == 3 * 4 * (128 + 128 + 128 + 64)  # layers x rank x (in + out of q_proj and v_proj)
-    assert first["loss"] > 0 and all(0 <= first[name] <= 1 for name in ("zh_in_zh", "zh_right", "en_in_en", "en_right"))
+    assert first["trainable"] == 3 * 4 * (
+        128 + 128 + 128 + 64
+    )  # layers x rank x (in + out of q_proj and v_proj)
+    assert first["loss"] > 0 and all(
+        0 <= first[name] <= 1 for name in ("zh_in_zh", "zh_right", "en_in_en", "en_right")
+    )
     (file,) = (tiny.runs / "experiments").glob("*.json")
     file.write_text(json.dumps(first | {"loss": -1}))
     assert experiments.run(tiny, ROWS, **asked)["loss"] == -1  # read, not made again
-    table = experiments.sweep(tiny, {"as before": asked, "seed": {"settings": {"max_steps": 1, "seed": 43}}}, ROWS)
+    table = experiments.sweep(
+        tiny, {"as before": asked, "seed": {"settings": {"max_steps": 1, "seed": 43}}}, ROWS
+    )
     assert list(table.variant) == ["as before", "seed"] and list(table.loss > 0) == [False, True]
-    assert list(table.seed) == [42, 43] and list(table.trainable) == [first["trainable"], 2 * first["trainable"]]
+    assert list(table.seed) == [42, 43] and list(table.trainable) == [
+        first["trainable"],
+        2 * first["trainable"],
+    ]
 
 
 @pytest.mark.parametrize(
@@ -58,7 +66,10 @@ def test_a_mix_is_trained_for_as_many_steps_as_all_rows(tiny):
 
 @pytest.mark.parametrize("change", [tool.ROUTER, tool.ROUTER_WHOLE], ids=["LoRA", "whole"])
 def test_router_trains_and_is_saved(change, tiny, tmp_path):
-    base, args = load_model(tiny.base_model, **tiny.loading), training.sft_config(tiny, max_steps=2, disable_tqdm=True)
+    base, args = (
+        load_model(tiny.base_model, **tiny.loading),
+        training.sft_config(tiny, max_steps=2, disable_tqdm=True),
+    )
     before = [layer.mlp.gate.weight.clone() for layer in base.model.layers]
     tokenizer = load_tokenizer(tiny.base_model)
     trainer = training.build_trainer(base, tokenizer, ROWS, args, training.lora_config(**change))
@@ -76,49 +87,3 @@ def test_router_trains_and_is_saved(change, tiny, tmp_path):
     again = load_adapter(load_model(tiny.base_model, **tiny.loading), tmp_path / "adapter")
     with torch.no_grad():
         assert torch.equal(again(ids).logits, logits)
-
-
-def test_packed_conversations_do_not_see_each_other_and_have_no_padding(tiny):
-    losses = tool.packed_losses(tiny, ROWS)
-    assert losses["packed"] == pytest.approx(losses["alone"], rel=1e-5)
-    assert losses["without boundaries"] != pytest.approx(losses["alone"], rel=1e-3)
-    assert tool.padding(tiny, ROWS, packing=True) == 0 < tool.padding(tiny, ROWS) < 0.5
-
-
-@pytest.mark.parametrize(
-    ("kind", "bytes_each"), [(torch.optim.AdamW, 8), (bnb.optim.AdamW8bit, 2)], ids=["fp32", "8 bits"]
-)
-def test_state_of_an_optimizer_is_counted_as_allocated(kind, bytes_each):
-    weight = torch.nn.Parameter(torch.randn(256, 256))
-    optimizer = kind([weight])
-    weight.grad = torch.randn_like(weight)
-    optimizer.step()
-    # scales and tables come on top: one fp32 for 256 values of each moment, 1 KiB a table
-    least = bytes_each * weight.numel()
-    assert least <= tool.optimizer_bytes(optimizer) < 1.05 * least
-
-
-def test_batchings_lose_no_conversation_and_grouping_and_packing_pad_less():
-    lengths = [16 + (97 * i) % 900 for i in range(400)]
-    made = tool.batchings(lengths, 1024)
-    assert all(sum(map(sum, batches)) == sum(lengths) for batches in made.values())
-    assert sorted(n for batch in made["plain"] for n in batch) == sorted(lengths)
-    rows = {name: tool.predicted(name, batches) for name, batches in made.items()}
-    padding = [rows[name]["padding [share]"] for name in ("plain", "grouped by length", "packed")]
-    assert padding[0] > padding[1] > padding[2] == 0
-    assert rows["packed"]["batches an epoch"] < rows["plain"]["batches an epoch"] == 2000
-
-
-def test_prediction_is_arithmetic_that_can_be_followed():
-    row = tool.predicted("plain", [[100, 300]] * 1000)
-    assert row["padding [share]"] == pytest.approx(1 / 3, abs=1e-4) and row["tokens a batch"] == 400
-    # 46.4 G weights, 4.5 bytes each, three times, at 3 TB/s; and 600 positions of 77 GFLOP at 600 TFLOP/s
-    seconds = 3 * 10_000 * (3 * 46.44e9 * 4.516 / 3e12 + 600 * 77e9 / 600e12)
-    assert row["hours, floor"] == pytest.approx(seconds / 3600, abs=0.1)
-
-
-def test_record_holds_the_medians_and_meets_the_bounds():
-    record = json.loads(tool.RECORD.read_text(encoding="utf-8"))
-    for name, bound in tool.BOUNDS.items():
-        middle = sorted(row[name] for row in record["seeds"]["rows"])[1]
-        assert record["values"][f"{name}, median of three seeds [share]"] == middle >= bound

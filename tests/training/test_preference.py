@@ -53,7 +53,7 @@ def build(tiny, tokenizer, pairs, held_out, **changes):
 
 @pytest.fixture(scope="module")
 def run(tiny, tokenizer, pairs, held_out):
-    """A short run on 16 pairs: (trainer, log-probabilities before it of adapter, reference and base, and after it)."""
+    """A short run on 16 pairs: its trainer, and what adapter, reference and base said before and after it."""
     made = build(tiny, tokenizer, pairs.select(range(16)), held_out, **SHORT)
     batches, found = list(made.get_eval_dataloader()), {}
     found["loss"] = made.compute_loss(made.model.eval(), batches[0]).item()

@@ -64,7 +64,10 @@ def test_conversations_longer_than_the_cutoff_are_counted_and_those_without_an_a
     made = build(tiny, rows, max_length=length)
     printed = capsys.readouterr().out
     assert "1 conversations hold no answer by the assistant and are left out." in printed
-    assert f"3 conversations are longer than the cutoff of {length} tokens: 2 lose part of their answer, 1" in printed
+    assert (
+        f"3 conversations are longer than the cutoff of {length} tokens: 2 lose part of their answer, 1"
+        in printed
+    )
     assert len(made.train_dataset) == 4
     assert all(set(labels) != {-100} for labels in made.train_dataset["labels"])
     build(tiny, rows[:1], max_length=length)

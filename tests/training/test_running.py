@@ -54,7 +54,9 @@ def whole(tmp_path_factory, build):
     return Path(made.args.output_dir), weights(made), made
 
 
-def test_ctrl_c_leaves_a_checkpoint_and_the_resumed_run_ends_with_the_same_weights(tiny, build, whole, capsys):
+def test_ctrl_c_leaves_a_checkpoint_and_the_resumed_run_ends_with_the_same_weights(
+    tiny, build, whole, capsys
+):
     handler = signal.getsignal(signal.SIGINT)
     made = build(tiny)
     made.add_callback(At(3, lambda: os.kill(os.getpid(), signal.SIGINT)))
@@ -95,7 +97,14 @@ def test_minutes_end_a_run_with_a_checkpoint_that_saving_the_adapter_keeps(tiny,
     assert (Path(made.args.output_dir) / "checkpoint-1").is_dir()
 
 
-FILES = ["adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "run.json"]
+FILES = [
+    "adapter_model.safetensors",
+    "optimizer.pt",
+    "scheduler.pt",
+    "rng_state.pth",
+    "trainer_state.json",
+    "run.json",
+]
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -136,7 +145,9 @@ def test_fingerprint_sees_data_settings_and_base(tiny, build):
         assert {name for name in made if made[name] != other[name]} == seen
 
 
-def test_disk_full_in_a_checkpoint_is_one_sentence_and_the_one_before_is_used(tiny, build, whole, full_disk, capsys):
+def test_disk_full_in_a_checkpoint_is_one_sentence_and_the_one_before_is_used(
+    tiny, build, whole, full_disk, capsys
+):
     made = build(tiny)
     made.add_callback(At(4, full_disk))
     with pytest.raises(training.TrainingError, match=r"checkpoint-4 could not be written to .* Make room"):

@@ -20,8 +20,12 @@ def command(monkeypatch, tmp_path):
     return run
 
 
-def test_it_trains_with_the_values_asked_for_and_keeps_the_adapter_that_was_there(tiny, tmp_path, command, capsys):
-    rows = [dict.fromkeys(sources.FEATURES) | dict(id=str(i), source="t", messages=m) for i, m in enumerate(TALK)]
+def test_it_trains_with_the_values_asked_for_and_keeps_the_adapter_that_was_there(
+    tiny, tmp_path, command, capsys
+):
+    rows = [
+        dict.fromkeys(sources.FEATURES) | dict(id=str(i), source="t", messages=m) for i, m in enumerate(TALK)
+    ]
     conversations.save(rows, tiny)
     options = ["--scale", "tiny", "--out", str(tmp_path / "mine"), "--max-steps", "2", "--batch", "1"]
     command(*options, "--learning-rate", "0.002", "--price-per-hour", "2", AURORA_SCALE="full")

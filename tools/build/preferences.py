@@ -1,7 +1,8 @@
-"""Write `data/preferences.jsonl`: `python -m tools.build.preferences`. Deterministic: the same bytes every time.
+"""Write `data/preferences.jsonl`: `python -m tools.build.preferences`. The same bytes every time.
 
-Pairs of answers to one question, the better and the worse, made of the facts of `world.py` that tuning uses; facts held out
-of tuning appear in none. The worse answers are those a tuned model gives: another fact, or the right one in the wrong language.
+Pairs of answers to one question, the better and the worse, made of the facts of `world.py` that tuning uses;
+facts held out of tuning appear in none. The worse answers are those a tuned model gives: another fact, or the
+right one in the wrong language.
 """
 
 import argparse
@@ -9,7 +10,7 @@ import json
 import random
 from pathlib import Path
 
-from aurora_lib.model.batching import shared_length
+from aurora_lib.model import batching
 from tools.build import world
 
 PATH = Path(__file__).resolve().parents[2] / "data" / "preferences.jsonl"
@@ -18,13 +19,15 @@ EN, ZH = 0, 1
 
 
 def neighbour(fact: world.Fact, facts: list[world.Fact], rng: random.Random) -> world.Fact:
-    """The fact with another answer whose Chinese sentence begins most like this one's, of the same relation if none does.
+    """The fact with another answer whose Chinese sentence begins most like this one's.
+
+    Of those that begin alike, one of the same relation.
 
     A tuned model that errs mostly begins right and slides: 老鹰 (eagle) becomes 老虎 (tiger).
     """
     others = [other for other in facts if other.answer[ZH] != fact.answer[ZH]]
     rng.shuffle(others)
-    alike = lambda other: shared_length([other.say[ZH], fact.say[ZH]])  # noqa: E731
+    alike = lambda other: batching.shared_length([other.say[ZH], fact.say[ZH]])  # noqa: E731
     return max(others, key=lambda other: (alike(other), other.relation == fact.relation))
 
 

@@ -1,9 +1,10 @@
 """Record what changes of the recipe do at `tiny`: `python -m tools.record.experiments` (one core, some ten minutes).
 
-Four parts, written to `results/tiny/experiments.json` as they are made: the recipe at three seeds, what-if variants,
-packing and length grouping, optimizers. Runs are kept under `runs/tiny/experiments`, so an interrupted recording goes on
-where it stopped. With `--rows FOLDER` (released files, or parts of them) padding at `full` is predicted from the
-lengths of real conversations; of these only counts are recorded. Optimizers of torchao are measured where it is installed.
+Four parts, written to `results/tiny/experiments.json` as they are made: the recipe at three seeds, what-if
+variants, packing and length grouping, optimizers. Runs are kept under `runs/tiny/experiments`, so an
+interrupted recording goes on where it stopped. With `--rows FOLDER` (released files, or parts of them)
+padding at `full` is predicted from the lengths of real conversations; of these only counts are recorded.
+Optimizers of torchao are measured where it is installed.
 """
 
 import argparse
@@ -199,7 +200,9 @@ def optimizer_bytes(optimizer) -> int:
     """Bytes of an optimizer's state as allocated, its quantization scales included."""
     states = [value for state in optimizer.state.values() for value in state.values()]
     # tables of values are shared by all states
-    return sum(_bytes(tensor) for tensor in {id(t): t for t in states if isinstance(t, torch.Tensor)}.values())
+    return sum(
+        _bytes(tensor) for tensor in {id(t): t for t in states if isinstance(t, torch.Tensor)}.values()
+    )
 
 
 def _bytes(tensor: torch.Tensor) -> int:
@@ -267,9 +270,9 @@ def pairs(lengths: list[int]) -> list[list[int]]:
 def predicted(name: str, batches: list[list[int]]) -> dict:
     """What one way of batching costs, for ten times these batches.
 
-    `hours, floor` are of three epochs on one H100: every batch reads and dequantizes all NF4 weights in each of PASSES
-    (0.5 bytes read, 2 written, 2 read), and every position is computed. `hours at the recorded speed` is the positions at
-    the speed recorded for full batches of 2 x 1024.
+    `hours, floor` are of three epochs on one H100: every batch reads and dequantizes all NF4 weights in each
+    of PASSES (0.5 bytes read, 2 written, 2 read), and every position is computed. `hours at the recorded
+    speed` is the positions at the speed recorded for full batches of 2 x 1024.
     """
     tokens = sum(map(sum, batches))
     # packs stand in one row, one after the other: nothing is padded

@@ -1,11 +1,12 @@
-"""Kill a `tiny` training run at random moments, resume it each time, and compare its adapter with an undisturbed run's.
+"""Kill a `tiny` training run at random moments, resume it, and compare its adapter with an undisturbed run's.
 
     python -m tools.record.kill_training --kills 20 --seed 0
 
-Every attempt is a process of its own that does what `python -m aurora_lib.training` does: it loads the base from disk, goes
-on from what it finds there, and dies by SIGKILL between the moment it says that training begins and some seconds later. To
-spare the imports, attempts are forked from one process that has imported the libraries and done nothing else. Where a run
-gets to its end before all kills are spent, it is compared and the next one begins. Exits with 1 on any difference.
+Every attempt is a process of its own that does what `python -m aurora_lib.training` does: it loads the base
+from disk, goes on from what it finds there, and dies by SIGKILL between the moment it says that training
+begins and some seconds later. To spare the imports, attempts are forked from one process that has imported
+the libraries and done nothing else. Where a run gets to its end before all kills are spent, it is compared
+and the next one begins. Exits with 1 on any difference.
 """
 
 import argparse
@@ -20,7 +21,7 @@ import tempfile
 import time
 
 from aurora_lib import training
-from aurora_lib.course.scale import Scale, choose
+from aurora_lib.course import Scale, choose
 from aurora_lib.data import conversations
 
 SAVE_STEPS = 2  # often, so that some kills fall into the writing of a checkpoint
@@ -30,7 +31,8 @@ LIMIT = 600  # seconds an attempt may take
 def attempt(scale: Scale, steps: int, kill_after: float | None) -> tuple[str, float]:
     """One process of training; returns what it printed and the seconds since its training began.
 
-    `kill_after`: seconds from then to SIGKILL; None lets it finish. Raises RuntimeError if it ends in an error.
+    `kill_after`: seconds from then to SIGKILL; None lets it finish. Raises RuntimeError if it ends in an
+    error.
     """
     log = scale.runs / "attempt.log"
     log.write_text("")
@@ -129,9 +131,8 @@ def main() -> int:
     for difference in differences:
         print(f"DIFFERENT: {difference}")
     if not differences:
-        print(
-            f"{kill} kills, half-written checkpoints passed over: {damaged}; every adapter has the same bytes as the undisturbed one."
-        )
+        print(f"{kill} kills, half-written checkpoints passed over: {damaged}")
+        print("every adapter has the same bytes as the undisturbed one")
     return bool(differences)
 
 
