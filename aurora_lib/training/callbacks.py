@@ -33,7 +33,7 @@ class ZeroGradientAlarm(TrainerCallback):
         if not norm > 0:
             raise TrainingError(
                 f"The gradient norm is {norm:g} at step {state.global_step}: nothing is being learned. Load "
-                f"the base with aurora_lib.model.load_model, which keeps it trainable on CPUs with AVX512_BF16."
+                f"the base with aurora_lib.model.load_model, which keeps it trainable on every CPU."
             )
 
 

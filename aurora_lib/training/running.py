@@ -153,7 +153,7 @@ def damage(checkpoint: Path) -> str | None:
     """What is missing or cut off in a checkpoint, in a few words; None if it is whole."""
     try:
         sizes = json.loads((checkpoint / RUN_FILE).read_bytes())["files"]
-    except (OSError, ValueError):
+    except (OSError, ValueError, KeyError):
         return f"{RUN_FILE}, written last, is missing"
     for name, size in sizes.items():
         file = checkpoint / name

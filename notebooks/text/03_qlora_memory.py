@@ -293,7 +293,7 @@ with memory.profile(scale.device, tensors=True) as timeline:
     timeline.mark("load")
     model = nf4_experts.random(small, dtype=scale.loading["dtype"], device=scale.device)
     model.activation_checkpointing_enable(dict(use_reentrant=False))
-    tuned = get_peft_model(model, recipe.lora_config(None)).train()
+    tuned = get_peft_model(model, recipe.lora_config()).train()
     recipe.adapters_in_fp32(tuned)
     optimizer = torch.optim.AdamW(p for p in tuned.parameters() if p.requires_grad)
     ids = torch.randint(small.vocab_size, (2, 512), device=scale.device)

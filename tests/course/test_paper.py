@@ -106,7 +106,7 @@ def test_shares_compared_are_the_per_cent_of_the_paper():
 
 def test_training_uses_the_figures_of_the_paper():
     stated = {key: figure.value for key, figure in paper.TRAINING.items()}
-    lora = training.lora_config(scale.choose({}))
+    lora = training.lora_config()
     assert (lora.r, lora.lora_alpha, lora.lora_dropout) == (8, 16, 0.1)
     assert lora.target_modules == set(paper.LORA_TARGETS) == {"q_proj", "v_proj"}
     full = scale.FULL

@@ -54,7 +54,7 @@ def test_share_of_english_is_reached_by_leaving_rows_out(share, chinese, english
 
 @pytest.mark.parametrize(("rows", "share"), [(CHINESE, 0.1), (ENGLISH, 0.5), (CHINESE, 1.5)])
 def test_share_the_rows_cannot_give_is_refused(rows, share):
-    with pytest.raises(ValueError, match=r"(English rows of|from 0 to 1)"):
+    with pytest.raises(ValueError, match=r"(are English: no mix|from 0 to 1)"):
         experiments.mixed(Dataset.from_dict({"messages": rows}), share)
 
 

@@ -10,13 +10,9 @@ from safetensors.torch import load_file
 
 from aurora_lib import training
 from aurora_lib.course import DATA, choose
-from aurora_lib.data.languages import language
 from aurora_lib.data.rows import DataError
-from aurora_lib.evaluation import load_probes
-from aurora_lib.model import load_adapter, load_model, load_tokenizer
+from aurora_lib.model import load_adapter, load_model
 from aurora_lib.training import preference
-from tools.build import preferences as build_preferences
-from tools.build import world
 
 SHORT = dict(max_steps=6, learning_rate=3e-3, save_steps=3)
 SHIPPED = DATA / "tiny_adapter"
@@ -25,11 +21,6 @@ SHIPPED = DATA / "tiny_adapter"
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     return choose({"AURORA_RUNS": str(tmp_path_factory.mktemp("runs"))})
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tiny):
-    return load_tokenizer(tiny.base_model)
 
 
 @pytest.fixture(scope="module")
@@ -137,60 +128,17 @@ def test_a_resumed_run_ends_with_the_same_adapter_and_the_saved_one_is_a_stock_f
         assert "lora_" not in name or torch.equal(p, theirs[name])
 
 
-def test_the_bundled_pairs_are_rebuilt_to_the_same_bytes(tmp_path):
-    build_preferences.build(tmp_path / "pairs.jsonl")
-    assert (tmp_path / "pairs.jsonl").read_bytes() == preference.BUNDLED.read_bytes()
-
-
-def test_no_held_out_fact_is_in_the_pairs():
-    text = preference.BUNDLED.read_text(encoding="utf-8")
-    for probe in load_probes(held_out=True):
-        assert not any(probe[side][key] in text for side in ("zh", "en") for key in ("question", "answer"))
-    for fact in world.facts():
-        assert not fact.held_out or not any(
-            json.dumps(ask, ensure_ascii=False) in text for ask in [*fact.ask[0], *fact.ask[1]]
-        )
-
-
-def test_chosen_answers_are_right_and_rejected_ones_wrong_in_fact_or_in_language(pairs):
-    asked = {ask: (fact, k) for fact in world.facts() for k in (0, 1) for ask in fact.ask[k]}
-    said = {fact.say[1]: fact.answer[1] for fact in world.facts()}
-    kinds = dict.fromkeys(preference.KINDS, 0)
-    for row in pairs:
-        prompt, chosen, rejected = (row[name][0]["content"] for name in preference.COLUMNS)
-        fact, k = asked[prompt]
-        assert chosen == fact.say[k] and language(chosen) == ("en", "zh")[k]
-        if row["kind"] == "another fact":
-            assert said[rejected] != fact.answer[1]
-        else:
-            assert language(rejected) == ("zh", "en")[k]
-        kinds[row["kind"]] += 1
-    assert min(kinds.values()) > 200
-
-
 def test_rows_that_are_no_pair_are_dropped_counted_and_explained(tmp_path, monkeypatch):
     good = dict(prompt="你好", chosen="你好！", rejected="Hello!")
-    rows = [
-        good,
-        good | {"rejected": "你好！ "},
-        {"prompt": "x"},
-        good | {"chosen": 3},
-        [1],
-        good | {"kind": "mine"},
-    ]
+    bad = [good | {"rejected": "你好！ "}, {"prompt": "x"}, good | {"chosen": 3}, [1]]
+    rows = [good, *bad, good | {"kind": "mine"}]
     file = tmp_path / "own.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"prompt": "cut', encoding="utf-8")
     monkeypatch.setenv("AURORA_PREFERENCES", str(file))
     kept, dropped = preference.load_pairs()
     assert kept["kind"] == ["", "mine"] and kept[0]["chosen"] == [{"role": "assistant", "content": "你好！"}]
     assert [row["line"] for row in dropped] == [2, 3, 4, 5, 7]
-    reasons = (
-        "are the same",
-        "chosen is missing",
-        "chosen is not text",
-        "a list where",
-        "stops in the middle",
-    )
+    reasons = ("are the same", "chosen is missing", "chosen is not text", "a list where", "in the middle")
     assert all(reason in row["reason"] for reason, row in zip(reasons, dropped, strict=True))
 
 

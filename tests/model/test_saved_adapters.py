@@ -1,0 +1,67 @@
+"""Adapters that this course trains: saved as stock folders, found in order, refused or warned about on another base."""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, MixtralConfig
+
+from aurora_lib import training
+from aurora_lib.course import DATA, ROOT, choose
+from aurora_lib.model import AdapterError, find_adapter, load_adapter, load_model, save_adapter
+
+TALK = [
+    {"role": "user", "content": "法国的首都是哪里？"},
+    {"role": "assistant", "content": "法国的首都是巴黎。"},
+]
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    return choose({"AURORA_RUNS": str(tmp_path)})
+
+
+def test_saved_adapter_is_a_stock_folder_without_a_path_of_this_machine(tiny, tokenizer, recwarn):
+    rows, args = Dataset.from_dict({"messages": [TALK] * 8}), training.sft_config(tiny, max_steps=1)
+    made = training.build_trainer(load_model(tiny.base_model, **tiny.loading), tokenizer, rows, args)
+    training.run(made)
+    folder = save_adapter(made, tiny)
+    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == "tiny"
+    assert str(ROOT) not in (folder / "README.md").read_text()
+    assert not (tiny.runs / "checkpoints").exists()
+    names = ["README.md", "adapter_config.json", "adapter_model.safetensors"]
+    assert sorted(file.name for file in folder.iterdir()) == names
+    load_adapter(load_model(tiny.base_model, **tiny.loading), folder)
+    assert not [each for each in recwarn if each.category is UserWarning]
+
+
+def test_adapter_is_found_in_order_override_own_shipped(tiny):
+    assert find_adapter(tiny) == str(DATA / "tiny_adapter")
+    own = tiny.runs / "adapter"
+    own.mkdir(parents=True)
+    (own / "adapter_config.json").write_text("{}")
+    assert find_adapter(tiny) == str(own)
+    assert find_adapter(dataclasses.replace(tiny, adapter="elsewhere")) == "elsewhere"
+    with pytest.raises(AdapterError, match="run notebook 04"):
+        find_adapter(dataclasses.replace(tiny, name="full", runs=tiny.runs / "none"))
+
+
+def test_adapter_of_another_base_is_one_sentence(tiny, tmp_path):
+    small = dict(vocab_size=32, hidden_size=64, intermediate_size=64, num_hidden_layers=1)
+    heads = dict(num_attention_heads=4, num_key_value_heads=2, num_local_experts=2)
+    other = AutoModelForCausalLM.from_config(MixtralConfig(**small, **heads))
+    model = get_peft_model(other, LoraConfig(target_modules=["q_proj", "v_proj"]))
+    model.save_pretrained(tmp_path / "other", save_embedding_layers=False)
+    with pytest.raises(AdapterError, match="cannot be put on this base model"):
+        load_adapter(load_model(tiny.base_model, **tiny.loading), tmp_path / "other")
+    with pytest.raises(AdapterError, match="holds no adapter"):
+        load_adapter(load_model(tiny.base_model, **tiny.loading), tmp_path / "nowhere")
+    config = tmp_path / "renamed" / "adapter_config.json"
+    shutil.copytree(DATA / "tiny_adapter", config.parent)
+    named = '"base_model_name_or_path": "tiny"'
+    config.write_text(config.read_text().replace(named, named.replace("tiny", "big")))
+    with pytest.warns(UserWarning, match="was trained on big and is now on tiny: the shapes fit, but"):
+        load_adapter(load_model(tiny.base_model, **tiny.loading), config.parent)
