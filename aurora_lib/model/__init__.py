@@ -2,7 +2,7 @@
 
 Read in this order:
 
-- `nf4`: 4-bit experts, the heart of the room. `load_model` reads a folder or hub id, `random_model` draws weights.
+- `nf4`: 4-bit experts, the heart of the room. `load_model` reads weights, `random_model` draws them.
 - `memory`: what a model needs, predicted (`memory.predict`) and measured (`memory.profile`).
 - `tokenizer`: Mixtral's own tokenizer, offline, with the course's chat template (`load_tokenizer`).
 - `adapters`: saved as a stock PEFT folder, found, and put on a base; AdapterError says what went wrong.

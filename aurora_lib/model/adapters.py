@@ -1,7 +1,6 @@
 """Adapters as folders: saved with a model card, found, and put on a base model."""
 
 import os
-import pickle
 import shutil
 import warnings
 from pathlib import Path
@@ -28,8 +27,8 @@ class AdapterError(RuntimeError):
 def save_adapter(trainer: "SFTTrainer", scale: Scale, folder: Path | None = None) -> Path:
     """Save the adapter as a stock PEFT folder, then remove the checkpoints if the run is finished.
 
-    Everything is written beside `folder` first. Raises AdapterError where that fails, a full disk for one; the
-    adapter saved before and the checkpoints then stay as they are.
+    Everything is written beside `folder` first. Raises AdapterError where that fails, a full disk for one. What
+    was saved before and the checkpoints then stay.
     """
     folder = Path(folder or scale.runs / "adapter")
     sharded = _gathered(trainer.model) if trainer.is_fsdp_enabled else None
@@ -73,16 +72,13 @@ def _base_name(scale: Scale) -> str:
 
 def _card(trainer: "SFTTrainer", scale: Scale) -> str:
     """A model card with this run's own settings; PEFT's would hold a path of this machine."""
-    args, lora, state, base = (
-        trainer.args,
-        trainer.model.peft_config["default"],
-        trainer.state,
-        _base_name(scale),
-    )
+    args, state, base = trainer.args, trainer.state, _base_name(scale)
+    lora = trainer.model.peft_config["default"]
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
     data = "the released datasets" if scale.data is None else f"the local folder `{Path(scale.data).name}`"
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     planned = "" if state.global_step >= state.max_steps else f" of {state.max_steps} planned"
+    revision = f", revision `{scale.revision}`" if scale.revision else ""
     return f"""---
 base_model: {base}
 library_name: peft
@@ -93,8 +89,7 @@ tags: [lora, qlora, mixture-of-experts]
 # A Chinese chat adapter, after Aurora (arXiv 2312.14557)
 
 A LoRA of rank {lora.r} (alpha {lora.lora_alpha}, dropout {lora.lora_dropout}) on \
-{", ".join(sorted(lora.target_modules))} of `{base}`\
-{f", revision `{scale.revision}`" if scale.revision else ""}, whose weights were in NF4 while it was trained.
+{", ".join(sorted(lora.target_modules))} of `{base}`{revision}, whose weights were in NF4 during training.
 
 - data: {len(trainer.train_dataset):,} conversations from {data}, cut off at {args.max_length} tokens
 - length: {state.global_step} steps{planned} ({state.epoch or 0:.3g} epochs) of {batch} conversations
@@ -138,32 +133,32 @@ def find_adapter(scale: Scale) -> str:
 def load_adapter(model: PreTrainedModel, adapter: str | Path) -> PeftModel:
     """Put `adapter` on `model`, ready for inference: a PEFT folder, or a hub id with or without "@revision".
 
-    Raises AdapterError when it is missing, damaged, a pickle, or has other shapes than this base. Warns when the
-    shapes fit but it names another base.
+    Raises AdapterError when it is missing, damaged, a pickle, or of other shapes than this base. Warns where
+    the shapes fit but it names another base.
     """
     place, revision = _place(adapter)
     try:
         tuned = PeftModel.from_pretrained(model, place, revision=revision).eval()
-    except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise AdapterError(
-            f"The adapter {adapter} cannot be put on this base model ({reason}). Use an adapter trained on the "
-            f"same base, or unset AURORA_ADAPTER."
+            f"The adapter {adapter} cannot be put on this base model ({reason}). "
+            "Use an adapter trained on the same base, or unset AURORA_ADAPTER."
         ) from error
     # folders and hub ids are compared by their last part, since the rest is where it lies
     names = tuned.peft_config["default"].base_model_name_or_path, model.config.name_or_path
     trained_on, here = (Path(name or "").name for name in names)
     if trained_on and here and trained_on != here:
         warnings.warn(
-            f"The adapter in {Path(adapter).name} was trained on {trained_on} and is now on {here}: the shapes fit, "
-            f"but unless both are the same model its answers mean nothing.",
+            f"The adapter in {Path(adapter).name} was trained on {trained_on} and is now on {here}: "
+            "the shapes fit, but unless both are the same model its answers mean nothing.",
             stacklevel=2,
         )
     return tuned
 
 
 def _place(adapter: str | Path) -> tuple[str, str | None]:
-    """Folder or hub id, and the revision; what is no adapter, or cannot be reached, is refused in a sentence."""
+    """Folder or hub id, and the revision. Raises AdapterError for what is no adapter or cannot be reached."""
     local = Path(adapter).expanduser()
     if local.is_dir() or local.is_absolute():
         for name in FILES:
@@ -180,7 +175,7 @@ def _place(adapter: str | Path) -> tuple[str, str | None]:
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise AdapterError(
             f"The adapter {adapter} is no folder here and could not be fetched from the hub "
-            f"({type(error).__name__}). Check name and network, set HF_ENDPOINT to a mirror, or AURORA_ADAPTER to "
-            f"a local folder."
+            f"({type(error).__name__}). Check name and network, set HF_ENDPOINT to a mirror, "
+            "or AURORA_ADAPTER to a local folder."
         ) from error
     return name, revision or None

@@ -102,7 +102,7 @@ STEPS = [
 
 @pytest.mark.parametrize("family, settings", STEPS, ids=str)
 def test_predicted_total_of_training_is_that_of_a_real_step(family, settings):
-    """Weights, adapters, Adam, and the peak of forward and backward; CUDA's own workspaces are not seen here."""
+    """Weights, adapters, Adam, and the peak of forward and backward; CUDA's workspaces are not seen here."""
     sizes = SIZES | dict(hidden_size=256, intermediate_size=256, moe_intermediate_size=256, head_dim=64)
     sizes |= dict(num_experts_per_tok=2, **{"num_local_experts" if family == "mixtral" else "num_experts": 8})
     config, dtype = FAMILIES[family](**sizes), settings.get("dtype", torch.float32)
