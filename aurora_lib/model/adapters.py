@@ -27,8 +27,8 @@ class AdapterError(RuntimeError):
 def save_adapter(trainer: "SFTTrainer", scale: Scale, folder: Path | None = None) -> Path:
     """Save the adapter as a stock PEFT folder, then remove the checkpoints if the run is finished.
 
-    Everything is written beside `folder` first. Raises AdapterError where that fails, a full disk for one. What
-    was saved before and the checkpoints then stay.
+    Everything is written beside `folder` first. Raises AdapterError where that fails, a full disk for one.
+    What was saved before and the checkpoints then stay.
     """
     folder = Path(folder or scale.runs / "adapter")
     sharded = _gathered(trainer.model) if trainer.is_fsdp_enabled else None
@@ -71,44 +71,30 @@ def _base_name(scale: Scale) -> str:
 
 
 def _card(trainer: "SFTTrainer", scale: Scale) -> str:
-    """A model card with this run's own settings; PEFT's would hold a path of this machine."""
-    args, state, base = trainer.args, trainer.state, _base_name(scale)
-    lora = trainer.model.peft_config["default"]
+    """`card.md` with this run's own settings; PEFT's card would hold a path of this machine."""
+    args, state, lora = trainer.args, trainer.state, trainer.model.peft_config["default"]
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
-    data = "the released datasets" if scale.data is None else f"the local folder `{Path(scale.data).name}`"
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    planned = "" if state.global_step >= state.max_steps else f" of {state.max_steps} planned"
-    revision = f", revision `{scale.revision}`" if scale.revision else ""
-    return f"""---
-base_model: {base}
-library_name: peft
-pipeline_tag: text-generation
-language: [zh, en]
-tags: [lora, qlora, mixture-of-experts]
----
-# A Chinese chat adapter, after Aurora (arXiv 2312.14557)
-
-A LoRA of rank {lora.r} (alpha {lora.lora_alpha}, dropout {lora.lora_dropout}) on \
-{", ".join(sorted(lora.target_modules))} of `{base}`{revision}, whose weights were in NF4 during training.
-
-- data: {len(trainer.train_dataset):,} conversations from {data}, cut off at {args.max_length} tokens
-- length: {state.global_step} steps{planned} ({state.epoch or 0:.3g} epochs) of {batch} conversations
-- learning rate {args.learning_rate:g}, {args.lr_scheduler_type.value}; seed {args.seed}
-- loss on the assistant's tokens only: {" to ".join(f"{loss:.3f}" for loss in losses[:1] + losses[-1:])}
-
-```python
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
-
-base = AutoModelForCausalLM.from_pretrained("{base}")  # name or folder of the base
-model = PeftModel.from_pretrained(base, "folder of this adapter")
-```
-
-Prompts are written `[INST] question [/INST]`.
-
-**Limits.** Tuned for the language of the answers, not for facts or safety: check what it says before anyone
-relies on it. The licences of the base and of the data apply.
-"""
+    return (
+        Path(__file__)
+        .with_name("card.md")
+        .read_text(encoding="utf-8")
+        .format(
+            base=_base_name(scale),
+            revision=f", revision `{scale.revision}`" if scale.revision else "",
+            lora=lora,
+            targets=", ".join(sorted(lora.target_modules)),
+            rows=len(trainer.train_dataset),
+            data=f"the local folder `{Path(scale.data).name}`" if scale.data else "the released datasets",
+            args=args,
+            schedule=args.lr_scheduler_type.value,
+            batch=batch,
+            steps=state.global_step,
+            planned="" if state.global_step >= state.max_steps else f" of {state.max_steps} planned",
+            epochs=state.epoch or 0,
+            losses=" to ".join(f"{loss:.3f}" for loss in losses[:1] + losses[-1:]),
+        )
+    )
 
 
 def find_adapter(scale: Scale) -> str:
