@@ -244,8 +244,7 @@ def _shape(config_json: str) -> SimpleNamespace:
 class Tensors(TorchDispatchMode):
     """Counts the bytes of the tensors made under it, as CUDA's allocator does: `now` and `peak`.
 
-    `held`: tensors made before, which are not counted. Workspaces that a kernel takes for itself are not
-    seen.
+    `held`: tensors made before, which are not counted. Workspaces that a kernel takes are not seen.
     """
 
     def __init__(self, held=()):

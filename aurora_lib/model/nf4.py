@@ -127,9 +127,9 @@ def _many_rows(self, stacks, hidden, index, weights):
 def _few_rows(self, stacks, hidden, index, weights):
     """Shapes that do not depend on the routing: CUDA graphs and `torch.compile` can capture this (decoding).
 
-    Up to as many token-slots as experts, the hit experts are copied, one for each slot, and run on one row
-    each. With more, copying would move more bytes than there are: every expert runs on every row, with weight
-    0 if not hit.
+    Up to as many token-slots as experts, the hit experts are copied, one for each slot, and run on one row.
+    With more, copying would move more bytes than there are: every expert runs on every row, weighted 0 if not
+    hit.
     """
     if index.numel() <= self.num_experts:
         hit = [select(stack, index.flatten()) for stack in stacks]

@@ -42,7 +42,7 @@ def test_a_run_at_tiny_records_every_part_with_units(tool, tmp_path):
     assert all(math.isfinite(value) and value >= 0 for value in values.values())
     assert all(value > 0 for label, value in values.items() if "predicted" not in label)
     for part in tool.PARTS:
-        unit = "[GiB]" if part == "training, the stack of 2023" else "[tokens/s]"  # there only memory is asked
+        unit = "[GiB]" if part == "training, the stack of 2023" else "[tokens/s]"  # there only memory
         assert any(label.startswith(f"{part}: ") and unit in label for label in values), part
     for label in (
         "batch 1, prefill",

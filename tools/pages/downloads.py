@@ -1,6 +1,6 @@
-"""Print the commands that fetch and check what `full` needs, and the free disk: `python -m tools.pages.downloads`.
+"""Print the commands that fetch and check what `full` needs: `python -m tools.pages.downloads`.
 
-[docs/downloads.md](../../docs/downloads.md) shows and explains them; a test holds the page to what is printed here.
+`docs/downloads.md` shows and explains them; a test holds that page to what is printed here.
 """
 
 import shutil
