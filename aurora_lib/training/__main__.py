@@ -9,7 +9,6 @@ from pathlib import Path
 # errors whose message is written for the reader; anything else is a mistake of ours and keeps its traceback
 from aurora_lib.course.scale import ScaleError, start
 from aurora_lib.data.sources import DataError
-from aurora_lib.model import files as model_files
 from aurora_lib.model import memory, nf4
 from aurora_lib.model.adapters import AdapterError
 from aurora_lib.training.callbacks import NoGradient
@@ -17,7 +16,7 @@ from aurora_lib.training.recipe import tune
 from aurora_lib.training.running import SaveError, Stopped
 
 EXPLAINED = (ScaleError, DataError, AdapterError, SaveError, NoGradient, memory.DoesNotFit)
-EXPLAINED += (model_files.ModelFileError, nf4.ExpertPackingError, ValueError, ImportError)
+EXPLAINED += (nf4.ModelFileError, ValueError, ImportError)
 
 
 def _above_zero(kind: type):

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datasets import Dataset
-from peft import LoraConfig
 from transformers import PreTrainedConfig
 from trl import SFTConfig
 
@@ -74,20 +73,17 @@ def preflight(
     scale: Scale,
     args: SFTConfig,
     price_per_hour: float | None = None,
-    lora: LoraConfig | None = None,
 ) -> Preflight:
     """What training `conversations` with `args` will take. Raises `memory.DoesNotFit` if memory or disk is too small.
 
     Hours come from the speed recorded on an H100 at the paper's batch (`results/h100`), and are unknown without it.
     """
-    shape = dict(rank=lora.r, targets=tuple(lora.target_modules)) if lora else {}
     budget = memory.predict(
         config,
         batch=args.per_device_train_batch_size,
         length=args.max_length,
         checkpointing=args.activation_checkpointing,
         dtype=scale.loading["dtype"],
-        **shape,
     )
     if scale.sharding:
         budget = budget.sharded(args.world_size, config.num_hidden_layers)

@@ -20,7 +20,6 @@ from trl import SFTConfig, SFTTrainer
 from aurora_lib.course import GIB, paper, peak_rss
 from aurora_lib.course.scale import Scale
 from aurora_lib.data.conversations import clean_conversations
-from aurora_lib.model import files as model_files
 from aurora_lib.model import nf4
 from aurora_lib.model.adapters import save_adapter
 from aurora_lib.model.nf4 import load_model
@@ -166,7 +165,7 @@ def tune(
     `preflight`, `build_trainer`, `run` and `save_adapter` do.
     """
     if Path(scale.base_model).is_dir():
-        model_files.check(Path(scale.base_model))
+        nf4.check_files(Path(scale.base_model))
     args = sft_config(scale, **changes)
     with args.main_process_first():
         conversations = clean_conversations(scale)
