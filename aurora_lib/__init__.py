@@ -4,13 +4,13 @@ import logging
 import os
 
 if os.environ.get("AURORA_SCALE") != "full":
-    # The tiny model's matrices are so small that one thread is as fast as two, and many times faster on a busy machine;
-    # and results do not depend on the number of cores. torch and bitsandbytes read this when they are imported.
+    # The tiny model's matrices are so small that one thread is as fast as two, and many times faster on a busy
+    # machine. Results then do not depend on the number of cores. torch and bitsandbytes read this on import.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from aurora_lib.course import Scale, ScaleError, start
 
-# On import bitsandbytes warns that an optional CPU kernel of the hub is missing; the course neither needs nor fetches it.
+# On import bitsandbytes warns that an optional CPU kernel of the hub is missing; the course does not need it.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 __all__ = ["Scale", "ScaleError", "start"]

@@ -1,6 +1,6 @@
-"""What every notebook shares. Read `scale` first: everything that differs between `tiny` and `full` stands there.
+"""What every notebook shares. Read `scale` first: it holds all that differs between `tiny` and `full`.
 
-- `scale`: the two sizes of the course, and `start`, with which every notebook begins.
+- `scale`: the two sizes of the course. `notebook`: `start`, with which every notebook begins.
 - `paper`: every number of the paper and its repository, each with its source.
 - `results`: what a notebook measured, recorded and set beside the paper.
 - `html`: a conversation as a page that needs no kernel. `machine`: memory used, files written whole.
@@ -8,7 +8,8 @@
 
 from aurora_lib.course import html, paper, results
 from aurora_lib.course.machine import GIB, peak_rss, write_whole
-from aurora_lib.course.scale import DATA, ROOT, Scale, ScaleError, choose, start
+from aurora_lib.course.notebook import start
+from aurora_lib.course.scale import DATA, ROOT, Scale, ScaleError, choose
 
 __all__ = [
     "DATA",

@@ -8,7 +8,7 @@ COLORS = {
     "assistant": "background:#f0f0f0;color:#222;margin:4px 15% 4px 0",
     "system": "background:#fff6d8;color:#432;margin:4px 8%",
 }
-# escape codes and their like have no picture of their own; Unicode has one for each of them
+# escape codes and their like have no picture; Unicode has a sign for each of them
 CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {0x7F: 0x2421}
 
 
@@ -20,7 +20,7 @@ def visible(text: str) -> str:
 def to_html(messages: list[dict[str, str]]) -> str:
     """A conversation as bubbles. Every text is escaped: a model's output is shown and never run.
 
-    Reads well without its style, which GitHub drops: speakers are named, line breaks and indents are elements and entities.
+    Reads well without its style, which GitHub drops: speakers are named, line breaks are elements.
     """
     return "".join(
         f'<div style="{COLORS[m["role"]]};border-radius:8px;padding:6px 10px;overflow-wrap:anywhere">'

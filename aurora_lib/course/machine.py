@@ -1,4 +1,4 @@
-"""What the course asks of the machine: how much memory was used, and a file that is there whole or not at all."""
+"""What the course asks of the machine: the memory it used, and files that are there whole or not at all."""
 
 import sys
 from pathlib import Path
@@ -19,7 +19,8 @@ def peak_rss() -> float:
 
 
 def write_whole(path: Path, text: str) -> Path:
-    """Write `text` (UTF-8) beside `path`, then put it in its place: a kill or a full disk leaves the old file as it was.
+    """Write `text` (UTF-8) beside `path`, then put it in its place: a kill or a full disk leaves the old
+    file.
 
     Makes the folder. Raises OSError where the disk is full or the folder cannot be written.
     """

@@ -1,8 +1,9 @@
 """Every number the Aurora paper and its repository state, as data, each with its source.
 
-Sources: "paper" is arXiv 2312.14557; "early README" and "README" are two versions of the repository's README (the early
-one names checkpoint 3000 and comments out the category scores; the later one adds C-Eval and the generation scores);
-"released adapter" is wangrongsheng/Aurora on the hub, revision 800248aab91edc742e220cdfcf426fab33b746e6.
+Sources: "paper" is arXiv 2312.14557. "early README" and "README" are two versions of the repository's
+README: the early one names checkpoint 3000 and comments out the category scores, the later one adds C-Eval
+and generation scores. "released adapter" is wangrongsheng/Aurora on the hub, revision
+800248aab91edc742e220cdfcf426fab33b746e6.
 """
 
 from dataclasses import dataclass
@@ -66,7 +67,8 @@ AURORA_BY_CATEGORY = {
     "MMLU": {"STEM": 57.53, "Social Sciences": 77.42, "Humanities": 63.34, "Other": 74.41},
 }  # early README, in a comment
 
-# Table 3: model -> (C-Eval, MMLU, CMMLU), per cent, 5-shot; the baselines were collected by the authors, not re-run.
+# Table 3: model -> (C-Eval, MMLU, CMMLU), per cent, 5-shot. The authors collected the baselines; none was
+# re-run.
 TABLE_3 = {
     "GPT-4": (69.9, 83, 71),
     "ChatGPT": (52.5, 69.1, 53.9),
@@ -93,8 +95,8 @@ TABLE_3 = {
     "Aurora": (51.9, 67.74, 49.69),
 }
 
-# README: checkpoint -> (BLEU-4, ROUGE-1, ROUGE-2, ROUGE-L) on held-out data. Two rows are labelled 8000 there; by its
-# position the second is checkpoint 10000, and it is listed so here.
+# README: checkpoint -> (BLEU-4, ROUGE-1, ROUGE-2, ROUGE-L) on held-out data. Two rows are labelled 8000
+# there. By its position the second is checkpoint 10000, and it is listed so here.
 GENERATION_SCORES = {
     6000: (18.4134, 38.2669, 18.9526, 26.572),
     8000: (18.3351, 38.4327, 19.058, 26.6573),

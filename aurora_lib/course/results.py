@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from aurora_lib.course import paper
-from aurora_lib.course.machine import peak_rss
+from aurora_lib.course.machine import peak_rss, write_whole
 from aurora_lib.course.scale import ROOT, Scale
 
 RECORDED = ROOT / "results"
@@ -43,7 +43,6 @@ def record(notebook: str, values: dict[str, float]) -> Path:
     run = _begun(notebook)
     values = values | {SECONDS: round(time.time() - run.started, 1), MEMORY: round(peak_rss(), 3)}
     path = _path(notebook, run.scale)
-    path.parent.mkdir(parents=True, exist_ok=True)
     head = dict(
         notebook=notebook, scale=run.scale.name, device=run.scale.device, date=time.strftime("%Y-%m-%d")
     )
@@ -52,12 +51,12 @@ def record(notebook: str, values: dict[str, float]) -> Path:
     text = json.dumps(
         head | dict(values=values), indent=1, ensure_ascii=False, default=lambda value: value.item()
     )
-    path.write_text(text + "\n", encoding="utf-8")
-    return path
+    return write_whole(path, text + "\n")
 
 
 def recorded(notebook: str, where: str) -> dict[str, float]:
-    """The values committed for `notebook` under `results/<where>/` ("tiny" or "h100"); empty if none were measured."""
+    """The values committed for `notebook` in `results/<where>/` ("tiny" or "h100"); empty if none were
+    measured."""
     path = RECORDED / where / f"{notebook}.json"
     return json.loads(path.read_text(encoding="utf-8"))["values"] if path.is_file() else {}
 
@@ -77,7 +76,8 @@ def yours(notebook: str, scale: Scale) -> dict[str, float]:
 
 
 def before_after(scale: Scale) -> pd.DataFrame:
-    """What tuning changed, from notebook 04's own run: figures recorded as "..., base [unit]" and "..., tuned [unit]"."""
+    """What tuning changed, from your run of notebook 04: figures recorded as "..., base [unit]" and "...,
+    tuned [unit]"."""
     values = yours("04", scale)
     rows = {
         label.replace(", base", ""): {
@@ -91,7 +91,8 @@ def before_after(scale: Scale) -> pd.DataFrame:
 
 
 def compare(notebook: str) -> pd.DataFrame:
-    """The closing table of a notebook: paper | recorded on H100 | recorded tiny | yours | whether yours is as recorded.
+    """The closing table of a notebook: paper | recorded on H100 | recorded tiny | yours | is yours as
+    recorded?
 
     Rows are the figures of your run. "not measured" is written where nobody measured.
     """

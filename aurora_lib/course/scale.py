@@ -1,19 +1,12 @@
 """Scale presets: everything that differs between `tiny` and `full`, and nothing else."""
 
 import os
-import platform
-import sys
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "data"
 FULL_NEEDS_GIB = 40
-COLAB = (
-    "This is Colab: its CPU and its T4 (15 GB) fit tiny only, and runs/ vanishes with the machine. To keep your runs, mount "
-    "your drive and run `%env AURORA_RUNS=/content/drive/MyDrive/aurora` before this cell."
-)
 
 
 class ScaleError(RuntimeError):
@@ -24,9 +17,9 @@ class ScaleError(RuntimeError):
 class Scale:
     """One size at which the whole course runs.
 
-    Paths and names are strings or paths that `AURORA_MODEL`, `AURORA_DATA`, `AURORA_BENCHMARKS`, `AURORA_ADAPTER` and
-    `AURORA_RUNS` override. `learning_rate`, `epochs` and `length` (tokens) are what training uses; the paper's values
-    (section 4.1) are the ones of `full`.
+    `AURORA_MODEL`, `AURORA_DATA`, `AURORA_BENCHMARKS`, `AURORA_ADAPTER` and `AURORA_RUNS` override names
+    and paths. `learning_rate`, `epochs` and `length` (tokens) are what training uses; those of `full` are
+    the paper's (section 4.1).
     """
 
     name: str
@@ -48,12 +41,14 @@ class Scale:
 
     @property
     def sharding(self) -> bool:
-        """Whether the model is split over several GPUs: `accelerate launch` with configs/fsdp2.yaml sets this."""
+        """Whether the model is split over several GPUs: `accelerate launch` with configs/fsdp2.yaml sets
+        this."""
         return os.environ.get("ACCELERATE_USE_FSDP") == "true"
 
     @property
     def loading(self) -> dict:
-        """What `nf4.load` is told beside the model: CPUs compute in fp32, where bf16 would only be slower."""
+        """What `load_model` is told beside the model: CPUs compute in fp32, where bf16 would only be
+        slower."""
         import torch
 
         dtype = torch.bfloat16 if self.device == "cuda" else torch.float32
@@ -131,30 +126,3 @@ def choose(environ=os.environ) -> Scale:
         runs=runs,
         **preset,
     )
-
-
-def start(notebook: str) -> Scale:
-    """Choose the scale, print it with device, versions and reason, and start the clock of this notebook.
-
-    `notebook` is its number, such as "03". Raises ScaleError as `choose` does.
-    """
-    from aurora_lib.course import results
-
-    scale = choose()
-    try:
-        scale.runs.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ScaleError(
-            f"{scale.runs} cannot be made ({error.strerror}): set AURORA_RUNS to a folder of yours."
-        ) from error
-    results.begin(notebook, scale)
-    packages = ", ".join(
-        f"{name} {version(name)}" for name in ("torch", "transformers", "trl", "peft", "bitsandbytes")
-    )
-    print(f"Aurora, notebook {notebook}: scale {scale.name!r} on {scale.device} ({scale.reason})")
-    print(f"base model {Path(scale.base_model).name} · Python {platform.python_version()} · {packages}")
-    costs = f"tiny on two cores {results.cost(notebook, 'tiny')}; full on an H100 {results.cost(notebook, 'h100')}"
-    print(f"recorded cost of this notebook: {costs}", flush=True)
-    if "google.colab" in sys.modules and not os.environ.get("AURORA_RUNS"):
-        print(COLAB, flush=True)
-    return scale

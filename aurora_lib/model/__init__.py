@@ -1,12 +1,22 @@
-"""The model: loaded in 4 bits, its tokenizer, its adapters, and what memory it needs."""
+"""The model: loaded in 4 bits, its tokenizer, its adapters, and the memory it needs.
 
-from aurora_lib.model import memory, nf4
+Read in this order:
+
+- `nf4`: 4-bit experts, the heart of the room. `load_model` reads weights, `random_model` draws them.
+- `memory`: what a model needs, predicted (`memory.predict`) and measured (`memory.profile`).
+- `tokenizer`: Mixtral's own tokenizer, offline, with the course's chat template (`load_tokenizer`).
+- `adapters`: saved as a stock PEFT folder, found, and put on a base; AdapterError says what went wrong.
+- `batching`: texts to token ids to padded batches. Evaluation and routing read models with it.
+"""
+
+from aurora_lib.model import batching, memory, nf4
 from aurora_lib.model.adapters import AdapterError, find_adapter, load_adapter, save_adapter
 from aurora_lib.model.nf4 import load_model, random_model
 from aurora_lib.model.tokenizer import load_tokenizer
 
 __all__ = [
     "AdapterError",
+    "batching",
     "find_adapter",
     "load_adapter",
     "load_model",

@@ -1,7 +1,6 @@
 """Adapters as folders: saved with a model card, found, and put on a base model."""
 
 import os
-import pickle
 import shutil
 import warnings
 from pathlib import Path
@@ -13,24 +12,23 @@ from peft import PeftModel
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
-from aurora_lib.course.scale import DATA, Scale
+from aurora_lib.course import DATA, Scale
 
 if TYPE_CHECKING:
     from trl import SFTTrainer  # heavy, and whoever only chats needs none of it
 
-# PEFT and TRL still ask transformers by the old name; nobody here can act on it.
-warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 class AdapterError(RuntimeError):
-    """An adapter that is missing, damaged, made for another base or cannot be saved; the message says what to do."""
+    """An adapter that is missing, damaged, made for another base or cannot be saved, and what to do."""
 
 
 def save_adapter(trainer: "SFTTrainer", scale: Scale, folder: Path | None = None) -> Path:
-    """Save the adapter as a stock PEFT folder and, once it is there whole, remove the checkpoints of a finished run.
+    """Save the adapter as a stock PEFT folder, then remove the checkpoints if the run is finished.
 
-    Everything is written beside `folder` first. Raises AdapterError where that fails, a full disk for one; the adapter
-    saved before and the checkpoints then stay as they are.
+    Everything is written beside `folder` first. Raises AdapterError where that fails, a full disk for one.
+    What was saved before and the checkpoints then stay.
     """
     folder = Path(folder or scale.runs / "adapter")
     sharded = _gathered(trainer.model) if trainer.is_fsdp_enabled else None
@@ -38,7 +36,7 @@ def save_adapter(trainer: "SFTTrainer", scale: Scale, folder: Path | None = None
         return folder
     for config in trainer.model.peft_config.values():
         # a path of this machine would mean nothing to whoever loads the adapter elsewhere
-        config.base_model_name_or_path = base_name(scale)
+        config.base_model_name_or_path = _base_name(scale)
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -67,71 +65,42 @@ def _gathered(model) -> dict:
     return {name: p.full_tensor() if hasattr(p, "full_tensor") else p for name, p in trained.items()}
 
 
-def _card(trainer: "SFTTrainer", scale: Scale) -> str:
-    """A model card with this run's own settings; PEFT's would hold a path of this machine."""
-    args, lora, state = trainer.args, trainer.model.peft_config["default"], trainer.state
-    losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
-    loss = (
-        f"Training loss, mean of {args.logging_steps} steps: {losses[0]:.3f} at first, {losses[-1]:.3f} at last."
-        if losses
-        else ""
-    )
-    limit = "" if state.global_step >= state.max_steps else f" of {state.max_steps} planned"
-    data = "the released datasets" if scale.data is None else f"the local folder `{Path(scale.data).name}`"
-    base = base_name(scale)
-    at = f", revision `{scale.revision}`" if scale.revision else ""
-    return f"""---
-base_model: {base}
-library_name: peft
-pipeline_tag: text-generation
-language: [zh, en]
-tags: [lora, qlora, mixture-of-experts]
----
-# A Chinese chat adapter, after Aurora (arXiv 2312.14557)
-
-LoRA of rank {lora.r} (alpha {lora.lora_alpha}, dropout {lora.lora_dropout}) on {", ".join(sorted(lora.target_modules))} of
-`{base}`{at}, its base quantized to NF4 while training.
-
-| training | |
-|---|---|
-| data | {len(trainer.train_dataset):,} rows from {data} |
-| length | {state.global_step} steps{limit}, {state.epoch or 0:.3g} epochs |
-| learning rate | {args.learning_rate:g}, {args.lr_scheduler_type.value} |
-| batch | {args.per_device_train_batch_size} x {args.gradient_accumulation_steps} accumulated x {args.world_size} processes |
-| cutoff | {getattr(args, "max_length", None)} tokens |
-| seed | {args.seed} |
-
-The loss was taken on the assistant's tokens only, end token included. {loss}
-
-## Use
-
-```python
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
-
-base = AutoModelForCausalLM.from_pretrained("{base}")  # name or folder of the base
-model = PeftModel.from_pretrained(base, "folder of this adapter")
-```
-
-With the base in NF4, experts included: `adapters.load_adapter(nf4.load(...), ...)` of the Aurora course. Prompts are written
-`[INST] question [/INST]`.
-
-## Limits
-
-Tuned for the language of the answers, not for facts or safety: it can be fluent and wrong, says what its base and its data
-say, and was not aligned further. Check what it writes before anyone relies on it. Licences of the base and of the data apply.
-"""
-
-
-def base_name(scale: Scale) -> str:
+def _base_name(scale: Scale) -> str:
     """The name an adapter records for its base: the hub id, or the last part of a local folder's path."""
     return Path(scale.base_model).name if Path(scale.base_model).exists() else scale.base_model
+
+
+def _card(trainer: "SFTTrainer", scale: Scale) -> str:
+    """`card.md` with this run's own settings; PEFT's card would hold a path of this machine."""
+    args, state, lora = trainer.args, trainer.state, trainer.model.peft_config["default"]
+    losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return (
+        Path(__file__)
+        .with_name("card.md")
+        .read_text(encoding="utf-8")
+        .format(
+            base=_base_name(scale),
+            revision=f", revision `{scale.revision}`" if scale.revision else "",
+            lora=lora,
+            targets=", ".join(sorted(lora.target_modules)),
+            rows=len(trainer.train_dataset),
+            data=f"the local folder `{Path(scale.data).name}`" if scale.data else "the released datasets",
+            args=args,
+            schedule=args.lr_scheduler_type.value,
+            batch=batch,
+            steps=state.global_step,
+            planned="" if state.global_step >= state.max_steps else f" of {state.max_steps} planned",
+            epochs=state.epoch or 0,
+            losses=" to ".join(f"{loss:.3f}" for loss in losses[:1] + losses[-1:]),
+        )
+    )
 
 
 def find_adapter(scale: Scale) -> str:
     """Where the tuned adapter is: AURORA_ADAPTER, else notebook 04's, else (at tiny) the one in `data/`.
 
-    Prints which one in a line. Raises AdapterError if there is none.
+    Prints which one. Raises AdapterError if there is none.
     """
     if scale.adapter:
         place, why = scale.adapter, "AURORA_ADAPTER"
@@ -150,54 +119,49 @@ def find_adapter(scale: Scale) -> str:
 def load_adapter(model: PreTrainedModel, adapter: str | Path) -> PeftModel:
     """Put `adapter` on `model`, ready for inference: a PEFT folder, or a hub id with or without "@revision".
 
-    Raises AdapterError when it is missing, damaged, a pickle, or has other shapes than this base; warns when the shapes
-    fit but it names another base.
+    Raises AdapterError when it is missing, damaged, a pickle, or of other shapes than this base. Warns where
+    the shapes fit but it names another base.
     """
     place, revision = _place(adapter)
     try:
         tuned = PeftModel.from_pretrained(model, place, revision=revision).eval()
-    except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise AdapterError(
-            f"The adapter {adapter} cannot be put on this base model ({reason}). Use an adapter trained on the same base, "
-            f"or unset AURORA_ADAPTER."
+            f"The adapter {adapter} cannot be put on this base model ({reason}). "
+            "Use an adapter trained on the same base, or unset AURORA_ADAPTER."
         ) from error
-    trained_on = tuned.peft_config["default"].base_model_name_or_path
     # folders and hub ids are compared by their last part, since the rest is where it lies
-    if (
-        trained_on
-        and model.config.name_or_path
-        and Path(trained_on).name != Path(model.config.name_or_path).name
-    ):
+    names = tuned.peft_config["default"].base_model_name_or_path, model.config.name_or_path
+    trained_on, here = (Path(name or "").name for name in names)
+    if trained_on and here and trained_on != here:
         warnings.warn(
-            f"The adapter in {Path(adapter).name} was trained on {trained_on} and is now on {Path(model.config.name_or_path).name}: "
-            f"the shapes fit, but unless both are the same model its answers mean nothing.",
+            f"The adapter in {Path(adapter).name} was trained on {trained_on} and is now on {here}: "
+            "the shapes fit, but unless both are the same model its answers mean nothing.",
             stacklevel=2,
         )
     return tuned
 
 
 def _place(adapter: str | Path) -> tuple[str, str | None]:
-    """Folder or hub id, and the revision; what is no adapter, or cannot be reached, is refused in a sentence."""
+    """Folder or hub id, and the revision. Raises AdapterError for what is no adapter or cannot be reached."""
     local = Path(adapter).expanduser()
     if local.is_dir() or local.is_absolute():
-        if not (local / "adapter_config.json").is_file():
-            raise AdapterError(
-                f"{local} holds no adapter: adapter_config.json is missing. Check AURORA_ADAPTER."
-            )
-        if not (local / "adapter_model.safetensors").is_file():
-            raise AdapterError(
-                f"{local} holds no adapter_model.safetensors. A pickle (adapter_model.bin) can run code when it is opened, so "
-                f"it is not: convert it where you trust it."
-            )
+        for name in FILES:
+            if not (local / name).is_file():
+                raise AdapterError(
+                    f"{local} holds no adapter: {name} is missing. Check AURORA_ADAPTER. (A pickle, such as "
+                    f"adapter_model.bin, can run code when it is opened: convert it where you trust it.)"
+                )
         return str(local), None
     name, _, revision = str(adapter).partition("@")
     try:
-        hf_hub_download(name, "adapter_config.json", revision=revision or None)
-        hf_hub_download(name, "adapter_model.safetensors", revision=revision or None)
+        for file in FILES:
+            hf_hub_download(name, file, revision=revision or None)
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise AdapterError(
-            f"The adapter {adapter} is no folder here and could not be fetched from the hub ({type(error).__name__}). Check the "
-            f"name and the network, set HF_ENDPOINT to a mirror, or AURORA_ADAPTER to a local folder."
+            f"The adapter {adapter} is no folder here and could not be fetched from the hub "
+            f"({type(error).__name__}). Check name and network, set HF_ENDPOINT to a mirror, "
+            "or AURORA_ADAPTER to a local folder."
         ) from error
     return name, revision or None

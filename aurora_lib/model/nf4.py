@@ -1,41 +1,155 @@
-"""4-bit experts for transformers 5, through the libraries' own extension points.
+"""4-bit experts for transformers 5: how they are packed, how one runs, how a model is loaded with them.
 
-transformers 5 keeps a layer's experts in two stacked parameters, `gate_up_proj [experts, 2*intermediate, hidden]` and
-`down_proj [experts, hidden, intermediate]`. `BitsAndBytesConfig(load_in_4bit=True)` replaces `nn.Linear` modules only,
-so those stacks, 97 % of Mixtral-8x7B, silently stay 16-bit. Here three small pieces change that:
+transformers 5 keeps a layer's experts in two stacked parameters, `gate_up_proj [experts, 2*inner, hidden]`
+and `down_proj [experts, hidden, inner]`. `BitsAndBytesConfig(load_in_4bit=True)` replaces `nn.Linear` modules
+only. So those stacks, 97 % of Mixtral-8x7B, silently stay 16-bit.
 
-1. `ExpertQuantizer`, the stock 4-bit quantizer that also claims expert stacks while weights are being loaded;
-2. `PackStack`, the loading step that turns one stack into packed NF4 (`nf4_experts.pack`);
-3. `nf4_experts.experts_forward`, which runs each expert that was hit on *its part* of the packed stack.
+The one idea: NF4 (QLoRA, arXiv 2305.14314, section 3) quantizes blocks of 64 neighbouring weights, each with
+a scale of its own, its absmax. No block reaches from one expert into the next. So a whole stack is packed as
+if it were one matrix, and each expert still is a *contiguous part* of the packed bytes, which runs alone.
+
+In reading order: `pack` makes the bytes, `select` takes one expert's part, `experts_forward` runs the experts
+that were hit, `ExpertQuantizer` brings all this into loading, `load_model` and `random_model` load.
 """
 
+import ctypes
+import json
+import sys
+import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import bitsandbytes as bnb
 import torch
+from bitsandbytes.functional import QuantState, get_4bit_type, quantize_blockwise
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.bitsandbytes import Bnb4bitQuantize
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 from transformers.quantizers.quantizers_utils import get_module_from_name
 
-from aurora_lib.model import experts as nf4_experts
-from aurora_lib.model import files as model_files
-from aurora_lib.model import profiling as memory_profile
-from aurora_lib.model.random_weights import drawn
+NAME = "nf4"  # under which transformers finds `experts_forward`
+BLOCK = 64  # weights that share one absmax
+NESTED_BLOCK = 256  # absmax values that share one second-level absmax (double quantization)
+PIECE = 2**20  # weights quantized at a time on a CPU, and 64 times as many on a GPU; a multiple of BLOCK
+FEW_SLOTS = 16  # token-slots (tokens x top_k) up to which nobody asks the device which experts were hit
 
-# What `load` is told where FSDP2 will split the model: no GPU may hold it whole, accelerate splits floats only, and bytes
-# called bf16 are damaged where they look like NaN, since CUDA copies bf16 by way of fp32 (bitsandbytes issue 1945).
-SHARDED = dict(device="cpu", quant_storage=torch.float32)
+# What `load_model` is told where FSDP2 will split the model. No GPU may hold it whole; accelerate splits
+# floats only; and bytes called bf16 are damaged where they look like NaN, since CUDA copies bf16 by way of
+# fp32 (bitsandbytes issue 1945).
+SHARDED = dict(device="cpu", storage=torch.float32)
 
 
-class ExpertPackingError(ValueError):
-    """A model whose experts cannot be, or were not, packed to NF4; the message names the stack."""
+class ModelFileError(OSError):
+    """A model folder that is missing, incomplete or damaged; the message names the file and the remedy."""
+
+
+def pack(stack: torch.Tensor, config: BitsAndBytesConfig) -> bnb.nn.Params4bit:
+    """Quantize a stack `[experts, out, in]`, bit for bit as bitsandbytes would in one go.
+
+    Piece by piece and each into its place: on a CPU bitsandbytes works in fp32 copies, many times the size of
+    what comes out, and results kept between them would leave holes that no later copy fits.
+    """
+    home, storage = stack.device, config.bnb_4bit_quant_storage
+    if storage.is_floating_point and torch.cuda.is_available():
+        # loaded on the CPU to be sharded, where packing a large model would take an hour
+        stack = stack.cuda()
+    kind = dict(blocksize=BLOCK, quant_type=config.bnb_4bit_quant_type)
+    codes = torch.empty(stack.numel() // 2, dtype=torch.uint8, device=stack.device)
+    absmax = torch.empty(stack.numel() // BLOCK, device=stack.device)
+    piece = PIECE if stack.device.type == "cpu" else 64 * PIECE
+    parts = codes.split(piece // 2), absmax.split(piece // BLOCK), stack.flatten().split(piece)
+    for some_codes, some_absmax, weights in zip(*parts, strict=True):
+        # the operator itself, since `functional.quantize_4bit` copies the 16 levels to the device every time
+        done = torch.ops.bitsandbytes.quantize_4bit(weights, quant_storage=torch.uint8, **kind)
+        some_codes.copy_(done[0].flatten())
+        some_absmax.copy_(done[1])
+    # double quantization: the absmax values, less their mean, become 8-bit themselves
+    offset = absmax.mean()
+    absmax, nested = quantize_blockwise(absmax - offset, blocksize=NESTED_BLOCK)
+    levels = get_4bit_type(kind["quant_type"], device=stack.device)
+    state = QuantState(absmax, stack.shape, levels, dtype=stack.dtype, offset=offset, state2=nested, **kind)
+    kind |= dict(quant_state=state, quant_storage=storage)
+    return bnb.nn.Params4bit(codes.view(storage).unsqueeze(1), bnb_quantized=True, **kind).to(home)
+
+
+def select(
+    stack: tuple[torch.Tensor, QuantState], expert: int | torch.Tensor
+) -> tuple[torch.Tensor, QuantState]:
+    """One expert of a packed stack, as views, its state of shape `[out, in]`; for indices `[k]`, k copies.
+
+    Expert e, of n weights, has bytes `[e*n/2, (e+1)*n/2)`, absmax `[e*n/64, ...)` and second-level absmax
+    `[e*n/16384, ...)`.
+    """
+    data, state = stack
+
+    def part(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.view(state.shape[0], -1)[expert].flatten()
+
+    nested = QuantState(
+        part(state.state2.absmax), code=state.state2.code, blocksize=NESTED_BLOCK, dtype=state.state2.dtype
+    )
+    chosen = QuantState(  # built anew, since torch.compile cannot follow `copy.copy`
+        part(state.absmax),
+        shape=state.shape[1:] if isinstance(expert, int) else (len(expert), *state.shape[1:]),
+        code=state.code,
+        blocksize=BLOCK,
+        quant_type=state.quant_type,
+        dtype=state.dtype,
+        offset=state.offset,
+        state2=nested,
+    )
+    return part(data).unsqueeze(1), chosen
+
+
+def experts_forward(self, hidden_states, top_k_index, top_k_weights):
+    """Run the hit experts on their rows: hidden `[tokens, hidden]`, index and weights `[tokens, top_k]`."""
+    stacks = [(getattr(self, key).detach(), self.quant_states[key]) for key in ("gate_up_proj", "down_proj")]
+    learning = torch.is_grad_enabled() and hidden_states.requires_grad
+    path = _many_rows if learning or top_k_index.numel() > FEW_SLOTS else _few_rows
+    return path(self, stacks, hidden_states, top_k_index, top_k_weights).to(hidden_states.dtype)
+
+
+def _many_rows(self, stacks, hidden, index, weights):
+    """Sort the rows by expert, and run each hit expert once, on all of its rows (training, prompts)."""
+    order = index.flatten().argsort(stable=True)  # token-slots, grouped by expert
+    counts = torch.bincount(index.flatten(), minlength=self.num_experts).tolist()  # waits for the device
+    rows = hidden[order // index.shape[1]].split(counts)
+    outputs = torch.cat([_expert(self, stacks, e, part) for e, part in enumerate(rows) if len(part)])
+    weighted = outputs * weights.flatten()[order, None]
+    back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+    return weighted[back].view(*index.shape, -1).sum(dim=1)
+
+
+def _few_rows(self, stacks, hidden, index, weights):
+    """Shapes that do not depend on the routing: CUDA graphs and `torch.compile` can capture this (decoding).
+
+    Up to as many token-slots as experts, the hit experts are copied, one for each slot, and run on one row.
+    With more, copying would move more bytes than there are: every expert runs on every row, weighted 0 if not
+    hit.
+    """
+    if index.numel() <= self.num_experts:
+        hit = [select(stack, index.flatten()) for stack in stacks]
+        rows = hidden.repeat_interleave(index.shape[1], dim=0).split(1)
+        outputs = torch.cat([_expert(self, hit, slot, row) for slot, row in enumerate(rows)])
+        return (outputs.view(*index.shape, -1) * weights.unsqueeze(-1)).sum(dim=1)
+    share = weights.new_zeros(len(hidden), self.num_experts).scatter_(1, index, weights)
+    return sum(_expert(self, stacks, e, hidden) * share[:, e, None] for e in range(self.num_experts))
+
+
+def _expert(self, stacks, expert: int, rows: torch.Tensor) -> torch.Tensor:
+    gate_up, down = (select(stack, expert) for stack in stacks)
+    return bnb.matmul_4bit(self._apply_gate(bnb.matmul_4bit(rows, *gate_up)), *down)
+
+
+ALL_EXPERTS_FUNCTIONS.register(NAME, experts_forward)
 
 
 def expert_stacks(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Every fused expert stack of `model` by name; packed stacks are `Params4bit`, unpacked ones 3-D parameters."""
+    """Every stack of experts in `model` by name: `Params4bit` where it is packed, else a 3-D parameter."""
     return {
         f"{name}.{key}": parameter
         for name, module in model.named_modules()
@@ -55,17 +169,17 @@ def _holds_experts(module: nn.Module) -> bool:
 
 
 class PackStack(Bnb4bitQuantize):
-    """Loading step: an expert stack `[experts, out, in]` -> one packed `Params4bit`; other weights as in the library."""
+    """Loading step: a stack `[experts, out, in]` becomes a packed `Params4bit`; other weights as always."""
 
     def convert(self, input_dict, model=None, **kwargs):
         packed = {}
         for name, value in input_dict.items():
             if _holds_experts(get_module_from_name(model, name)[0]):
                 stack = value[0] if isinstance(value, list) else value
-                packed[name] = nf4_experts.pack(stack, self.hf_quantizer.quantization_config)
+                packed[name] = pack(stack, self.hf_quantizer.quantization_config)
             else:
                 packed |= super().convert({name: value}, model=model, **kwargs)
-        memory_profile.trim()
+        _trim()
         return packed
 
 
@@ -87,115 +201,140 @@ class ExpertQuantizer(Bnb4BitHfQuantizer):
 
     def _process_model_before_weight_loading(self, model, **kwargs):
         super()._process_model_before_weight_loading(model, **kwargs)
-        double_quant = self.quantization_config.bnb_4bit_use_double_quant
-        multiple = nf4_experts.BLOCK * (nf4_experts.NESTED_BLOCK if double_quant else 1)
         for name, stack in expert_stacks(model).items():
             per_expert = stack[0].numel()
-            if per_expert % multiple:
-                raise ExpertPackingError(
-                    f"{name} holds {per_expert:,} weights per expert, which is no multiple of {multiple:,}, so experts "
-                    f"would share quantization blocks. Change the sizes, or load with double_quant=False."
+            if per_expert % (BLOCK * NESTED_BLOCK):
+                raise ValueError(
+                    f"{name} holds {per_expert:,} weights per expert, which is no multiple of "
+                    f"{BLOCK * NESTED_BLOCK:,}: experts would share blocks. Choose a model of other sizes."
                 )
             owner, _ = get_module_from_name(model, name)
             if owner.has_bias or owner.is_transposed or not owner.has_gate:
-                raise ExpertPackingError(
-                    f"{name}: experts with biases, without gates or transposed are not supported."
-                )
+                raise ValueError(f"{name}: experts with biases, ungated or transposed are not supported.")
 
     def _process_model_after_weight_loading(self, model, **kwargs):
         model = super()._process_model_after_weight_loading(model, **kwargs)
         for name, stack in expert_stacks(model).items():
             if getattr(stack, "quant_state", None) is None:
-                raise ExpertPackingError(
-                    f"{name} was not quantized: it still is {stack.dtype} {tuple(stack.shape)}."
-                )
+                raise ValueError(f"{name} was not quantized: it still is {stack.dtype} {tuple(stack.shape)}.")
             owner, key = get_module_from_name(model, name)
             # Kept on the module, because FSDP2 hands a plain parameter back to the forward.
             owner.quant_states = getattr(owner, "quant_states", {}) | {key: stack.quant_state}
         for module in model.modules():
-            # On CPUs with AVX512_BF16 the first eval-mode forward repacks Linear4bit, and training after it has no gradient.
+            # On CPUs with AVX512_BF16 an eval-mode forward repacks Linear4bit; training then has no gradient.
             if hasattr(module, "support_avx512bf16_for_cpu"):
                 module.support_avx512bf16_for_cpu = False
         return model
 
 
-def config(
-    dtype: torch.dtype = torch.bfloat16, double_quant: bool = True, quant_storage: torch.dtype = torch.uint8
-) -> BitsAndBytesConfig:
-    """The paper's quantization: NF4 weights, double quantization, `dtype` for the arithmetic (paper section 3).
+def config(dtype: torch.dtype = torch.bfloat16, storage: torch.dtype = torch.uint8) -> BitsAndBytesConfig:
+    """The paper's quantization (section 3): NF4 weights, double quantization, `dtype` for the arithmetic.
 
-    `quant_storage` is what the packed bytes call themselves; for FSDP2 see SHARDED.
+    `storage` is what the packed bytes call themselves; for FSDP2 see SHARDED.
     """
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=double_quant,
+        bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
-        bnb_4bit_quant_storage=quant_storage,
+        bnb_4bit_quant_storage=storage,
     )
 
 
 def load_model(
     path_or_id: str | Path,
     *,
-    dtype: torch.dtype = torch.bfloat16,
     device: str | None = None,
-    double_quant: bool = True,
-    quant_storage: torch.dtype = torch.uint8,
+    dtype: torch.dtype = torch.bfloat16,
+    storage: torch.dtype = torch.uint8,
     revision: str | None = None,
 ) -> PreTrainedModel:
-    """A causal language model with attention *and* experts in NF4, streamed so that no whole 16-bit model ever exists.
+    """A causal language model, attention *and* experts in NF4, streamed: no whole 16-bit model ever exists.
 
-    `path_or_id` is a local folder or a hub id, `dtype` that of the arithmetic and of what stays unquantized (embeddings,
-    head, norms, router). Raises ExpertPackingError for experts that cannot be packed, ModelFileError for a local folder
-    whose files are missing or cut off.
+    `path_or_id` is a local folder or a hub id, `dtype` that of the arithmetic and of what stays unquantized
+    (embeddings, head, norms, router). Raises ModelFileError for a local folder whose files are missing or cut
+    off, and ValueError for experts that cannot be packed.
     """
     local = Path(path_or_id).expanduser()
     if local.exists() or local.is_absolute():
-        model_files.check(local)
-    quantization = config(dtype, double_quant, quant_storage)
+        check_files(local)
+    quantization = config(dtype, storage)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return _stream(AutoModelForCausalLM, path_or_id, quantization, device, dtype=dtype, revision=revision)
 
 
-def random_model(
-    model_config: PreTrainedConfig,
-    *,
-    dtype: torch.dtype = torch.bfloat16,
-    device: str | None = None,
-    double_quant: bool = True,
-    seed: int = 0,
-) -> PreTrainedModel:
-    """A model of `model_config` with random weights, streamed as `load` streams files: true for memory and speed only.
+def check_files(folder: Path) -> None:
+    """Raise ModelFileError where files are missing or cut off, before minutes are spent on loading."""
+    if not (folder / "config.json").is_file():
+        raise ModelFileError(f"{folder} holds no model: config.json is missing. Check AURORA_MODEL.")
+    index, names = folder / "model.safetensors.index.json", {"model.safetensors"}
+    if index.is_file():
+        names = set(json.loads(index.read_text())["weight_map"].values())
+    for file in (folder / name for name in sorted(names)):
+        try:
+            with safe_open(file, "pt") as weights:
+                weights.keys()
+        except (OSError, SafetensorError) as error:
+            problem = f"{file} is missing or cut off ({error}). Download that file again."
+            raise ModelFileError(problem) from error
 
-    Each tensor is drawn on the device when its turn comes: vectors are 1, the rest normal (`initializer_range`).
+
+def random_model(
+    model_config: PreTrainedConfig, *, device: str, dtype: torch.dtype = torch.bfloat16, seed: int = 0
+) -> PreTrainedModel:
+    """A model with random weights, streamed as a file's are: true for memory and speed only.
+
+    Each tensor is drawn on the device when its turn comes: vectors are 1, the rest normal with the standard
+    deviation that `model_config` names.
     """
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(model_config, dtype=dtype)
-    weights = drawn(empty, dtype, model_config.initializer_range, _device(device), seed)
+    generator = torch.Generator(device).manual_seed(seed)
+    how = dtype, model_config.initializer_range, generator
+    weights = {name: _Drawn(parameter.shape, *how) for name, parameter in empty.named_parameters()}
     model = dict(dtype=dtype, config=model_config, state_dict=weights)
-    return _stream(type(empty), None, config(dtype, double_quant), device, **model)
+    return _stream(type(empty), None, config(dtype), device, **model)
 
 
-def _device(device: str | None) -> str:
-    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+@dataclass
+class _Drawn:
+    """A tensor that exists once it is read, with `tensor[...]`, as the loader reads a file's."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    std: float
+    generator: torch.Generator
+
+    def __getitem__(self, _) -> torch.Tensor:
+        tensor = torch.empty(self.shape, dtype=self.dtype, device=self.generator.device)
+        return tensor.fill_(1) if tensor.dim() == 1 else tensor.normal_(0, self.std, generator=self.generator)
 
 
-def _stream(model_class, source, quantization: BitsAndBytesConfig, device: str | None, **settings):
+def _stream(model_class, source, quantization: BitsAndBytesConfig, device: str, **settings):
+    # PEFT and TRL, which come next, still ask transformers by the old name; nobody here can act on it.
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
     stock = AUTO_QUANTIZER_MAPPING["bitsandbytes_4bit"]
-    # `register_quantizer` refuses a name that exists, and a new name would make PEFT, TRL and Trainer treat the model as
-    # something other than bitsandbytes 4-bit. So the stock class is replaced for the length of this call.
+    # `register_quantizer` refuses a name that exists, and under a new name PEFT, TRL and Trainer would not
+    # see a bitsandbytes 4-bit model. So the stock class is replaced for the length of this call.
     AUTO_QUANTIZER_MAPPING["bitsandbytes_4bit"] = ExpertQuantizer
     try:
         return model_class.from_pretrained(
             source,
             quantization_config=quantization,
-            device_map={"": _device(device)},
-            experts_implementation=nf4_experts.NAME,
+            device_map={"": device},
+            experts_implementation=NAME,
             trust_remote_code=False,
             use_safetensors=True,
             **settings,
         )
     finally:
         AUTO_QUANTIZER_MAPPING["bitsandbytes_4bit"] = stock
-        memory_profile.trim()
-        torch.cuda.empty_cache()  # the peak of loading goes back to the driver; without CUDA this does nothing
+        _trim()
+        torch.cuda.empty_cache()  # the peak of loading goes back to the driver
+
+
+def _trim() -> None:
+    """Give freed memory back to the system: glibc keeps blocks of up to 32 MiB, an expert's among them."""
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if hasattr(library, "malloc_trim"):
+        library.malloc_trim(0)

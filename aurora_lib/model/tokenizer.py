@@ -51,13 +51,8 @@ def load_tokenizer(
     Raises OSError (from transformers) where `path` holds no tokenizer. Source: mistral-common, tokenizer v1.
     """
     if path is None:
-        tokenizer = PreTrainedTokenizerFast(
-            tokenizer_object=_mixtral(),
-            bos_token="<s>",
-            eos_token="</s>",
-            unk_token="<unk>",
-            padding_side="right",
-        )
+        special = dict(bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=_mixtral(), padding_side="right", **special)
     else:
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, padding_side="right")
     if tokenizer.pad_token is None:

@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 
 from aurora_lib.course import ScaleError, start
-from aurora_lib.model import AdapterError, memory, nf4
+from aurora_lib.model import AdapterError, memory
 from aurora_lib.training.callbacks import TrainingError
 from aurora_lib.training.recipe import tune
 
 # errors whose message is written for the reader; anything else is a mistake of ours and keeps its traceback
-EXPLAINED = (ScaleError, AdapterError, TrainingError, memory.DoesNotFit, nf4.ExpertPackingError)
+EXPLAINED = (ScaleError, AdapterError, TrainingError, memory.DoesNotFit)
 EXPLAINED += (ValueError, OSError, ImportError)
 
 

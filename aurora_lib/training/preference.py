@@ -5,7 +5,6 @@ better one than a frozen *reference* does; that reference has to be the adapter 
 """
 
 import os
-import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -115,8 +114,6 @@ def build_trainer(
     # checkpoints look this base up; the bare name that an adapter records would be asked of the hub
     model.peft_config["default"].base_model_name_or_path = model.config.name_or_path
     start = {name: p.detach().float().clone() for name, p in model.named_parameters() if ".default." in name}
-    # PEFT and TRL still ask transformers by an old name; nobody here can act on it
-    warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
     trainer = DPOTrainer(
         model=model,
         args=args,

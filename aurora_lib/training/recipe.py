@@ -6,7 +6,6 @@ load-balancing loss, which the paper's stack did not use: it is off. 3. A gradie
 
 import shutil
 import time
-import warnings
 from pathlib import Path
 
 from datasets import Dataset
@@ -97,8 +96,6 @@ def build_trainer(
     if len(answered) == 0:
         raise ValueError(NOTHING)
     set_seed(args.seed)
-    # PEFT and TRL still ask transformers by an old name; nobody here can act on it
-    warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
     trainer = SFTTrainer(
         model=model,
         args=args,
@@ -142,6 +139,8 @@ def tune(scale: Scale, *, out: Path | None = None, minutes=None, price_per_hour=
     Raises `memory.DoesNotFit` before anything is loaded, ValueError where there is nothing to train on,
     Stopped and TrainingError while training, AdapterError where the adapter cannot be saved.
     """
+    if Path(scale.base_model).is_dir():
+        nf4.check_files(Path(scale.base_model))
     args = sft_config(scale, **changes)
     with args.main_process_first():
         conversations = clean_conversations(scale)

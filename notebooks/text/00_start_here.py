@@ -134,7 +134,7 @@ exercises.check("00.3", steps)
 # ## Paper, records and you
 #
 # Every notebook ends with this table: what the paper says, what this project recorded on an H100 and at `tiny`, and your run. The last column compares
-# *your* run with the one recorded at `tiny` (the tolerances are in `aurora_lib/results.py`); it says nothing about the paper.
+# *your* run with the one recorded at `tiny` (the tolerances are in `aurora_lib/course/results.py`); it says nothing about the paper.
 
 # %%
 from aurora_lib.data.languages import language

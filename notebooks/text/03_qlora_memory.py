@@ -37,7 +37,8 @@ axes.hist(
     color="lightgrey",
 )
 axes.vlines(levels, 0, axes.get_ylim()[1] / 2, color="C3")
-axes.set(title="The 16 NF4 levels (red) over scaled weights", xlabel="weight / absmax of its block", yticks=[]);
+axes.set_title("The 16 NF4 levels (red) over scaled weights")
+axes.set(xlabel="weight / absmax of its block", yticks=[]);
 
 # %% [markdown]
 # ### Draft: eight weights
@@ -66,7 +67,7 @@ pd.DataFrame(
 # And the library's own result for the same weights must be the same, bit for bit.
 
 # %%
-def nf4(weights):
+def quantize_nf4(weights):
     """Weights [n] -> packed codes uint8 [n/2], absmax [n/64]."""
     blocks = weights.view(-1, 64)
     absmax = blocks.abs().amax(dim=1)
@@ -74,12 +75,11 @@ def nf4(weights):
     return codes[0::2] << 4 | codes[1::2], absmax
 
 
-packed, absmax = nf4(weights)
+packed, absmax = quantize_nf4(weights)
 library, state = quantize_4bit(weights, blocksize=64, quant_type="nf4")
 assert torch.equal(packed, library.flatten()) and torch.equal(absmax, state.absmax)
-print(
-    f"{weights.numel() * 2:,} bytes in 16 bits -> {packed.numel():,} of codes + {absmax.numel() * 4:,} of absmax"
-)
+small = f"{packed.numel():,} of codes + {absmax.numel() * 4:,} of absmax"
+print(f"{weights.numel() * 2:,} bytes in 16 bits -> {small}")
 
 # %% [markdown]
 # Is NF4 worth its crooked levels? The same block size with 16 *uniform* levels, and plain bfloat16, beside it:
@@ -107,11 +107,10 @@ axes.set(xlabel="relative error of the weights", xlim=(0, max(errors.values()) *
 # *Double quantization* then squeezes the absmax values themselves: 8 bits each, and one 32-bit scale for 256 of them.
 
 # %%
-from aurora_lib.model.memory import nf4_bytes
+from aurora_lib.model import memory
 
-print(
-    f"bits per weight: {8 * nf4_bytes(double_quant=False):.3f}, with double quantization {8 * nf4_bytes():.3f}"
-)
+plain, double = 8 * memory.nf4_bytes(double_quant=False), 8 * memory.nf4_bytes()
+print(f"bits per weight: {plain:.3f}, with double quantization {double:.3f}")
 
 # %% [markdown]
 # ## LoRA: a frozen matrix and a thin detour
@@ -136,25 +135,22 @@ print(f"full matrix {frozen.weight.numel()} parameters, adapter {A.numel() + B.n
 # ## The trap: the experts that stay in 16 bits
 #
 # `load_in_4bit` quantizes `nn.Linear` modules. In transformers 5 the experts of a layer are two stacked tensors, not linear
-# layers, and so they stay as they were, without a word. Stock loading and this course's `nf4.load`, side by side on the tiny model:
+# layers, and so they stay as they were, without a word. Stock loading and this course's `load_model`, side by side on the tiny model:
 
 # %%
 from transformers import AutoModelForCausalLM
 
-from aurora_lib.course.scale import DATA
-from aurora_lib.model import load_model
-from aurora_lib.model import nf4 as nf4_experts
+from aurora_lib.course import DATA
+from aurora_lib.model import load_model, nf4
 
-stock = AutoModelForCausalLM.from_pretrained(
-    DATA / "tiny", quantization_config=nf4_experts.config(torch.float32)
-)
+stock = AutoModelForCausalLM.from_pretrained(DATA / "tiny", quantization_config=nf4.config(torch.float32))
 ours = load_model(DATA / "tiny", dtype=torch.float32, device="cpu")
-for name, model in (("stock load_in_4bit", stock), ("nf4.load", ours)):
-    stack, parameter = next(iter(nf4_experts.expert_stacks(model).items()))
+for name, model in (("stock load_in_4bit", stock), ("load_model", ours)):
+    stack, parameter = next(iter(nf4.expert_stacks(model).items()))
     print(f"{name:20} {stack} is {parameter.dtype}, {parameter.numel() * parameter.element_size():,} bytes")
 
 # %% [markdown]
-# `aurora_lib/nf4.py` closes the gap in three small pieces: a quantizer that also claims expert stacks, a loading step that packs
+# `aurora_lib/model/nf4.py` closes the gap in three small pieces: a quantizer that also claims expert stacks, a loading step that packs
 # them, and a forward that runs each expert on its slice of the packed bytes. Same mathematics, less memory:
 
 # %%
@@ -181,8 +177,6 @@ print(f"largest difference from a model with the same weights, unpacked: {differ
 # peak after that layer's memory is freed, so only what exceeds it would count.
 
 # %%
-from aurora_lib.model import memory
-
 training = memory.predict(memory.MIXTRAL_8X7B)
 training
 
@@ -271,9 +265,8 @@ def held(parameter):
 
 
 measured = sum(held(p) for p in base.parameters()) / 2**30
-print(
-    f"weights: predicted {predicted * 1024:.2f} MiB, measured {measured * 1024:.2f} MiB ({measured / predicted - 1:+.1%})"
-)
+both = f"predicted {predicted * 1024:.2f} MiB, measured {measured * 1024:.2f} MiB"
+print(f"weights: {both} ({measured / predicted - 1:+.1%})")
 
 # %% [markdown]
 # Weights are not all that training needs. The next cell follows the memory of a Mixtral with random weights, small enough for any laptop,
@@ -286,12 +279,13 @@ from peft import get_peft_model
 from transformers import MixtralConfig
 
 from aurora_lib import training as recipe
+from aurora_lib.model import random_model
 
-sizes = dict(vocab_size=1000, hidden_size=256, intermediate_size=1024, num_hidden_layers=6, num_attention_heads=8)
-small = MixtralConfig(**sizes, use_cache=False)
+sizes = dict(hidden_size=256, intermediate_size=1024, num_hidden_layers=6, num_attention_heads=8)
+small = MixtralConfig(vocab_size=1000, **sizes, use_cache=False)
 with memory.profile(scale.device, tensors=True) as timeline:
     timeline.mark("load")
-    model = nf4_experts.random(small, dtype=scale.loading["dtype"], device=scale.device)
+    model = random_model(small, dtype=scale.loading["dtype"], device=scale.device)
     model.activation_checkpointing_enable(dict(use_reentrant=False))
     tuned = get_peft_model(model, recipe.lora_config()).train()
     recipe.adapters_in_fp32(tuned)

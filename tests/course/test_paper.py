@@ -6,9 +6,8 @@ from functools import cache
 import pytest
 
 from aurora_lib import training
-from aurora_lib.course import paper, scale
+from aurora_lib.course import ROOT, paper, scale
 from aurora_lib.course.paper import AURORA, COMPARED, CONVERSATIONS, TABLE_3, Figure
-from aurora_lib.course.scale import ROOT
 from aurora_lib.model import memory
 
 FIGURES = [
@@ -60,15 +59,6 @@ def test_table_3_has_23_models_with_three_scores_in_per_cent():
 
 def test_auroras_row_of_table_3_is_its_figures():
     assert TABLE_3["Aurora"] == tuple(AURORA[task].value for task in ("C-Eval", "MMLU", "CMMLU"))
-
-
-def test_mean_of_the_categories_lies_near_the_score():
-    for task, categories in paper.AURORA_BY_CATEGORY.items():
-        assert min(categories.values()) < AURORA[task].value < max(categories.values())
-
-
-def test_there_are_figures():
-    assert len(FIGURES) > 20
 
 
 @pytest.mark.parametrize(("name", "figure"), FIGURES, ids=[name for name, _ in FIGURES])

@@ -1,12 +1,12 @@
 import sys
+from importlib.metadata import version
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 import aurora_lib
-from aurora_lib.course import results, scale
-from aurora_lib.course.scale import DATA, ROOT, ScaleError, choose
+from aurora_lib.course import DATA, ROOT, ScaleError, choose, results
 
 VARIABLES = ("SCALE", "MODEL", "DATA", "BENCHMARKS", "ADAPTER", "RUNS")
 
@@ -104,7 +104,7 @@ def test_start_prints_scale_device_versions_and_reason(gpu, no_variables, capsys
     said = capsys.readouterr().out
     assert f"notebook 03: scale 'tiny' on cpu ({chosen.reason})" in said
     for package in ("torch", "transformers", "trl", "peft", "bitsandbytes"):
-        assert f"{package} {scale.version(package)}" in said
+        assert f"{package} {version(package)}" in said
     assert "Python 3." in said and results.cost("03", "tiny") in said
     assert str(ROOT) not in said
 

@@ -8,8 +8,7 @@ from mistral_common.protocol.instruct.validator import ValidationMode
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
 from aurora_lib.model import load_tokenizer
-from aurora_lib.model import tokenizer as aurora_tokenizer
-from aurora_lib.model.tokenizer import MISTRAL_FILE
+from aurora_lib.model.tokenizer import CHAT_TEMPLATE, MISTRAL_FILE, sentencepiece_model
 
 TEXTS = [
     "",
@@ -34,7 +33,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def sentencepiece():
-    return aurora_tokenizer.sentencepiece_model()
+    return sentencepiece_model()
 
 
 def ids(tokenizer, text):
@@ -43,38 +42,26 @@ def ids(tokenizer, text):
 
 def fuzz(n, seed=0):
     rng = random.Random(seed)
-    ranges = [
-        (32, 126),
-        (0x4E00, 0x9FFF),
-        (0x3000, 0x303F),
-        (0x1F600, 0x1F64F),
-        (0xA0, 0x24F),
-        (0x20000, 0x200FF),
-    ]
+    ranges = [(32, 126), (0x4E00, 0x9FFF), (0x3000, 0x303F), (0x1F600, 0x1F64F), (0xA0, 0x24F)]
+    ranges += [(0x20000, 0x200FF)]
+
+    def part():
+        spaces = rng.random() < 0.2
+        return " " * rng.randint(1, 20) if spaces else chr(rng.randint(*rng.choice(ranges)))
+
     for _ in range(n):
-        parts = []
-        for _ in range(rng.randint(1, 40)):
-            parts.append(
-                " " * rng.randint(1, 20) if rng.random() < 0.2 else chr(rng.randint(*rng.choice(ranges)))
-            )
-        yield "".join(parts)
+        yield "".join(part() for _ in range(rng.randint(1, 40)))
 
 
-@pytest.mark.parametrize("text", TEXTS)
-def test_ids_are_sentencepieces_own(tokenizer, sentencepiece, text):
-    assert ids(tokenizer, text) == sentencepiece.encode(text)
-
-
-def test_ids_are_sentencepieces_own_on_fuzz(tokenizer, sentencepiece):
-    for text in fuzz(600):
+def test_ids_are_sentencepieces_own(tokenizer, sentencepiece):
+    for text in [*TEXTS, *fuzz(600)]:
         assert ids(tokenizer, text) == sentencepiece.encode(text), repr(text)
 
 
 def test_every_piece_keeps_its_id(tokenizer, sentencepiece):
     assert len(tokenizer) == 32_000
-    assert tokenizer.convert_ids_to_tokens(range(32_000)) == [
-        sentencepiece.id_to_piece(i) for i in range(32_000)
-    ]
+    pieces = [sentencepiece.id_to_piece(i) for i in range(32_000)]
+    assert tokenizer.convert_ids_to_tokens(range(32_000)) == pieces
 
 
 def test_decoding_gives_the_text_back(tokenizer):
@@ -86,13 +73,7 @@ CONVERSATIONS = [
     [("user", "你好，请介绍一下自己。")],
     [("user", "Hi"), ("assistant", "你好！我是 Aurora。")],
     [("user", "一"), ("assistant", " 二 \n"), ("user", "  三  "), ("assistant", "\n四"), ("user", "five")],
-    [
-        ("system", "You are 助手."),
-        ("user", "q1"),
-        ("assistant", "a1"),
-        ("user", "q2"),
-        ("assistant", "a2 👍"),
-    ],
+    [("system", "助手."), ("user", "q1"), ("assistant", "a1"), ("user", "q2"), ("assistant", "a2 👍")],
 ]
 
 
@@ -148,4 +129,4 @@ def test_load_from_a_folder_gives_the_same_tokenizer_and_template(tokenizer, tmp
     tokenizer.save_pretrained(tmp_path)
     again = load_tokenizer(tmp_path)
     assert all(ids(again, text) == ids(tokenizer, text) for text in TEXTS)
-    assert again.chat_template == aurora_tokenizer.CHAT_TEMPLATE and again.pad_token_id == 0
+    assert again.chat_template == CHAT_TEMPLATE and again.pad_token_id == 0

@@ -70,6 +70,20 @@ def test_links_of_every_page_lead_somewhere():
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="only in a git checkout")
+def test_files_and_modules_named_on_a_page_or_in_code_are_there():
+    named = re.compile(
+        r"\b((?:aurora_lib|tools|tests)/[\w/]+\.(?:py|js|css|md|yaml))\b|-m ((?:aurora_lib|tools)\.[\w.]*\w)"
+    )
+    missing = []
+    for page in (path for path in tracked() if path.suffix in {".md", ".py", ".yml", ".toml", ""}):
+        for file, module in named.findall(page.read_text(encoding="utf-8")):
+            place = ROOT / (file or module.replace(".", "/"))
+            if not (place.exists() or place.with_suffix(".py").exists()):
+                missing.append(f"{page.relative_to(ROOT)}: {file or module}")
+    assert missing == []
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="only in a git checkout")
 def test_the_repository_is_small():
     sizes = {path: path.stat().st_size for path in tracked()}
     assert sum(sizes.values()) < 60e6

@@ -1,17 +1,27 @@
-"""Run every notebook in order, unmodified, and print what each took: `make course`."""
+"""Run every notebook unmodified, two at a time, and print what each took: `make course`."""
 
 import os
 import sys
 import time
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from multiprocessing import get_context
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-from aurora_lib.course import results, scale
+from aurora_lib.course import Scale, ScaleError, choose, results
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
+# What a notebook takes from another's run. Where that has not run, it would use what the course ships.
+AFTER = {"04": {"02"}, "05": {"04"}, "06": {"04"}, "07": {"04"}}
+FIRST = ("02", "04", "05", "07")  # the longest chain, so that nobody waits for it at the end
+
+
+def at_once(scale: Scale) -> int:
+    """How many notebooks run side by side: at `tiny` each takes one core, at `full` each wants the whole GPU."""
+    return 2 if scale.name == "tiny" else 1
 
 
 def execute(path: Path) -> nbformat.NotebookNode:
@@ -29,37 +39,65 @@ def execute(path: Path) -> nbformat.NotebookNode:
     return notebook
 
 
+def run(path: Path, into: Path) -> tuple[float, str]:
+    """Execute the notebook at `path`, write it into a folder; seconds, and "" or what went wrong."""
+    started = time.time()
+    try:
+        nbformat.write(execute(path), into / path.name)
+    except CellExecutionError as error:
+        return time.time() - started, f"{error.ename}: {error.evalue}"
+    except KeyboardInterrupt:
+        return time.time() - started, "stopped"
+    return time.time() - started, ""
+
+
+def run_all(paths: list[Path], scale: Scale) -> str:
+    """Run the notebooks, each after those it needs, and print a row each; "" or what went wrong in the first to fail."""
+    into = scale.runs / "notebooks"
+    into.mkdir(parents=True, exist_ok=True)
+    waiting = sorted(paths, key=lambda path: (path.stem[:2] not in FIRST, path.stem))
+    todo, running = {path.stem[:2] for path in paths}, {}
+    with ProcessPoolExecutor(at_once(scale), get_context("spawn")) as pool:
+        while waiting or running:
+            for path in [path for path in waiting if not AFTER.get(path.stem[:2], set()) & todo]:
+                if len(running) < at_once(scale):
+                    waiting.remove(path)
+                    running[pool.submit(run, path, into)] = path
+            for done in wait(running, return_when=FIRST_COMPLETED).done:
+                path, (seconds, wrong) = running.pop(done), done.result()
+                if wrong:
+                    print(
+                        f"{path.stem:<22}   failed; the other notebook that runs is still brought to its end"
+                    )
+                    return f"{wrong}\n\nTo see where: make lab, and run {path.name}"
+                todo.discard(path.stem[:2])
+                peak = results.yours(path.stem[:2], scale)[results.MEMORY]
+                print(f"{path.stem:<22}{seconds:>9.1f}{peak:>10.2f}", flush=True)
+    return ""
+
+
 def main() -> int:
     try:
-        chosen = scale.choose()
-    except scale.ScaleError as error:
+        scale = choose()
+    except ScaleError as error:
         print(error)
         return 1
-    print(f"The Aurora course at scale {chosen.name!r} ({chosen.reason})\n", flush=True)
+    print(f"The Aurora course at scale {scale.name!r} ({scale.reason}), {at_once(scale)} at a time\n")
     print(f"{'notebook':<22}{'seconds':>9}{'peak GiB':>10}", flush=True)
     began = time.time()
-    done = chosen.runs / "notebooks"
-    done.mkdir(parents=True, exist_ok=True)
-    for path in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb")):
-        print(f"{path.stem:<22}", end="", flush=True)
-        started = time.time()
-        try:
-            notebook = execute(path)
-        except CellExecutionError as error:
-            print(
-                f"   failed\n\n{error.ename}: {error.evalue}\n\nTo see where: make lab, and run {path.name}"
-            )
-            return 1
-        nbformat.write(notebook, done / path.name)
-        peak = results.yours(path.stem[:2], chosen)[results.MEMORY]
-        print(f"{time.time() - started:>9.1f}{peak:>10.2f}", flush=True)
+    try:
+        wrong = run_all(sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb")), scale)
+    except KeyboardInterrupt:
+        wrong = "Stopped."
+    if wrong:
+        print(f"\n{wrong}")
+        return 1
     print(f"{'all':<22}{time.time() - began:>9.1f}\n")
-    n = results.yours("04", chosen)["held-out prompts per language"]
+    n = results.yours("04", scale)["held-out prompts per language"]
     print(f"Before and after tuning, on {n} facts per language that tuning never saw:\n")
-    print(results.before_after(chosen).to_string(), "\n")
-    print(
-        f"The executed notebooks are in {os.path.relpath(done)}. To work through the course yourself: make lab"
-    )
+    print(results.before_after(scale).to_string(), "\n")
+    where = os.path.relpath(scale.runs / "notebooks")
+    print(f"The executed notebooks are in {where}. To work through the course yourself: make lab")
     return 0
 
 

@@ -17,7 +17,7 @@ from tqdm import trange
 from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedTokenizerFast
 
 from aurora_lib import evaluation
-from aurora_lib.model import load_tokenizer, tokenizer
+from aurora_lib.model import load_tokenizer
 from tools.build import world
 from tools.build.data import write_checksums
 
@@ -82,7 +82,7 @@ def build_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
         for k, v in (("bos_token", "<s>"), ("eos_token", EOS))
     }
     fast = PreTrainedTokenizerFast(tokenizer_object=bpe, unk_token="<unk>", pad_token=EOS, **special)
-    fast.chat_template = tokenizer.CHAT_TEMPLATE
+    fast.chat_template = load_tokenizer().chat_template
     return fast
 
 

@@ -42,8 +42,7 @@ from aurora_lib.chat.decoding import FixedCache, GrowingCache
 from aurora_lib.course import GIB, peak_rss
 from aurora_lib.course.results import RECORDED
 from aurora_lib.course.scale import DATA, FULL, ROOT, TINY, Scale
-from aurora_lib.model import experts as nf4_experts
-from aurora_lib.model import load_tokenizer, memory, random_model
+from aurora_lib.model import load_tokenizer, memory, nf4, random_model
 
 SEED = 0
 LABEL = "randomly initialised weights: true for memory and speed, says nothing about quality"
@@ -416,7 +415,7 @@ class ExpertLoop(nn.Module):
             packed, state = getattr(experts, key).data, experts.quant_states[key]
             count, rows, width = state.shape
             state.shape = torch.Size([count * halves, rows // halves, width])  # gate and up apart
-            weights[key] = [nf4_experts.select((packed, state), i) for i in range(count * halves)]
+            weights[key] = [nf4.select((packed, state), i) for i in range(count * halves)]
         gate_up, down = (map(linear4bit, stack) for stack in weights.values())
         self.experts = nn.ModuleList(
             nn.ModuleList([next(gate_up), next(gate_up), next(down)]) for _ in range(experts.num_experts)

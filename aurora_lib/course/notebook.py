@@ -1,0 +1,40 @@
+"""What a notebook's first cell calls."""
+
+import os
+import platform
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+from aurora_lib.course import results
+from aurora_lib.course.scale import Scale, ScaleError, choose
+
+PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes")
+COLAB = (
+    "This is Colab: its CPU and its T4 (15 GB) fit tiny only, and runs/ vanishes with the machine. To keep your "
+    "runs, mount your drive and run `%env AURORA_RUNS=/content/drive/MyDrive/aurora` before this cell."
+)
+
+
+def start(notebook: str) -> Scale:
+    """Choose the scale, print it with device, versions and reason, and start the clock of this notebook.
+
+    `notebook` is its number, such as "03". Raises ScaleError for a scale that does not exist or cannot
+    run here, and for a folder of runs that cannot be made.
+    """
+    scale = choose()
+    try:
+        scale.runs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ScaleError(
+            f"{scale.runs} cannot be made ({error.strerror}): set AURORA_RUNS to a folder of yours."
+        ) from error
+    results.begin(notebook, scale)
+    packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    print(f"Aurora, notebook {notebook}: scale {scale.name!r} on {scale.device} ({scale.reason})")
+    print(f"base model {Path(scale.base_model).name} · Python {platform.python_version()} · {packages}")
+    tiny, h100 = results.cost(notebook, "tiny"), results.cost(notebook, "h100")
+    print(f"recorded cost of this notebook: tiny on two cores {tiny}; full on an H100 {h100}", flush=True)
+    if "google.colab" in sys.modules and not os.environ.get("AURORA_RUNS"):
+        print(COLAB, flush=True)
+    return scale

@@ -1,0 +1,43 @@
+import pytest
+import torch
+from torch import nn
+
+from aurora_lib.model import batching
+
+
+def test_every_text_begins_with_one_bos(tokenizer):
+    rows = batching.encode_all(tokenizer, ["你好", "<s>你好", ""])
+    assert rows[0] == rows[1] == batching.encode(tokenizer, "你好") and rows[2] == [tokenizer.bos_token_id]
+    chat = batching.chat_prompt(tokenizer, [dict(role="user", content="你好")])
+    assert batching.encode(tokenizer, chat).count(tokenizer.bos_token_id) == 1 and chat.endswith("[/INST]")
+
+
+@pytest.mark.parametrize(
+    "rows, length",
+    [([[1, 2, 3], [1, 2, 4], [1, 2]], 2), ([[1], [2]], 0), ([[5, 6]], 2), ([[1, 2], [1, 9], [1, 3]], 1)],
+)
+def test_shared_length_is_what_all_rows_begin_with(rows, length):
+    assert batching.shared_length(rows) == length
+
+
+def test_rows_are_padded_on_the_left_and_the_padding_is_masked(tokenizer):
+    batch = batching.left_pad([[7, 8, 9], [5]], tokenizer, "cpu")
+    pad = batching.padding(tokenizer)
+    assert batch["input_ids"].tolist() == [[7, 8, 9], [pad, pad, 5]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
+
+
+def test_batches_hold_every_row_once_and_the_longest_first():
+    rows = [[0] * length for length in (1, 5, 3, 2, 4)]
+    assert list(batching.batches(rows, 2, progress=False, label="")) == [[1, 4], [2, 3], [0]]
+
+
+def test_a_model_is_as_before_after_it_was_read_even_after_an_error():
+    model = nn.Linear(1, 1).train()
+    model.config = type("Config", (), {"output_router_logits": True})()
+    with pytest.raises(KeyError), batching.ready(model):
+        assert (
+            not model.training and not model.config.output_router_logits and torch.is_inference_mode_enabled()
+        )
+        raise KeyError
+    assert model.training and model.config.output_router_logits
