@@ -33,7 +33,7 @@ def test_it_trains_with_the_values_asked_for_and_keeps_the_adapter_that_was_ther
     assert "optimizer steps" in printed and "cost at 2 an hour" in printed
     assert f"the adapter is in {tmp_path / 'mine'}" in printed
     card = (tmp_path / "mine" / "README.md").read_text()
-    assert "0.002, cosine" in card and "1 x 4 accumulated" in card
+    assert "0.002" in card and "4 rows a step" in card
     command(*options)
     assert "The adapter that was in mine is kept as mine-before-" in capsys.readouterr().out
     assert len(list(tmp_path.glob("mine-before-*/adapter_model.safetensors"))) == 1
