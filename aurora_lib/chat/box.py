@@ -10,32 +10,31 @@ from pathlib import Path
 import anywidget
 import traitlets
 
-from aurora_lib.chat.session import ChatSession
-from aurora_lib.course.html import NAMES, to_html, visible
+from aurora_lib.chat.session import SETTINGS, ChatSession, checked
+from aurora_lib.course.html import to_html, visible
 
 PAUSE = 0.07  # seconds from one picture of a growing answer to the next: JupyterLab cannot draw much faster
-# name -> type, least, most
-SETTINGS = {
-    "system": (str, None, None),
-    "temperature": (float, 0, 100),
-    "top_p": (float, 0.01, 1),
-    "max_new_tokens": (int, 1, 32768),
-    "seed": (int, 0, 2**53),  # a page counts no further
-}
 OPEN = weakref.WeakSet()  # the boxes that have not been closed
 
 
-class ChatWidget(anywidget.AnyWidget):
+def chat_box(session: ChatSession) -> "ChatBox":
+    """A chat box for JupyterLab: Enter sends, Shift+Enter breaks the line, `Stop` ends an answer."""
+    for box in list(OPEN):
+        if box.session is session:  # the cell was run again: two boxes must not talk in one conversation
+            box.close()
+    return ChatBox(session)
+
+
+class ChatBox(anywidget.AnyWidget):
     """The chat box of one session. `ask`, `stop`, `regenerate`, `reset` and `change` are what its buttons do.
 
-    Nothing is asked while an answer streams (`busy`). The answer is made in a thread, since the kernel could not hear the
-    Stop button while a cell or a handler runs; it ends with the answer.
+    Nothing is asked while an answer streams (`busy`). The answer is made in a thread, since the kernel could not hear
+    the Stop button while a cell or a handler runs; it ends with the answer.
     """
 
     _esm = Path(__file__).with_suffix(".js")
     _css = Path(__file__).with_suffix(".css")
-    transcript = traitlets.List().tag(sync=True)  # of {role, name, content, forgotten}
-    speaker = traitlets.Unicode(NAMES["assistant"]).tag(sync=True)
+    transcript = traitlets.List().tag(sync=True)  # of {role, content, forgotten}
     answer = traitlets.Unicode().tag(sync=True)  # what has been said so far of the next message
     busy = traitlets.Bool(False).tag(sync=True)
     status = traitlets.Unicode().tag(sync=True)
@@ -44,9 +43,6 @@ class ChatWidget(anywidget.AnyWidget):
 
     def __init__(self, session: ChatSession):
         super().__init__()
-        for box in list(OPEN):
-            if box.session is session:  # the cell was run again: two boxes must not talk in one conversation
-                box.close()
         self.session, self._stopped, self._worker = session, threading.Event(), threading.Thread()
         self._show()
         OPEN.add(self)
@@ -54,8 +50,9 @@ class ChatWidget(anywidget.AnyWidget):
 
     def ask(self, text: str) -> None:
         """Send a message; its answer streams in."""
-        if text.strip() and not self.busy:
-            self.send({"taken": text})
+        if self.busy:
+            self.send({"refused": text})  # to be edited, not typed again
+        elif text.strip():
             self._start(self.session.stream(text), [*self._bubbles(), _bubble("user", text)], text)
 
     def regenerate(self) -> None:
@@ -74,15 +71,14 @@ class ChatWidget(anywidget.AnyWidget):
         self._show()
 
     def change(self, name: str, value) -> None:
-        """Set `temperature`, `top_p`, `max_new_tokens`, `seed`, `system` or `adapter` of the session, from the next answer on."""
+        """Give the session another system line or setting, from the next answer on."""
         if not self.busy:
             trouble = ""
             try:
-                setattr(self.session, name, _checked(name, value))
+                setattr(self.session, name, value if name == "system" else checked(name, value))
             except ValueError as error:
                 trouble = str(error)
             self._show(self.status, trouble)
-        self.send({"settings": True})  # so that a box with a refused number shows the valid one again
 
     def close(self) -> None:
         """Leave nothing behind: the answer ends, and with it its thread."""
@@ -101,9 +97,8 @@ class ChatWidget(anywidget.AnyWidget):
         self._stopped = threading.Event()
         with self.hold_sync():
             self.transcript, self.answer, self.busy, self.trouble = transcript, "", True, ""
-        self._worker = threading.Thread(
-            target=self._answer, args=(pieces, self._stopped, question), daemon=True
-        )
+        arguments = (pieces, self._stopped, question)
+        self._worker = threading.Thread(target=self._answer, args=arguments, daemon=True)
         self._worker.start()
 
     def _answer(self, pieces: Iterator[str], stopped: threading.Event, question: str) -> None:
@@ -119,8 +114,8 @@ class ChatWidget(anywidget.AnyWidget):
                         with self.hold_sync():
                             self.answer, self.status = visible(said), _figures(self.session)
         except Exception as error:  # in a thread nobody else would show it
-            trouble = _sentence(error)
-            if question and len(self.session.messages) == before:  # not taken: to be edited, not typed again
+            trouble = " ".join(str(error).split())[:400] or type(error).__name__
+            if question and len(self.session.messages) == before:
                 self.send({"refused": question})
         finally:
             self._show(_figures(self.session), trouble)
@@ -132,12 +127,13 @@ class ChatWidget(anywidget.AnyWidget):
 
     def _show(self, status: str = "", trouble: str = "") -> None:
         """Show what the session holds, and that nothing is under way."""
-        session = self.session
-        names = [*SETTINGS, *["adapter"] * hasattr(session.model, "disable_adapter")]
+        offered = ["system", *SETTINGS]
+        if not hasattr(self.session.model, "disable_adapter"):
+            offered.remove("adapter")
         with self.hold_sync():
             self.transcript, self.answer, self.busy = self._bubbles(), "", False
             self.status, self.trouble = status, trouble
-            self.settings = {name: getattr(session, name) for name in names}
+            self.settings = {name: getattr(self.session, name) for name in offered}
 
     def _bubbles(self) -> list[dict]:
         bubbles, asked = [], 0
@@ -149,21 +145,13 @@ class ChatWidget(anywidget.AnyWidget):
 
     def _repr_mimebundle_(self, **kwargs):
         """The box, and beside it the conversation so far for pages without a kernel."""
-        made = super()._repr_mimebundle_(**kwargs)
-        if made is None:
-            return None
-        data, metadata = made
+        data, metadata = super()._repr_mimebundle_(**kwargs)
         box = to_html(self.session.messages) or "<i>A chat box: it shows where the notebook runs.</i>"
         return data | {"text/plain": "A chat box", "text/html": box}, metadata
 
 
-def widget(session: ChatSession) -> ChatWidget:
-    """A chat box for JupyterLab: Enter sends, Shift+Enter breaks the line; `Stop` ends an answer, settings are folded below."""
-    return ChatWidget(session)
-
-
 def _bubble(role: str, content: str, forgotten: bool = False) -> dict:
-    return {"role": role, "name": NAMES[role], "content": visible(content), "forgotten": forgotten}
+    return {"role": role, "content": visible(content), "forgotten": forgotten}
 
 
 def _figures(session: ChatSession) -> str:
@@ -171,31 +159,8 @@ def _figures(session: ChatSession) -> str:
     stats, (used, room) = session.stats, session.context
     if not stats.new_tokens:
         return ""
-    said = [
-        f"prompt {used} of {room} tokens",
-        f"answer {stats.new_tokens} tokens",
-        f"{stats.tokens_per_second:.0f} tokens/s",
-        f"first after {stats.first_token:.2f} s",
-    ]
-    if session.forgotten:
-        said.append(f"{session.forgotten} old turns no longer fit the context window")
-    return " · ".join(said)
-
-
-def _checked(name: str, value):
-    """A setting as the session takes it; ValueError, in a sentence, for one it cannot take."""
-    if name == "adapter":
-        return bool(value)
-    kind, least, most = SETTINGS[name]
-    try:
-        made = kind(value)
-    except (ValueError, OverflowError):
-        made = None
-    if made is None or (least is not None and not least <= made <= most):
-        number = "whole number" if kind is int else "number"
-        raise ValueError(f"{name} cannot be {value!r}: give a {number} from {least} to {most}.")
-    return made
-
-
-def _sentence(error: Exception) -> str:
-    return " ".join(str(error).split())[:400] or type(error).__name__
+    speed = f"{stats.tokens_per_second:.0f} tokens/s · first after {stats.first_token:.2f} s"
+    forgotten = (
+        f" · {session.forgotten} old turns no longer fit the context window" if session.forgotten else ""
+    )
+    return f"prompt {used} of {room} tokens · answer {stats.new_tokens} tokens · {speed}{forgotten}"
