@@ -4,7 +4,6 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain, cycle
 from pathlib import Path
 
 import torch
@@ -211,27 +210,27 @@ class ChatSession:
             whole = json.loads(Path(path).read_text(encoding="utf-8"))
             if not isinstance(whole, dict) or whole.get("format") != FORMAT:
                 raise ValueError(f"its format is not {FORMAT}.")
-            settings = {name: checked(name, whole["settings"][name]) for name in SETTINGS}
-            messages = whole["messages"]
+            kept, messages = whole.get("settings"), whole.get("messages")
+            if not isinstance(kept, dict) or not isinstance(messages, list):
+                raise ValueError("settings must be an object and messages a list.")
+            settings = {name: checked(name, kept.get(name)) for name in SETTINGS}
             _check_messages(messages)
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ValueError(f"{path} holds no saved conversation: {error}") from error
         session = cls(model, tokenizer, **settings)
         session.messages = messages
         return session
 
 
-def _check_messages(messages: list[dict[str, str]]) -> None:
+def _check_messages(messages: list) -> None:
     """ValueError, which names the row, unless these are questions with answers, after at most one system line."""
-    head = ["system"] if messages and messages[0]["role"] == "system" else []
-    expected = chain(head, cycle(("user", "assistant")))
-    for row, (message, role) in enumerate(zip(messages, expected, strict=False), start=1):
-        if set(message) != {"role", "content"} or message["role"] != role:
-            raise ValueError(
-                f"message {row} must have role, which is {role} here, and content, nothing else."
-            )
-        if not isinstance(message["content"], str):
-            raise ValueError(f"the content of message {row} must be text.")
+    for row, message in enumerate(messages, start=1):
+        if not isinstance(message, dict) or set(message) != {"role", "content"}:
+            raise ValueError(f"message {row} must have role and content, nothing else.")
+        turn = row - (messages[0]["role"] == "system")
+        role = ("assistant", "user")[turn % 2] if turn else "system"
+        if message["role"] != role or not isinstance(message["content"], str):
+            raise ValueError(f"message {row} must be a text of role {role}.")
         message["content"].encode()  # half of a surrogate pair is refused here
     if messages and messages[-1]["role"] == "user":
         raise ValueError(f"the question in message {len(messages)} has no answer.")
