@@ -3,13 +3,13 @@
 - `session`: `ChatSession`, a conversation in the model's exact format; streaming, the context window, on disk.
 - `decoding`: one token after another: the cache of keys and values, sampling, and text that comes in whole characters.
 - `comparing`: `compare_models`, base beside tuned on the prompts of the paper's kinds.
-- `box`: `chat_box` for JupyterLab, with its script and style sheet; `python -m aurora_lib.chat` talks in a terminal.
+- `box`: `ChatBox` for JupyterLab, with its script and style sheet; `python -m aurora_lib.chat` talks in a terminal.
 """
 
 from aurora_lib.chat import decoding
-from aurora_lib.chat.box import chat_box
+from aurora_lib.chat.box import ChatBox
 from aurora_lib.chat.comparing import compare_models, prompts
 from aurora_lib.chat.decoding import TextStream
 from aurora_lib.chat.session import ChatSession
 
-__all__ = ["ChatSession", "TextStream", "chat_box", "compare_models", "decoding", "prompts"]
+__all__ = ["ChatBox", "ChatSession", "TextStream", "compare_models", "decoding", "prompts"]

@@ -11,6 +11,7 @@ from pathlib import Path
 from aurora_lib.chat.session import ChatSession
 from aurora_lib.course import ScaleError, choose
 from aurora_lib.course.html import visible
+from aurora_lib.model import AdapterError, find_adapter, load_adapter, load_model, load_tokenizer
 
 COMMANDS = """\
 /reset      begin a new conversation
@@ -106,20 +107,13 @@ def _typed(session: ChatSession) -> Iterator[str]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Talk to the model and the adapter of the notebooks (AURORA_SCALE, AURORA_ADAPTER)."""
-    parser = argparse.ArgumentParser(
-        prog="python -m aurora_lib.chat",
-        description=f"{main.__doc__}\n\n{COMMANDS}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    shown = dict(prog="python -m aurora_lib.chat", description=main.__doc__, epilog=COMMANDS)
+    parser = argparse.ArgumentParser(**shown, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", dest="adapter", action="store_false", help="begin with the base model")
     parser.add_argument("--system", default="", help="a line put before the first question")
-    parser.add_argument(
-        "--temperature", type=float, default=0.0, help="0 (default): always the likeliest token"
-    )
+    parser.add_argument("--temperature", type=float, default=0.0, help="0: always the likeliest token")
     parser.add_argument("--seed", type=int, default=0, help="of the sampling above temperature 0")
     asked = parser.parse_args(arguments)
-
-    from aurora_lib.model import AdapterError, find_adapter, load_adapter, load_model, load_tokenizer  # slow
 
     for stream in (sys.stdin, sys.stdout):  # a byte that is no UTF-8 must not end the talk
         stream.reconfigure(encoding="utf-8", errors="replace")

@@ -17,10 +17,9 @@ function element(tag, attributes = {}, ...children) {
   return made;
 }
 
-function bubble({ role, content, forgotten }) {
+function bubble({ role, content }) {
   const text = element("div", { class: "aurora-chat-text", dir: "auto" }, content || "…");
-  const classes = `aurora-chat-bubble aurora-chat-${role}${forgotten ? " aurora-chat-forgotten" : ""}`;
-  return element("div", { class: classes }, element("b", {}, SPEAKERS[role]), text);
+  return element("div", { class: `aurora-chat-bubble aurora-chat-${role}` }, element("b", {}, SPEAKERS[role]), text);
 }
 
 function render({ model, el }) {
@@ -33,23 +32,22 @@ function render({ model, el }) {
     "aria-label": "Message",
     placeholder: "你好 / Hello   (Enter sends, Shift+Enter breaks the line)",
   });
-  const [sending, stop, regenerate, reset] = [
-    ["Send", "ask"],
-    ["Stop", "stop"],
-    ["Regenerate", "regenerate"],
-    ["New conversation", "reset"],
-  ].map(([label, action]) => {
+  const button = (label, action) => {
     const made = element("button", { type: "button", class: `aurora-chat-${action}` }, label);
     made.addEventListener("click", () => {
       action === "ask" ? ask() : send(action);
       entry.focus(); // a button that is disabled next would drop it
     });
     return made;
-  });
+  };
+  const sending = button("Send", "ask");
+  const stop = button("Stop", "stop");
+  const regenerate = button("Regenerate", "regenerate");
+  const reset = button("New conversation", "reset");
   const status = element("span", { class: "aurora-chat-status" });
   const trouble = element("div", { class: "aurora-chat-trouble", role: "alert" });
   const inputs = {};
-  const fields = element("fieldset", { "aria-label": "Settings" });
+  const fields = element("fieldset", { class: "aurora-chat-row", "aria-label": "Settings" });
   for (const name of Object.keys(model.get("settings"))) {
     const [label, attributes] = FIELDS[name];
     const input = (inputs[name] = element("input", { ...attributes, name }));
@@ -99,7 +97,6 @@ function render({ model, el }) {
     if (busy) bubbles.push(bubble({ role: "assistant", content: model.get("answer") }));
     if (busy) bubbles.at(-1).classList.add("aurora-chat-partial");
     keepEnd(() => log.replaceChildren(...bubbles));
-    log.hidden = !bubbles.length;
     log.setAttribute("aria-busy", busy); // read aloud once it is whole
     sending.disabled = fields.disabled = busy;
     stop.disabled = !busy;

@@ -2,7 +2,6 @@
 
 import threading
 import time
-import weakref
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -14,27 +13,18 @@ from aurora_lib.chat.session import SETTINGS, ChatSession, checked
 from aurora_lib.course.html import to_html, visible
 
 PAUSE = 0.07  # seconds from one picture of a growing answer to the next: JupyterLab cannot draw much faster
-OPEN = weakref.WeakSet()  # the boxes that have not been closed
-
-
-def chat_box(session: ChatSession) -> "ChatBox":
-    """A chat box for JupyterLab: Enter sends, Shift+Enter breaks the line, `Stop` ends an answer."""
-    for box in list(OPEN):
-        if box.session is session:  # the cell was run again: two boxes must not talk in one conversation
-            box.close()
-    return ChatBox(session)
 
 
 class ChatBox(anywidget.AnyWidget):
-    """The chat box of one session. `ask`, `stop`, `regenerate`, `reset` and `change` are what its buttons do.
+    """A chat box for JupyterLab. `ask`, `stop`, `regenerate`, `reset` and `change` are what its buttons do.
 
-    Nothing is asked while an answer streams (`busy`). The answer is made in a thread, since the kernel could not hear
-    the Stop button while a cell or a handler runs; it ends with the answer.
+    Enter sends, Shift+Enter breaks the line. Nothing is asked while an answer streams (`busy`). The answer is made in
+    a thread, since the kernel could not hear the Stop button while a cell or a handler runs; it ends with the answer.
     """
 
     _esm = Path(__file__).with_suffix(".js")
     _css = Path(__file__).with_suffix(".css")
-    transcript = traitlets.List().tag(sync=True)  # of {role, content, forgotten}
+    transcript = traitlets.List().tag(sync=True)  # of {role, content}
     answer = traitlets.Unicode().tag(sync=True)  # what has been said so far of the next message
     busy = traitlets.Bool(False).tag(sync=True)
     status = traitlets.Unicode().tag(sync=True)
@@ -44,8 +34,7 @@ class ChatBox(anywidget.AnyWidget):
     def __init__(self, session: ChatSession):
         super().__init__()
         self.session, self._stopped, self._worker = session, threading.Event(), threading.Thread()
-        self._show()
-        OPEN.add(self)
+        self._show(session.messages)
         self.on_msg(self._hear)
 
     def ask(self, text: str) -> None:
@@ -53,12 +42,13 @@ class ChatBox(anywidget.AnyWidget):
         if self.busy:
             self.send({"refused": text})  # to be edited, not typed again
         elif text.strip():
-            self._start(self.session.stream(text), [*self._bubbles(), _bubble("user", text)], text)
+            asked = {"role": "user", "content": text}
+            self._start(self.session.stream(text), [*self.session.messages, asked], text)
 
     def regenerate(self) -> None:
         """Answer the last question anew, in place of the last answer."""
         if not self.busy and self.session.messages[-1:] and self.session.messages[-1]["role"] == "assistant":
-            self._start(self.session.regenerate(), self._bubbles()[:-1])
+            self._start(self.session.regenerate(), self.session.messages[:-1])
 
     def stop(self) -> None:
         """End the answer after the token that is being made; what was said stays."""
@@ -68,7 +58,7 @@ class ChatBox(anywidget.AnyWidget):
         """Begin a new conversation."""
         self._end()
         self.session.reset()
-        self._show()
+        self._show(self.session.messages)
 
     def change(self, name: str, value) -> None:
         """Give the session another system line or setting, from the next answer on."""
@@ -78,13 +68,11 @@ class ChatBox(anywidget.AnyWidget):
                 setattr(self.session, name, value if name == "system" else checked(name, value))
             except ValueError as error:
                 trouble = str(error)
-            self._show(self.status, trouble)
+            self._show(self.session.messages, self.status, trouble)
 
     def close(self) -> None:
         """Leave nothing behind: the answer ends, and with it its thread."""
-        if self in OPEN:
-            OPEN.discard(self)
-            self._end()
+        self._end()
         super().close()
 
     def _hear(self, _, content: dict, buffers) -> None:
@@ -93,21 +81,19 @@ class ChatBox(anywidget.AnyWidget):
         if action in ("ask", "regenerate", "stop", "reset", "change"):
             getattr(self, action)(**content)
 
-    def _start(self, pieces: Iterator[str], transcript: list[dict], question: str = "") -> None:
-        self._stopped = threading.Event()
-        with self.hold_sync():
-            self.transcript, self.answer, self.busy, self.trouble = transcript, "", True, ""
-        arguments = (pieces, self._stopped, question)
-        self._worker = threading.Thread(target=self._answer, args=arguments, daemon=True)
+    def _start(self, pieces: Iterator[str], messages: list[dict], question: str = "") -> None:
+        self._stopped.clear()
+        self._show(messages, busy=True, status=self.status)
+        self._worker = threading.Thread(target=self._answer, args=(pieces, question), daemon=True)
         self._worker.start()
 
-    def _answer(self, pieces: Iterator[str], stopped: threading.Event, question: str) -> None:
+    def _answer(self, pieces: Iterator[str], question: str) -> None:
         said, shown, trouble, before = "", 0.0, "", len(self.session.messages)
         try:
             with closing(pieces):
                 for piece in pieces:
                     said += piece
-                    if stopped.is_set():
+                    if self._stopped.is_set():
                         break
                     if time.monotonic() - shown >= PAUSE:
                         shown = time.monotonic()
@@ -118,30 +104,21 @@ class ChatBox(anywidget.AnyWidget):
             if question and len(self.session.messages) == before:
                 self.send({"refused": question})
         finally:
-            self._show(_figures(self.session), trouble)
+            self._show(self.session.messages, _figures(self.session), trouble)
 
     def _end(self) -> None:
         self.stop()
         if self._worker.is_alive():
             self._worker.join()
 
-    def _show(self, status: str = "", trouble: str = "") -> None:
-        """Show what the session holds, and that nothing is under way."""
+    def _show(self, messages: list[dict], status: str = "", trouble: str = "", busy: bool = False) -> None:
         offered = ["system", *SETTINGS]
         if not hasattr(self.session.model, "disable_adapter"):
             offered.remove("adapter")
         with self.hold_sync():
-            self.transcript, self.answer, self.busy = self._bubbles(), "", False
-            self.status, self.trouble = status, trouble
+            self.transcript = [message | {"content": visible(message["content"])} for message in messages]
+            self.answer, self.busy, self.status, self.trouble = "", busy, status, trouble
             self.settings = {name: getattr(self.session, name) for name in offered}
-
-    def _bubbles(self) -> list[dict]:
-        bubbles, asked = [], 0
-        for message in self.session.messages:
-            asked += message["role"] == "user"
-            forgotten = message["role"] != "system" and asked <= self.session.forgotten
-            bubbles.append(_bubble(message["role"], message["content"], forgotten))
-        return bubbles
 
     def _repr_mimebundle_(self, **kwargs):
         """The box, and beside it the conversation so far for pages without a kernel."""
@@ -150,17 +127,11 @@ class ChatBox(anywidget.AnyWidget):
         return data | {"text/plain": "A chat box", "text/html": box}, metadata
 
 
-def _bubble(role: str, content: str, forgotten: bool = False) -> dict:
-    return {"role": role, "content": visible(content), "forgotten": forgotten}
-
-
 def _figures(session: ChatSession) -> str:
     """What the last answer cost, in a line; empty before there is one."""
     stats, (used, room) = session.stats, session.context
-    if not stats.new_tokens:
-        return ""
-    speed = f"{stats.tokens_per_second:.0f} tokens/s · first after {stats.first_token:.2f} s"
-    forgotten = (
-        f" · {session.forgotten} old turns no longer fit the context window" if session.forgotten else ""
-    )
-    return f"prompt {used} of {room} tokens · answer {stats.new_tokens} tokens · {speed}{forgotten}"
+    said = f"prompt {used} of {room} tokens · answer {stats.new_tokens} tokens · "
+    said += f"{stats.tokens_per_second:.0f} tokens/s · first after {stats.first_token:.2f} s"
+    if session.forgotten:
+        said += f" · {session.forgotten} old turns no longer fit the context window"
+    return said if stats.new_tokens else ""

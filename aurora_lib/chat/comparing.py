@@ -52,19 +52,15 @@ def compare_models(
 
 def _row(prompt: str | list[str] | dict, number: int) -> dict:
     """A prompt as a row of its own, to which the answers are added."""
-    row = (
-        dict(prompt)
-        if isinstance(prompt, dict)
-        else {"prompts": [prompt] if isinstance(prompt, str) else prompt}
-    )
+    row = prompt if isinstance(prompt, dict) else {"prompts": prompt}
     turns = row.get("prompts")
+    turns = [turns] if isinstance(turns, str) else turns
     if not isinstance(turns, list) or not turns or not all(isinstance(t, str) and t.strip() for t in turns):
         raise ValueError(
-            f"Prompt {number} must be a text, a list of texts, or a row of prompts(); none empty."
+            f"Prompt {number} must be a text, a list of texts or a row of prompts(), none empty."
         )
     asked = language(turns[0])
-    row.setdefault("language", asked if asked in ("zh", "en") else None)
-    return row
+    return {"language": asked if asked in ("zh", "en") else None, **row, "prompts": turns}
 
 
 def _ask(session: ChatSession, row: dict) -> dict:
@@ -83,15 +79,13 @@ def _ask(session: ChatSession, row: dict) -> dict:
     said = "\n".join(answers)
     letters = [character for character in said if character.isalpha()]
     # of the question, its last line: a text to be read before it is no echo where an answer quotes it
-    asked = row["prompts"][-1].splitlines()[-1]
+    asked, parts = row["prompts"][-1].splitlines()[-1], row.get("reference")
     return {
         "answers": answers,
         "language": language(said),
         "Han": sum(map(is_han, letters)) / len(letters) if letters else None,
         "tokens/s": round(tokens / seconds, 1) if seconds else None,
-        "right": all(names(answers[-1], asked, part) for part in row["reference"])
-        if "reference" in row
-        else None,
+        "right": all(names(answers[-1], asked, part) for part in parts) if parts else None,
     }
 
 
@@ -113,23 +107,20 @@ class Comparison(list):
         """Out of how many prompts each model kept the language of a good answer, and named what the reference names."""
         asked = [row for row in self if row["language"]]
         checked = [row for row in self if "reference" in row]
-        kept = {name: sum(row[name]["language"] == row["language"] for row in asked) for name in MODELS}
-        right = {name: sum(row[name]["right"] for row in checked) for name in MODELS}
-        return {
-            **{
-                f"answered in the language asked for, {name}": f"{kept[name]} of {len(asked)}"
-                for name in MODELS
-            },
-            **{f"names the reference, {name}": f"{right[name]} of {len(checked)}" for name in MODELS},
-        }
+        kept, right = {}, {}
+        for name in MODELS:
+            count = sum(row[name]["language"] == row["language"] for row in asked)
+            kept[f"answered in the language asked for, {name}"] = f"{count} of {len(asked)}"
+            count = sum(row[name]["right"] for row in checked)
+            right[f"names the reference, {name}"] = f"{count} of {len(checked)}"
+        return kept | right
 
     def _repr_html_(self) -> str:
         """A table per prompt. All text is escaped, formulas stay text, and nothing depends on a style sheet."""
         lines = "".join(f"<li>{what}: <b>{share}</b></li>" for what, share in self.summary().items())
+        body = "".join(map(_table, self)) + f"<ul>{lines}</ul>"
         # the two classes keep MathJax (3 and 2) from typesetting what stands between dollar signs
-        return (
-            f'<div class="mathjax_ignore tex2jax_ignore">{"".join(map(_table, self))}<ul>{lines}</ul></div>'
-        )
+        return f'<div class="mathjax_ignore tex2jax_ignore">{body}</div>'
 
 
 def _table(row: dict) -> str:
@@ -141,12 +132,8 @@ def _table(row: dict) -> str:
         lines.append([f"<b>System:</b> {_text(row['system'])}"])
     for turn, text in enumerate(row["prompts"]):
         lines.append([f"<b>You:</b> {_text(text)}"])
-        said = {
-            name: row[name]["answers"][turn : turn + 1] for name in MODELS
-        }  # none, after one that did not fit
-        lines.append(
-            [f"<b>{name}:</b> {_text(answer)}" for name, answers in said.items() for answer in answers]
-        )
+        answered = [name for name in MODELS if turn < len(row[name]["answers"])]
+        lines.append([f"<b>{name}:</b> {_text(row[name]['answers'][turn])}" for name in answered])
     lines.append([f"<small>{_figures(row[name])}</small>" for name in MODELS])
     if "reference" in row:
         wanted = "; ".join(part.replace("|", " or ") for part in row["reference"])

@@ -213,24 +213,18 @@ class ChatSession:
             kept, messages = whole.get("settings"), whole.get("messages")
             if not isinstance(kept, dict) or not isinstance(messages, list):
                 raise ValueError("settings must be an object and messages a list.")
-            settings = {name: checked(name, kept.get(name)) for name in SETTINGS}
-            _check_messages(messages)
+            session = cls(model, tokenizer, **{name: checked(name, kept.get(name)) for name in SETTINGS})
+            for row, message in enumerate(messages, start=1):
+                if not isinstance(message, dict) or set(message) != {"role", "content"}:
+                    raise ValueError(f"message {row} must have role and content, nothing else.")
+                turn = row - (messages[0]["role"] == "system")
+                role = ("assistant", "user")[turn % 2] if turn else "system"
+                if message["role"] != role or not isinstance(message["content"], str):
+                    raise ValueError(f"message {row} must be a text of role {role}.")
+                message["content"].encode()  # half of a surrogate pair is refused here
+            if messages and messages[-1]["role"] == "user":
+                raise ValueError(f"the question in message {len(messages)} has no answer.")
         except (OSError, ValueError, RecursionError) as error:
             raise ValueError(f"{path} holds no saved conversation: {error}") from error
-        session = cls(model, tokenizer, **settings)
         session.messages = messages
         return session
-
-
-def _check_messages(messages: list) -> None:
-    """ValueError, which names the row, unless these are questions with answers, after at most one system line."""
-    for row, message in enumerate(messages, start=1):
-        if not isinstance(message, dict) or set(message) != {"role", "content"}:
-            raise ValueError(f"message {row} must have role and content, nothing else.")
-        turn = row - (messages[0]["role"] == "system")
-        role = ("assistant", "user")[turn % 2] if turn else "system"
-        if message["role"] != role or not isinstance(message["content"], str):
-            raise ValueError(f"message {row} must be a text of role {role}.")
-        message["content"].encode()  # half of a surrogate pair is refused here
-    if messages and messages[-1]["role"] == "user":
-        raise ValueError(f"the question in message {len(messages)} has no answer.")

@@ -97,7 +97,7 @@ print("streamed:  ", [stream.add(one) for one in spelled])
 # ![The chat box, in JupyterLab's light and dark theme](images/chat_widget.png)
 
 # %%
-chat.chat_box(tuned)
+chat.ChatBox(tuned)
 
 # %% [markdown]
 # The conversation is a list of messages. It can be kept and taken up again:

@@ -25,7 +25,7 @@ class Parrot(chat.ChatSession):
         Scripted(self, *slow * (300 if text.startswith("long") else 1))
         yield from super().stream(text)
 
-parrot = chat.chat_box(Parrot(base, tokenizer, max_new_tokens=1000))
+parrot = chat.ChatBox(Parrot(base, tokenizer, max_new_tokens=1000))
 parrot.add_class("parrot")
 parrot
 """

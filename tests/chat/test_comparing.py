@@ -51,7 +51,7 @@ def test_prompt_that_does_not_fit_is_reported_and_the_others_are_answered(sides)
     assert rows[0]["tuned"]["tokens/s"] is None and "not answered" in rows._repr_html_()
 
 
-@pytest.mark.parametrize("prompt", [3, [], ["a", 3], {"prompts": "a"}, {}, " "])
+@pytest.mark.parametrize("prompt", [3, [], ["a", 3], {}, " "])
 def test_prompt_of_another_shape_is_refused_before_anything_is_asked(prompt):
     with pytest.raises(ValueError, match="Prompt 2 must be"):
         compare_models([QUESTION, prompt], None, None)
