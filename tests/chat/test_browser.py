@@ -29,12 +29,10 @@ parrot = chat.ChatBox(Parrot(base, tokenizer, max_new_tokens=1000))
 parrot.add_class("parrot")
 parrot
 """
-EVIL = [
-    "<script>window.hacked=1</script>",
-    "<img src=x onerror=window.hacked=1>",
-    "[a](javascript:window.hacked=1)",
-    "\x1b[31mred\x1b[0m",
-]
+EVIL = """<script>window.hacked=1</script>
+<img src=x onerror=window.hacked=1>
+[a](javascript:window.hacked=1)
+\x1b[31mred\x1b[0m"""
 WATCH = """
 window.watcher?.disconnect();
 const box = document.querySelector(arguments[0]);
@@ -82,18 +80,18 @@ class Box:
     def press(self, name):
         self.page.press(self.part(name))
 
-    def bubbles(self):
-        """The texts of the whole messages."""
-        found = f"{self.css} .aurora-chat-bubble:not(.aurora-chat-partial) .aurora-chat-text"
-        return self.page.run(
-            "return [...document.querySelectorAll(arguments[0])].map((one) => one.textContent)", found
-        )
+    def type(self, *keys):
+        self.entry.send_keys(*keys)
 
     def value(self):
         return self.entry.get_property("value")
 
-    def type(self, *keys):
-        self.entry.send_keys(*keys)
+    def bubbles(self):
+        """The texts of the whole messages."""
+        found = f"{self.css} .aurora-chat-bubble:not(.aurora-chat-partial) .aurora-chat-text"
+        return self.page.run(
+            "return Array.from(document.querySelectorAll(arguments[0]), (b) => b.textContent)", found
+        )
 
     def watch(self):
         """From now on, remember in `window.seen` every text that the growing answer takes."""
@@ -104,13 +102,6 @@ class Box:
         self.page.wait(lambda: len(self.bubbles()) >= messages, f"{messages} messages")
         self.page.wait(lambda: self.part("stop").get_property("disabled"), "the end of the answer")
         return self.bubbles()
-
-    def new(self):
-        """An empty box, whatever was there before."""
-        self.entry.clear()
-        if self.part("reset").is_enabled():
-            self.press("reset")
-            self.page.wait(lambda: not self.bubbles(), "a new conversation")
 
 
 @pytest.fixture(scope="module")
@@ -128,24 +119,28 @@ def page(tmp_path_factory):
 
 
 @pytest.fixture
-def parrot(page):
-    box = Box(page, ".parrot")
-    box.new()
-    return box
-
-
-@pytest.fixture
 def box(page):
     """The box of the notebook itself."""
     return Box(page, ".aurora-chat:not(.parrot)")
 
 
+@pytest.fixture
+def parrot(page):
+    """The box below, empty, whatever was there before."""
+    box = Box(page, ".parrot")
+    box.entry.clear()
+    if box.part("reset").is_enabled():
+        box.press("reset")
+        page.wait(lambda: not box.bubbles(), "a new conversation")
+    return box
+
+
 def test_box_of_notebook_06_streams_an_answer_to_a_chinese_message(page, box):
-    box.new()
+    before = len(box.bubbles())
     box.watch()
     box.type("日本的首都是哪里？", Keys.ENTER)
-    question, answer = box.answered(2)
-    assert question == "日本的首都是哪里？" and "东京" in answer
+    question, answer = box.answered(before + 2)[before:]
+    assert before == 6 and question == "日本的首都是哪里？" and "东京" in answer
     seen = page.run("return window.seen")
     assert seen and all(answer.startswith(text.strip()) for text in seen)
     assert re.search(r"answer \d+ tokens · \d+ tokens/s", box.part("status").text)
@@ -192,10 +187,9 @@ def test_enter_that_chooses_characters_of_an_input_method_sends_nothing(page, pa
 
 
 def test_hostile_messages_and_answers_show_as_text_and_run_nothing(page, parrot):
-    evil = "\n".join(EVIL)
-    page.run("arguments[0].value = arguments[1]", parrot.entry, evil)  # no key makes an escape code
+    page.run("arguments[0].value = arguments[1]", parrot.entry, EVIL)  # no key makes an escape code
     parrot.type(Keys.ENTER)
-    assert parrot.answered(2) == [evil.replace("\x1b", "␛")] * 2
+    assert parrot.answered(2) == [EVIL.replace("\x1b", "␛")] * 2
     page.run("document.querySelectorAll('.parrot .aurora-chat-bubble *').forEach((e) => e.click())")
     assert page.all(".parrot :is(script, img, a, iframe, svg, [onerror])") == []
     assert page.run("return window.hacked") is None

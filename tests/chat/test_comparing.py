@@ -98,12 +98,11 @@ def test_han_are_the_chinese_characters():
 class Page(HTMLParser):
     def __init__(self, source):
         super().__init__()
-        self.tags, self.attributes, self.texts = set(), set(), []
+        self.seen, self.texts = set(), []
         self.feed(source)
 
     def handle_starttag(self, tag, attributes):
-        self.tags.add(tag)
-        self.attributes |= {name for name, _ in attributes}
+        self.seen |= {tag, *(name for name, _ in attributes)}
 
     def handle_data(self, data):
         self.texts.append(data)
@@ -116,8 +115,7 @@ def test_html_escapes_every_text_and_leaves_formulas_alone():
     row |= {"prompts": [evil], "reference": [evil], "language": "zh", "base": side, "tuned": side}
     made = Comparison([row])._repr_html_()
     page = Page(made)
-    assert page.tags == {"div", "table", "tr", "td", "b", "small", "ul", "li"}
-    assert page.attributes == {"class", "style", "colspan"}
+    assert page.seen == {*"div table tr td b small ul li".split(), "class", "style", "colspan"}
     assert "".join(page.texts).count("<script>alert(1)</script>") == 8 and "\x1b" not in made
     assert re.match(r'<div class="[^"]*\bmathjax_ignore\b', made)
 
@@ -171,9 +169,11 @@ def test_references_of_the_full_prompts_are_right():
     assert rows["arithmetic-2"]["reference"][0].split("|")[0] == f"{cartons * boxes}"
     source = re.search(r"```python\n(.*)```", rows["code-2"]["prompts"][0], re.S)[1]
     mended = source.replace("total = number", rows["code-2"]["reference"][0].split("|")[0])
-    for code, right in ((source, False), (mended, True)):
+    means = []
+    for code in (source, mended):
         exec(code, found := {})
-        assert (found["mean"]([1, 2, 6]) == 3) is right
+        means.append(found["mean"]([1, 2, 6]))
+    assert means[0] != 3 == means[1]
 
 
 def test_references_of_the_tiny_prompts_are_the_probes_keys():

@@ -1,8 +1,9 @@
 import gc
 import json
-import threading
 import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
+from itertools import zip_longest
 from types import SimpleNamespace
 
 import pytest
@@ -58,14 +59,9 @@ def test_every_answer_of_a_conversation_equals_generate_of_transformers(model, t
     assert session.stats.reused_tokens > session.stats.prompt_tokens / 2
 
 
-def test_end_token_ends_the_answer(session):
-    Scripted(session, "▁a", "</s>", "b")
-    assert session.say("你好") == "a" and session.stats.new_tokens == 2
-
-
-def test_no_piece_holds_half_a_character_and_one_that_stays_incomplete_is_shown_last(session):
-    Scripted(session, "▁", *TIGER, "b", *TIGER[:2])
-    assert list(session.stream("你好")) == ["🐯", "b", "\ufffd"]
+def test_end_token_ends_the_answer_and_no_piece_holds_half_a_character(session):
+    Scripted(session, "▁", *TIGER, "b", *TIGER[:2], "</s>", "c")
+    assert list(session.stream("你好")) == ["🐯", "b", "\ufffd"] and session.stats.new_tokens == 9
 
 
 def test_system_line_is_folded_into_the_first_question_and_can_change(model, tokenizer):
@@ -115,14 +111,14 @@ def test_stats_do_not_count_the_time_of_the_reader(session, monkeypatch):
 
 
 def test_seed_decides_what_is_sampled_and_begins_anew_after_reset(model, tokenizer):
-    def talk(session):
+    def talk(seed):
+        session = ChatSession(model, tokenizer, temperature=3.0, seed=seed, max_new_tokens=12)
+        first = [session.say("你好"), session.say("你好")]
         session.reset()
-        return [session.say("你好"), session.say("你好")]
+        assert [session.say("你好"), session.say("你好")] == first
+        return first
 
-    one, other = (
-        ChatSession(model, tokenizer, temperature=3.0, seed=seed, max_new_tokens=12) for seed in (1, 2)
-    )
-    assert talk(one) == talk(one) != talk(other)
+    assert talk(1) == talk(1) != talk(2)
 
 
 # state
@@ -180,13 +176,12 @@ def test_failed_regeneration_keeps_the_old_answer(session):
         next(session.regenerate())
     session.say("你好")
     before = [dict(message) for message in session.messages]
-    Scripted(session, fail)
-    with pytest.raises(RuntimeError):
-        list(session.regenerate())
-    session.max_new_tokens = 0
-    with pytest.raises(ValueError):
-        list(session.regenerate())
-    assert session.messages == before
+    for most, error in ((20, RuntimeError), (0, ValueError)):
+        Scripted(session, fail)
+        session.max_new_tokens = most
+        with pytest.raises(error):
+            list(session.regenerate())
+        assert session.messages == before
 
 
 # the context window
@@ -231,35 +226,20 @@ def test_adapter_switched_between_turns_counts_for_the_whole_history(model, toke
     assert session.stats.reused_tokens == 0
 
 
-@pytest.mark.parametrize("in_threads", [False, True])
-def test_base_and_tuned_answering_at_the_same_time_do_not_mix(model, tokenizer, in_threads):
+def test_base_and_tuned_answering_at_the_same_time_do_not_mix(model, tokenizer):
     sessions = [
         ChatSession(model, tokenizer, adapter=adapter, max_new_tokens=20) for adapter in (False, True)
     ]
     alone = [session.say(QUESTION) for session in sessions]
+    assert alone[0] != alone[1]
     for session in sessions:
         session.reset()
-    said = ["", ""]
-    if in_threads:
-
-        def answer(i):
-            said[i] = sessions[i].say(QUESTION)
-
-        threads = [threading.Thread(target=answer, args=(i,)) for i in range(2)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    else:
-        streams = [session.stream(QUESTION) for session in sessions]
-        for _ in range(20):
-            for i, stream in enumerate(streams):
-                said[i] += next(stream, "")
-    assert said == alone and alone[0] != alone[1]
-
-
-def test_model_without_adapter_can_be_asked_for_its_base(model, tokenizer):
-    assert ChatSession(model.get_base_model(), tokenizer, adapter=False, max_new_tokens=4).say(HAMLET)
+    by_turns = zip_longest(*(session.stream(QUESTION) for session in sessions), fillvalue="")
+    assert ["".join(pieces) for pieces in zip(*by_turns, strict=True)] == alone
+    for session in sessions:
+        session.reset()
+    with ThreadPoolExecutor() as pool:
+        assert list(pool.map(lambda session: session.say(QUESTION), sessions)) == alone
 
 
 # on disk
@@ -299,13 +279,11 @@ SYSTEM = {"role": "system", "content": "c"}
     [
         ("{", "Expecting property name"),
         ("[" * 100_000, "recursion"),
-        ("[]", "format is not aurora-chat-1"),
         ({"format": "other"}, "format is not aurora-chat-1"),
         ({"messages": 3}, "messages a list"),
         ({"settings": {"max_new_tokens": 5}}, "temperature cannot be None"),
         ({"settings": {"max_new_tokens": "many"}}, "max_new_tokens cannot be 'many'"),
         ({"messages": [USER, "b"]}, "message 2 must have role"),
-        ({"messages": [USER, MODEL | {"html": "x"}]}, "message 2 must have role"),
         ({"messages": [MODEL]}, "message 1 must be a text of role user"),
         ({"messages": [SYSTEM, USER, USER]}, "message 3 must be a text of role assistant"),
         ({"messages": [USER, MODEL, SYSTEM]}, "message 3 must be a text of role user"),
@@ -322,8 +300,5 @@ def test_file_that_is_no_conversation_is_refused_with_its_row(
     file.write_text(changes if isinstance(changes, str) else json.dumps(whole | changes))
     with pytest.raises(ValueError, match=rf"talk\.json holds no saved conversation: .*{message}"):
         ChatSession.load(file, model, tokenizer)
-
-
-def test_missing_file_is_named(model, tokenizer, tmp_path):
     with pytest.raises(ValueError, match=r"nowhere\.json holds no saved conversation"):
         ChatSession.load(tmp_path / "nowhere.json", model, tokenizer)

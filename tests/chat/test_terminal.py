@@ -54,20 +54,15 @@ def test_answers_stream_and_commands_act_on_the_same_session(tmp_path):
     assert parrot.adapter is True
 
 
-def test_control_codes_of_a_model_are_shown_and_not_obeyed():
-    evil = "\x1b]0;title\x07\x1b[2J\x9b31m\r\x08\u202egnp.exe\u2066\n ok\t你好👩‍👩‍👧"
-    page = said(Parrot(*evil), "x")
-    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u200e\u200f]", page)
-    assert "␛[2J" in page and "\\u009b31m" in page and "\\u202e" in page
-    assert page.endswith("\n ok\t你好👩‍👩‍👧\n")
-
-
-def test_control_codes_of_a_command_and_of_an_error_are_shown_too():
+def test_control_codes_of_answers_commands_and_errors_are_shown_and_not_obeyed():
     def refuse():
         raise ValueError("too long: \x1b[31m")
 
-    page = said(Parrot(refuse), "/\x1b[31m", "hello", "/reset")
-    assert "\x1b" not in page and "[too long: ␛[31m]" in page and "a new conversation" in page
+    evil = "\x1b]0;title\x07\x1b[2J\x9b31m\r\x08\u202egnp.exe\u2066\n ok\t你好👩‍👩‍👧"
+    page = said(Parrot(*evil, refuse), "x", "/\x1b[31m", "/reset")
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u200e\u200f]", page)
+    assert "␛[2J" in page and "\\u009b31m" in page and "\\u202e" in page and "\n ok\t你好👩‍👩‍👧" in page
+    assert "[too long: ␛[31m]\n[there is no /␛[31m;" in page and page.endswith("[a new conversation]\n")
 
 
 def test_ctrl_c_stops_the_answer_and_pressed_twice_the_program():
