@@ -1,7 +1,8 @@
-"""A JupyterLab of this Python with a headless Chromium in front of it, for tests of what readers see and type.
+"""A JupyterLab of this Python behind a headless Chromium, for tests of what readers see and type.
 
-`with lab.notebook(folder, *cells) as page:` runs cells in a new notebook. `lab.missing()` says why that cannot work
-here: it needs the `selenium` package, Chromium and its driver (Debian: chromium, chromium-driver, fonts-noto-cjk).
+`with lab.notebook(folder, *cells) as page:` runs cells in a new notebook. `lab.missing()` says why that
+cannot work here: it needs the `selenium` package, Chromium and its driver (Debian: chromium, chromium-driver,
+fonts-noto-cjk).
 """
 
 import importlib.util
@@ -21,17 +22,8 @@ import nbformat
 import urllib3
 
 ROOT = Path(__file__).resolve().parents[1]
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-proxy-server",
-    "--window-size=1200,1000",
-)
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+FLAGS += ["--disable-component-update", "--disable-sync", "--no-proxy-server", "--window-size=1200,1000"]
 # no news, no update checks: the test talks to nobody but its own server
 CONFIG = """
 c.LabApp.news_url = None
@@ -81,7 +73,7 @@ class Page:
         return self.driver.execute_script(script, *arguments)
 
     def press(self, element) -> None:
-        """Click it where it is now: a mouse's click misses what moves, as outputs above a box do while a cell runs."""
+        """Click it where it is now: a mouse's click misses what moves, as below an output that grows."""
         self.run("arguments[0].focus(); arguments[0].click()", element)
 
     def html(self, css: str) -> str:
@@ -111,7 +103,7 @@ def notebook(folder: Path, *cells: str) -> Iterator[Page]:
     nbformat.write(nbformat.v4.new_notebook(cells=code, metadata=spec), folder / "page.ipynb")
     options = webdriver.ChromeOptions()
     options.binary_location = chromium()
-    for flag in (*FLAGS, f"--user-data-dir={folder / 'chromium'}"):
+    for flag in [*FLAGS, f"--user-data-dir={folder / 'chromium'}"]:
         options.add_argument(flag)
     with _server(folder) as address:
         service = webdriver.ChromeService(executable_path=shutil.which("chromedriver"))
@@ -144,10 +136,9 @@ def _server(folder: Path) -> Iterator[str]:
     config.write_text(CONFIG)
     command = [sys.executable, "-m", "jupyterlab", f"--port={port}", "--ServerApp.port_retries=0"]
     command += ["--ip=127.0.0.1", f"--ServerApp.root_dir={folder}", f"--IdentityProvider.token={token}"]
+    kept = dict(cwd=folder, env=environment, start_new_session=True)
     with (folder / "jupyterlab.log").open("wb") as log:
-        server = subprocess.Popen(
-            command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
-        )
+        server = subprocess.Popen(command, **kept, stdout=log, stderr=log)
     try:
         patience = urllib3.Retry(150, backoff_factor=0.1, backoff_max=0.5)
         urllib3.request("GET", f"http://127.0.0.1:{port}/api?token={token}", retries=patience)

@@ -20,7 +20,8 @@ COMMANDS = """\
 /save FILE  write the conversation as JSON
 /quit       leave (so does Ctrl-D)
 Ctrl-C stops an answer; what was said so far stays."""
-# A terminal obeys more than escape codes: the C1 controls, and marks that turn the direction of writing around.
+# A terminal obeys more than escape codes: the C1 controls, and marks that turn the direction of writing
+# around.
 OBEYED = re.compile("[\x80-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
@@ -78,7 +79,7 @@ def _answer(session: ChatSession, text: str, write: Callable[[str], object]) -> 
 
 @contextmanager
 def _interrupts() -> Iterator[list[int]]:
-    """Ctrl-C fills the list, so that an answer ends between two tokens; pressed again, it ends the program as ever."""
+    """Ctrl-C fills the list, so that an answer ends between two tokens; again, it ends the program."""
     seen: list[int] = []
 
     def note(number, frame):
@@ -93,7 +94,7 @@ def _interrupts() -> Iterator[list[int]]:
 
 
 def _typed(session: ChatSession) -> Iterator[str]:
-    """Lines from the keyboard, or from a pipe, where no prompt is shown; Ctrl-C drops the line that is being typed."""
+    """Lines from the keyboard, or from a pipe, without a prompt; Ctrl-C drops the line being typed."""
     while True:
         try:
             yield input(f"{'tuned' if session.adapter else 'base'}> " if sys.stdin.isatty() else "")

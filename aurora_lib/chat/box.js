@@ -1,4 +1,4 @@
-// The front of box.py. Texts reach the page as text nodes only, so nothing a model or a reader writes can become HTML.
+// The front of box.py. Texts reach the page as text nodes only, so nothing that is written can become HTML.
 
 const SPEAKERS = { user: "You", assistant: "Model", system: "System" };
 const FIELDS = {
@@ -18,13 +18,14 @@ function element(tag, attributes = {}, ...children) {
 }
 
 function bubble({ role, content }) {
+  const speaker = element("b", {}, SPEAKERS[role]);
   const text = element("div", { class: "aurora-chat-text", dir: "auto" }, content || "…");
-  return element("div", { class: `aurora-chat-bubble aurora-chat-${role}` }, element("b", {}, SPEAKERS[role]), text);
+  return element("div", { class: `aurora-chat-bubble aurora-chat-${role}` }, speaker, text);
 }
 
 function render({ model, el }) {
   const send = (action, rest = {}) => model.send({ action, ...rest });
-  const log = element("div", { class: "aurora-chat-log", role: "log", "aria-label": "Conversation", tabindex: 0 });
+  const log = element("div", { class: "aurora-chat-log", role: "log", "aria-label": "Chat", tabindex: 0 });
   const entry = element("textarea", {
     class: "aurora-chat-entry",
     rows: 2,
@@ -76,7 +77,7 @@ function render({ model, el }) {
   }
 
   entry.addEventListener("keydown", (event) => {
-    // while an input method composes, Enter chooses characters; 229 is how Safari says so for the Enter that ends it
+    // while an input method composes, Enter chooses characters; Safari marks the Enter that ends it with 229
     if (event.key !== "Enter" || event.isComposing || event.keyCode === 229) return;
     event.preventDefault();
     // inserted by hand, as JupyterLab forbids line breaks by Shift+Enter in every text box of a cell

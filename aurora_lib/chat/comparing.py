@@ -1,4 +1,4 @@
-"""Base and tuned model side by side, on prompts of the kinds that the paper's Introduction and appendices show."""
+"""Base and tuned model side by side, on prompts of the kinds that the paper shows."""
 
 import html
 import json
@@ -20,11 +20,11 @@ MODELS = ("base", "tuned")
 def prompts(scale: str) -> list[dict]:
     """The bundled prompts for `scale` ("tiny": what the tiny model knows; "full").
 
-    Each has id, scale, kind, source (the part of the paper that shows the kind), prompts (what the user says, turn by
-    turn) and language (of a good answer; None where it may be any, as in translations). Some have system (a line before
-    the first question), reference (what a right last answer says; "|" parts different ways to say it) and paper (what
-    the paper's two models answered to its own prompts of this kind, and what is wrong with it). Raises ValueError for
-    another scale.
+    Each has id, scale, kind, source (the part of the paper that shows the kind), prompts (what the user says,
+    turn by turn) and language (of a good answer; None where it may be any, as in translations). Some have
+    system (a line before the first question), reference (what a right last answer says; "|" parts different
+    ways to say it) and paper (what the paper's two models answered to its own prompts of this kind, and what
+    is wrong with it). Raises ValueError for another scale.
     """
     lines = (DATA / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [row for row in map(json.loads, lines) if row["scale"] == scale]
@@ -36,11 +36,11 @@ def prompts(scale: str) -> list[dict]:
 def compare_models(
     prompts: Iterable[str | list[str] | dict], base: ChatSession, tuned: ChatSession
 ) -> "Comparison":
-    """Put each prompt to both models in a conversation of its own; in a notebook, both answers stand side by side.
+    """Put each prompt to both models in a conversation of its own; a notebook shows the answers side by side.
 
-    A prompt is a text, a list of texts (turns), or a row of `prompts()`. The two sessions lend their model and
-    settings; their conversations stay as they are. A prompt that does not fit the context is not answered, and its row
-    says why. Raises ValueError for a prompt of another shape, before anything is asked.
+    A prompt is a text, a list of texts (turns), or a row of `prompts()`. The two sessions lend their model
+    and settings; their conversations stay as they are. A prompt that does not fit the context is not
+    answered, and its row says why. Raises ValueError for a prompt of another shape, before anything is asked.
     """
     rows = [_row(prompt, number) for number, prompt in enumerate(prompts, 1)]
     for row in tqdm(rows, desc="compare", unit="prompt", delay=2, leave=False):
@@ -66,8 +66,9 @@ def _row(prompt: str | list[str] | dict, number: int) -> dict:
 def _ask(session: ChatSession, row: dict) -> dict:
     """What one model makes of a prompt.
 
-    answers (one a turn), language ("zh", "en", "mixed" or "other"), Han (share of the letters, 0..1; None without
-    letters), tokens/s (after the first token), right (whether the last answer says the reference; None without one).
+    answers (one a turn), language ("zh", "en", "mixed" or "other"), Han (share of the letters, 0..1; None
+    without letters), tokens/s (after the first token), right (whether the last answer says the reference;
+    None without one).
     """
     answers, tokens, seconds = [], 0, 0.0
     try:
@@ -101,10 +102,10 @@ def names(answer: str, question: str, part: str) -> bool:
 
 
 class Comparison(list):
-    """Rows of `compare_models`: those of the prompts, with what each model answered under `base` and `tuned`."""
+    """The rows of the prompts, with what each model made of them under `base` and `tuned`."""
 
     def summary(self) -> dict[str, str]:
-        """Out of how many prompts each model kept the language of a good answer, and named what the reference names."""
+        """In how many prompts each model kept the language of a good answer, and named the reference."""
         asked = [row for row in self if row["language"]]
         checked = [row for row in self if "reference" in row]
         kept, right = {}, {}
@@ -116,7 +117,7 @@ class Comparison(list):
         return kept | right
 
     def _repr_html_(self) -> str:
-        """A table per prompt. All text is escaped, formulas stay text, and nothing depends on a style sheet."""
+        """A table per prompt; all text is escaped, and nothing depends on a style sheet."""
         lines = "".join(f"<li>{what}: <b>{share}</b></li>" for what, share in self.summary().items())
         body = "".join(map(_table, self)) + f"<ul>{lines}</ul>"
         # the two classes keep MathJax (3 and 2) from typesetting what stands between dollar signs

@@ -1,8 +1,9 @@
 """One token after another: the decoding step, its cache of keys and values, and its words as they come.
 
-`Decoder` keeps what it has computed and computes only what is new, whether that is the next token of an answer or the
-next turn of a conversation. On a CPU the cache grows. On CUDA it has a fixed size and stays where it is, so that the
-step of one token, some thousand small kernels in Mixtral-8x7B, can be replayed as one CUDA graph.
+`Decoder` keeps what it has computed and computes only what is new, whether that is the next token of an
+answer or the next turn of a conversation. On a CPU the cache grows. On CUDA it has a fixed size and stays
+where it is, so that the step of one token, some thousand small kernels in Mixtral-8x7B, can be replayed as
+one CUDA graph.
 """
 
 import codecs
@@ -15,7 +16,8 @@ from itertools import takewhile
 import torch
 from transformers import DynamicCache, PreTrainedModel, StaticCache
 
-# PEFT switches an adapter for the whole model, and a base and a tuned session may answer in two threads at once
+# PEFT switches an adapter for the whole model, and a base and a tuned session may answer in two threads at
+# once
 ONE_AT_A_TIME = threading.RLock()
 SMALLEST_ROOM = 256  # tokens of a fixed cache
 
@@ -49,7 +51,7 @@ class FixedCache:
         self.places = torch.arange(room, device=model.device)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        """The logits `[batch, vocabulary]` after `ids` `[batch, tokens]`; a replayed graph overwrites its last ones."""
+        """The logits `[batch, vocabulary]` after `ids` `[batch, tokens]`; a graph writes over its last."""
         if self.graph is None or ids.shape[1] > 1:
             return self._run(ids)
         self.token.copy_(ids)
@@ -73,10 +75,11 @@ class FixedCache:
             layer.cumulative_length.fill_(length)
 
     def capture(self) -> None:
-        """Record the step of one token as a CUDA graph, for `forward` to replay. Needs room for one more token.
+        """Record the step of one token as a CUDA graph, for `forward` to replay; needs room for one more.
 
-        Capturing wants: no wait for the device within the step (`nf4`'s path for few rows), every tensor in its place,
-        a warm-up on a stream of its own. Random numbers stay outside: sampling happens on the logits.
+        Capturing wants: no wait for the device within the step (`nf4`'s path for few rows), every tensor in
+        its place, a warm-up on a stream of its own. Random numbers stay outside: sampling happens on the
+        logits.
         """
         length = int(self.cache.get_seq_length())
         side = torch.cuda.Stream()
@@ -101,8 +104,9 @@ def can_capture(model: PreTrainedModel) -> bool:
 class Decoder:
     """Computes what follows a list of tokens, keeping the keys and values of the tokens it has seen.
 
-    `fixed` chooses the cache of a fixed size; by default that is so where its step can be captured. Reusing a prefix
-    gives the logits of computing everything, up to rounding: matrices of other shapes add in another order.
+    `fixed` chooses the cache of a fixed size; by default that is so where its step can be captured. Reusing a
+    prefix gives the logits of computing everything, up to rounding: matrices of other shapes add in another
+    order.
     """
 
     def __init__(self, model: PreTrainedModel, *, fixed: bool | None = None):
@@ -161,7 +165,7 @@ class Decoder:
 def choose_token(
     logits: torch.Tensor, temperature: float, top_p: float, generator: torch.Generator | None = None
 ) -> int:
-    """The next token from `logits [vocabulary]`: the likeliest at temperature 0, else sampled from the top `top_p`."""
+    """The next token, from `logits [vocabulary]`: the likeliest at temperature 0, else a draw."""
     if temperature == 0:
         return logits.argmax().item()
     probabilities, tokens = (logits.float() / temperature).softmax(-1).sort(descending=True)
@@ -173,9 +177,9 @@ def choose_token(
 class TextStream:
     """Turns tokens into text as they come, each in constant time; joined, the pieces are the whole text.
 
-    For tokenizers with byte pieces (Mixtral's and the tiny model's). Bytes wait until their character is complete, and
-    bytes that are no character become one U+FFFD, as in `bytes.decode("utf-8", "replace")`. (The tokenizer's own
-    `decode` then also loses the good characters beside the bad bytes.)
+    For tokenizers with byte pieces (Mixtral's and the tiny model's). Bytes wait until their character is
+    complete, and bytes that are no character become one U+FFFD, as in `bytes.decode("utf-8", "replace")`.
+    (The tokenizer's own `decode` then also loses the good characters beside the bad bytes.)
     """
 
     def __init__(self, tokenizer):

@@ -1,4 +1,4 @@
-"""A conversation with a model: history in its exact format, streaming, the context window, saved and loaded."""
+"""A conversation with a model: history in its exact format, streaming, the context window, on disk."""
 
 import json
 import time
@@ -22,7 +22,7 @@ SETTINGS = {  # name -> type, least, most
 
 
 def checked(name: str, value):
-    """`value`, a number or its text, as the setting `name` takes it; ValueError in a sentence where it cannot be."""
+    """`value`, a number or its text, as the setting `name` takes it; ValueError, in a sentence, otherwise."""
     kind, least, most = SETTINGS[name]
     try:
         made = kind(value)
@@ -36,7 +36,7 @@ def checked(name: str, value):
 
 @dataclass
 class AnswerStats:
-    """Of one answer, growing while it is spoken; time that a reader takes between two pieces does not count."""
+    """Of one answer, while it is spoken and after; the time of a reader between two pieces does not count."""
 
     prompt_tokens: int = 0
     reused_tokens: int = 0  # of the prompt, computed in an earlier turn
@@ -54,10 +54,11 @@ class ChatSession:
     """A conversation with `model` in its exact chat format, remembered turn by turn.
 
     `temperature=0` answers greedily. Above 0 it samples from the likeliest tokens that make up `top_p` of the
-    probability, with `seed`, anew after `reset`, so the same talk gives the same answers. When history and answer would
-    not fit into the context window, the oldest turns are left out of the prompt from then on (and counted in
-    `forgotten`), never of `messages`. `adapter=False` switches a PEFT adapter off, so base and tuned share one copy of
-    the weights. All settings may be changed between turns. `stats` tells tokens and speed of the last answer.
+    probability, with `seed`, anew after `reset`, so the same talk gives the same answers. When history and
+    answer would not fit into the context window, the oldest turns are left out of the prompt from then on
+    (and counted in `forgotten`), never of `messages`. `adapter=False` switches a PEFT adapter off, so base
+    and tuned share one copy of the weights. All settings may be changed between turns. `stats` tells tokens
+    and speed of the last answer.
     """
 
     def __init__(
@@ -115,8 +116,9 @@ class ChatSession:
     def stream(self, text: str) -> Iterator[str]:
         """Answer `text` piece by piece; joined, the pieces are what `say` returns.
 
-        Stopping early (closing the iterator) keeps what was said so far. Raises ValueError for an empty text, one that
-        does not fit into the context, settings that make no sense, and while another answer is being spoken.
+        Stopping early (closing the iterator) keeps what was said so far. Raises ValueError for an empty text,
+        one that does not fit into the context, settings that make no sense, and while another answer is being
+        spoken.
         """
         if not text.strip():
             raise ValueError("There is nothing to answer: the message is empty.")
@@ -139,7 +141,7 @@ class ChatSession:
             messages.append({"role": "assistant", "content": said.strip()})
 
     def regenerate(self) -> Iterator[str]:
-        """Answer the last question anew, piece by piece, in place of the last answer; sampling draws other tokens.
+        """Answer the last question anew, piece by piece, in place of the last answer.
 
         Raises ValueError where there is no answer yet. A failure keeps the old answer.
         """
@@ -165,7 +167,8 @@ class ChatSession:
             if len(ids) <= limit or len(turns) == 1:
                 break
             turns = turns[2:]  # a question and its answer
-            # a quarter of the room at once, since every other beginning means computing the whole prompt again
+            # a quarter of the room at once, since every other beginning means computing the whole prompt
+            # again
             limit = room * 3 // 4
         if len(ids) > room:
             raise ValueError(
@@ -196,7 +199,7 @@ class ChatSession:
             yield rest
 
     def save(self, path: str | Path) -> Path:
-        """Write the conversation and its settings as JSON: `format`, `settings` and `messages` of role and content."""
+        """Write the conversation as JSON: `format`, `settings`, and `messages` of role and content."""
         whole = {"format": FORMAT, "settings": self.settings, "messages": self.messages}
         return write_whole(Path(path), json.dumps(whole, ensure_ascii=False, indent=1) + "\n")
 

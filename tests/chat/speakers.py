@@ -1,4 +1,4 @@
-"""Decoders for tests: one that keeps the prompt it was asked with, and one that says what a test wants to hear."""
+"""Decoders for tests: one that keeps its prompt, and one that says what a test wants to hear."""
 
 from itertools import chain, repeat
 
@@ -24,7 +24,7 @@ class Listening(Decoder):
 
 
 class Scripted:
-    """Makes `session` say these tokens, then `then` for ever. A function among them is called before the next one."""
+    """Makes `session` say these tokens, then `then` for ever; a function among them is called in its turn."""
 
     reused = 0
 

@@ -115,7 +115,7 @@ def test_html_escapes_every_text_and_leaves_formulas_alone():
     row |= {"prompts": [evil], "reference": [evil], "language": "zh", "base": side, "tuned": side}
     made = Comparison([row])._repr_html_()
     page = Page(made)
-    assert page.seen == {*"div table tr td b small ul li".split(), "class", "style", "colspan"}
+    assert page.seen == {"div", "table", "tr", "td", "b", "small", "ul", "li", "class", "style", "colspan"}
     assert "".join(page.texts).count("<script>alert(1)</script>") == 8 and "\x1b" not in made
     assert re.match(r'<div class="[^"]*\bmathjax_ignore\b', made)
 

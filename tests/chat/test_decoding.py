@@ -55,7 +55,8 @@ def test_every_token_of_every_turn_gets_the_logits_of_computing_everything(model
 
 def test_only_what_is_new_is_computed(model, fixed):
     decoder, ids = Decoder(model, fixed=fixed), list(range(100, 130))
-    # two tokens more; another end; the last token again, since its logits are asked for; shorter; another beginning
+    # two tokens more; another end; the last token again, since its logits are asked for; shorter; another
+    # beginning
     prompts = [ids, [*ids, 7, 8], [*ids[:20], 5], [*ids[:20], 5], ids[:10], [9, *ids]]
     for prompt, reused in zip(prompts, [0, 30, 20, 20, 9, 0], strict=True):
         torch.testing.assert_close(decoder.logits(prompt), whole(model, prompt), **SAME)
@@ -180,7 +181,7 @@ def test_spoken_text_is_the_decoded_text_whatever_it_is(tokenizer, text):
 @settings(max_examples=300, deadline=None)
 @given(ids=st.lists(st.one_of(st.integers(0, 31999), st.integers(3, 258))))
 def test_any_tokens_give_what_sentencepiece_gives(ids):
-    """Broken bytes are one U+FFFD to us and one each to SentencePiece; `decode` of transformers agrees without any."""
+    """Broken bytes are one U+FFFD to us and one each to SentencePiece; without any, `decode` agrees."""
     said = "".join(pieces(REAL, ids))
     known = [i for i in ids if i > 2]  # unknown and control tokens are not shown
     # a space spelled as a byte, in front: transformers strips it, SentencePiece does not

@@ -43,7 +43,7 @@ def test_streamed_pieces_joined_are_what_say_returns(model, tokenizer, settings)
 
 @pytest.mark.parametrize("adapter", [True, False])
 def test_every_answer_of_a_conversation_equals_generate_of_transformers(model, tokenizer, adapter):
-    """Each turn, keys and values of earlier turns reused, against `generate` on the whole prompt without them."""
+    """Each turn, with keys and values of earlier ones, against `generate` on the whole prompt."""
     session = ChatSession(model, tokenizer, max_new_tokens=20, adapter=adapter)
     base = model.get_base_model()
     for question in ("你好", QUESTION, HAMLET, "龘🐯?"):

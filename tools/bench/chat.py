@@ -2,10 +2,10 @@
 
     .venv/bin/python -m tools.bench.chat [--turns 30] [--runs 3] [--threads 1 2]
 
-Prints the median over runs of the first and the last turn of a conversation. Ends with 1 where the first token takes
-over 0.3 s or less than 30 tokens come per second, in any way but the slow one that the others are compared with. Each
-number of threads has a process of its own. A CPU replays no CUDA graph: the fixed cache's step is called, which shows
-its cost, not its gain.
+Prints the median over runs of the first and the last turn of a conversation. Ends with 1 where the first
+token takes over 0.3 s or less than 30 tokens come per second, in any way but the slow one that the others are
+compared with. Each number of threads has a process of its own. A CPU replays no CUDA graph: the fixed cache's
+step is called, which shows its cost, not its gain.
 """
 
 import argparse
@@ -97,9 +97,8 @@ def main() -> int:
             )
             if row["way"] != EVERYTHING_ANEW and (row["first"] > FIRST_TOKEN or row["speed"] < PER_SECOND):
                 missed.append(f"{row['way']}, {row['threads']} threads, turn {row['turn']}")
-    print(
-        f"limits, {FIRST_TOKEN} s and {PER_SECOND} tokens/s: {'missed by ' + '; '.join(missed) if missed else 'held'}"
-    )
+    kept = f"missed by {'; '.join(missed)}" if missed else "held"
+    print(f"limits, {FIRST_TOKEN} s and {PER_SECOND} tokens/s: {kept}")
     return 1 if missed else 0
 
 
