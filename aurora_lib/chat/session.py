@@ -167,8 +167,7 @@ class ChatSession:
             if len(ids) <= limit or len(turns) == 1:
                 break
             turns = turns[2:]  # a question and its answer
-            # a quarter of the room at once, since every other beginning means computing the whole prompt
-            # again
+            # a quarter of the room at once: with another beginning, the whole prompt is computed again
             limit = room * 3 // 4
         if len(ids) > room:
             raise ValueError(
