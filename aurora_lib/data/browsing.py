@@ -4,7 +4,7 @@ import html
 
 from datasets import Dataset
 
-from aurora_lib.chat import to_html
+from aurora_lib.course.html import to_html
 from aurora_lib.data.cleaning import CleaningResult
 
 
