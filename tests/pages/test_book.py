@@ -22,7 +22,7 @@ if absent := [name for name in TOOLS if importlib.util.find_spec(name) is None]:
         allow_module_level=True,
     )
 
-import lab  # noqa: E402
+from tests import lab  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted(
