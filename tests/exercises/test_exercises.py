@@ -1,33 +1,21 @@
 import html
 import math
 import re
-from importlib.util import module_from_spec, spec_from_file_location
+from runpy import run_path
 
 import nbformat
 import numpy as np
 import pytest
 import torch
 
-from aurora_lib.course import paper
-from aurora_lib.course.scale import ROOT
+from aurora_lib import exercises
+from aurora_lib.course import ROOT, paper
 from aurora_lib.exercises import EXERCISES, check, verdict
+from tools.build import solved
 
 NOTEBOOKS = ROOT / "notebooks"
-from tools.build import solved as solve_notebooks  # noqa: E402
-
-
-def solutions():
-    found = {}
-    for path in sorted((NOTEBOOKS / "solutions").glob("solutions_*.py")):
-        spec = spec_from_file_location(path.stem, path)
-        module = module_from_spec(spec)
-        spec.loader.exec_module(module)
-        assert not found.keys() & module.ANSWERS.keys()
-        found |= module.ANSWERS
-    return found
-
-
-ANSWERS = solutions()
+SOLUTIONS = [run_path(str(path)) for path in sorted((NOTEBOOKS / "solutions").glob("solutions_*.py"))]
+ANSWERS = {id: answer for solutions in SOLUTIONS for id, answer in solutions["ANSWERS"].items()}
 
 
 def shares(text):
@@ -263,7 +251,10 @@ RIGHT = [
     ("04.3", lambda w, u: plus(w, u, torch.bfloat16) != torch.tensor(w, dtype=torch.bfloat16)),
     ("05.1", lambda k, n: np.array(ANSWERS["05.1"](k, n, z=1.959964))),
     ("05.2", lambda logits, ids: max(zip(logits[ids], "ABCD", strict=True))[1]),
-    ("05.3", lambda subjects: torch.tensor(39) / 110),
+    (
+        "05.3",
+        lambda subjects: torch.tensor([*subjects.values()]).sum(0)[0] / sum(n for _, n in subjects.values()),
+    ),
     ("06.2", lambda logits, t: logits.div_(t).softmax(-1)),
     ("06.2", lambda logits, t: (lambda e: (e / e.sum()).tolist())(np.exp(logits.numpy() / t))),
     ("06.3", html.escape),
@@ -278,21 +269,15 @@ def test_solution_passes_its_checker(id):
 
 
 def test_every_solution_belongs_to_an_exercise():
-    assert ANSWERS.keys() == EXERCISES.keys()
+    assert sorted(id for solutions in SOLUTIONS for id in solutions["ANSWERS"]) == sorted(EXERCISES)
 
 
-@pytest.mark.parametrize("id", EXERCISES)
-def test_exercise_appears_in_exactly_one_notebook(id):
-    texts = sorted((NOTEBOOKS / "text").glob("*.py"))
+def test_every_exercise_is_in_its_notebook_once_and_no_other_is():
+    texts = {path.name[:2]: path.read_text(encoding="utf-8") for path in (NOTEBOOKS / "text").glob("*.py")}
     found = [
-        path.name[:2] for path in texts for _ in re.findall(f'exercises.check\\("{id}"', path.read_text())
+        (number, id) for number, text in texts.items() for id in re.findall(r'exercises.check\("(.+?)"', text)
     ]
-    assert found == [id[:2]]
-
-
-def test_notebooks_check_no_other_exercise():
-    texts = "".join(path.read_text() for path in (NOTEBOOKS / "text").glob("*.py"))
-    assert set(re.findall(r'exercises.check\("(.+?)"', texts)) == EXERCISES.keys()
+    assert sorted(found) == sorted((id[:2], id) for id in EXERCISES)
 
 
 @pytest.mark.parametrize("id", EXERCISES)
@@ -312,6 +297,18 @@ def test_typical_wrong_answer_gets_its_own_message(id, answer, fragment):
 @pytest.mark.parametrize("id", EXERCISES)
 def test_at_least_two_wrong_answers_are_tried(id):
     assert sum(tried == id for tried, *_ in WRONG) >= 2
+
+
+@pytest.mark.parametrize("id", [id for id in EXERCISES if callable(ANSWERS[id])])
+def test_what_is_right_for_one_input_is_not_right_for_all(id):
+    said = []
+
+    def constant(*args):
+        said.append(said[0] if said else ANSWERS[id](*args))
+        return said[0]
+
+    assert verdict(id, constant)[0] == "wrong"
+    assert len(said) > 1
 
 
 @pytest.mark.parametrize(("id", "answer"), RIGHT)
@@ -367,8 +364,7 @@ def solved_cells(answers=None):
     found = {}
     for path in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb")):
         notebook = nbformat.read(path, as_version=4)
-        solved = solve_notebooks.solve(notebook, answers or solve_notebooks.solutions(path.stem[:2]))
-        for cell in solved.cells:
+        for cell in solved.solve(notebook, answers or solved.solutions(path.stem[:2])).cells:
             found |= {id: cell.source for id in re.findall(r'exercises\.verdict\("(.+?)"', cell.source)}
     return found
 
@@ -381,8 +377,6 @@ def test_a_solved_notebook_holds_the_solution_of_every_exercise_and_no_stub():
 
 
 def test_a_solved_cell_raises_where_the_checker_is_not_content(capsys):
-    from aurora_lib import exercises
-
     right = solved_cells()["05.2"]
     exec(right, {"exercises": exercises})
     wrong = solved_cells({id: 'def pick(logits, letter_ids):\n    return "E"' for id in EXERCISES})["05.2"]
