@@ -54,7 +54,7 @@ def reward_accuracy(accuracy):
         }
         mistakes = {why: hit.float().mean() for why, hit in hits.items()}
         mistakes["those are the hits. Divide by the number of pairs."] = right * pairs
-        otherwise = f"{right * pairs:g} of the {pairs} pairs are hits, which is {right:g}, not {made:g}."
+        otherwise = f"{right * pairs:g} of the {pairs} pairs are hits, which is {right:.4g}, not {made:g}."
         yield compare(made, right, mistakes, otherwise)
 
 
