@@ -1,7 +1,8 @@
 """Draw `docs/house.svg`, the rooms of `aurora_lib` and who imports whom: `python -m tools.pages.house_map`.
 
-The rooms are the steps of a staircase, in the order of the floors in pyproject.toml. At a dot, the room to the left of
-it imports from the room below it. Lines are rounded, so that few changes make the picture an old one.
+The rooms are the steps of a staircase, in the order of the floors in pyproject.toml. At a dot, the room to
+the left of it imports from the room below it. Lines are rounded, so that few changes make the picture an old
+one.
 """
 
 import ast
