@@ -33,7 +33,7 @@ include_patterns = [
     "notebooks/zh/*.ipynb",
     "notebooks/zh/*.md",
     "results/*/*.md",
-    "tools/*.md",
+    "tools/*/*.md",
 ]
 exclude_patterns = [".*", "runs", "wheelhouse", "book/_build", "**/.ipynb_checkpoints"]
 
