@@ -1,8 +1,7 @@
 """Draw `docs/house.svg`, the rooms of `aurora_lib` and who imports whom: `python -m tools.pages.house_map`.
 
-The rooms are the steps of a staircase, in the order of the floors in pyproject.toml. At a dot, the room to
-the left of it imports from the room below it. Lines are rounded, so that few changes make the picture an old
-one.
+The rooms are the steps of a staircase, by their floors in pyproject.toml. At a dot, the room on its left
+imports from the room below it. Lines are rounded, so that few changes make the picture an old one.
 """
 
 import ast
@@ -27,10 +26,9 @@ rect {{ fill: #dce8f7; stroke: #4a78b0 }} path {{ fill: none; stroke: #8b949e; s
 def imports(path: Path) -> Iterator[tuple[str, ast.alias, ast.stmt]]:
     """Every import in a file, functions included: (module, what is taken, statement)."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom):
-            yield from (("." * node.level + (node.module or ""), taken, node) for taken in node.names)
-        elif isinstance(node, ast.Import):
-            yield from ((taken.name, taken, node) for taken in node.names)
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            module = "." * getattr(node, "level", 0) + (getattr(node, "module", None) or "")
+            yield from ((module or taken.name, taken, node) for taken in node.names)
 
 
 def lines(folder: Path) -> int:
@@ -40,10 +38,9 @@ def lines(folder: Path) -> int:
 
 def imported(room: str) -> set[str]:
     """The other rooms that `room` imports from."""
-    taken = [
-        f"{module}.{name.name}" for path in (LIBRARY / room).glob("*.py") for module, name, _ in imports(path)
-    ]
-    return {name.split(".")[1] for name in taken if name.startswith("aurora_lib.")} & set(ROOMS) - {room}
+    found = [item for path in (LIBRARY / room).glob("*.py") for item in imports(path)]
+    names = [f"{module}.{taken.name}..".split(".")[:2] for module, taken, _ in found]
+    return {name for root, name in names if root == "aurora_lib"} & set(ROOMS) - {room}
 
 
 def svg() -> str:
@@ -57,10 +54,10 @@ def svg() -> str:
             paths.append(f'<path d="M{x + 130} {y + 20}H{below + 65}V{top}"/>')
             dots.append(f'<circle cx="{below + 65}" cy="{y + 20}" r="4.5"/>')
             dots.append(f'<path class="tip" d="M{below + 65} {top}l-5 -9h10z"/>')
+        size = round(lines(LIBRARY / room), -2)
         boxes.append(f'<rect x="{x}" y="{y}" width="130" height="40" rx="6"/>')
         boxes.append(f'<text x="{x + 65}" y="{y + 17}">{room}</text>')
-        size = f"{round(lines(LIBRARY / room), -2):,} lines"
-        boxes.append(f'<text class="small" x="{x + 65}" y="{y + 33}">{size}</text>')
+        boxes.append(f'<text class="small" x="{x + 65}" y="{y + 33}">{size:,} lines</text>')
     return "\n".join([HEAD.format(width, height), *paths, *dots, *boxes, "</svg>\n"])
 
 
