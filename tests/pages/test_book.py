@@ -46,7 +46,7 @@ PHONE = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": False}
 
 
 class Page(HTMLParser):
-    """`ids`; `links` of <a>; `loaded`, what the browser fetches by itself; `inputs`, code cells; `language`."""
+    """`ids`; `links` of <a>; `loaded`, what the browser fetches itself; `inputs`, code cells; `language`."""
 
     def __init__(self, path: Path):
         super().__init__()

@@ -1,4 +1,4 @@
-"""The Chinese edition says what the English one says, of the same code; a translation of an older text is named."""
+"""The Chinese edition says what the English one says; a translation of an older text is named."""
 
 import os
 import re
@@ -29,7 +29,7 @@ def stem(request):
 
 @cache
 def pairs(stem):
-    """(cell, English, Chinese) of all prose, the English from its text, the Chinese from the built notebook."""
+    """(cell, English, Chinese) of all prose: the English from its text, the Chinese as built."""
     english = [cell for cell in chinese.english(stem).cells if cell.cell_type == "markdown"]
     built = nbformat.read(CHINESE / f"{stem}.ipynb", as_version=4).cells
     translated = [cell.source for cell in built if cell.cell_type == "markdown"]
@@ -82,7 +82,7 @@ def test_code_spans_formulas_and_folded_hints_are_those_of_the_english_cell(stem
 
 
 def plain(text):
-    """Prose as a reader sees it; code spans, formulas and tags stand as one Latin letter, or as a line break."""
+    """Prose as a reader sees it; code, formulas and tags stand as one Latin letter, or as a line break."""
     text = re.sub(r"`[^`]+`|\$[^$\n]+\$|<code>.*?</code>", "x", text)
     text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", text)
     return re.sub(r"</?(details|summary)>", "\n", text).replace("**", "").replace("*", "")
@@ -124,7 +124,7 @@ def test_prose_types_no_measured_number_by_hand(stem):
 
 @pytest.fixture
 def small(tmp_path, monkeypatch):
-    """Writes a notebook of the given Markdown cells, each before one of code; "one two three" is translated."""
+    """Writes a notebook of the given Markdown cells, each before one of code; ONE_TWO_THREE is translated."""
     monkeypatch.setattr(chinese, "NOTEBOOKS", tmp_path)
     monkeypatch.setattr(chinese, "ZH", tmp_path / "zh")
     (tmp_path / "text").mkdir()

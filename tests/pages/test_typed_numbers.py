@@ -1,4 +1,4 @@
-"""No page types a measured number by hand: it is in a table that a tool writes, or listed here with its reason.
+"""No page types a measured number by hand: it is in a table that a tool writes, or listed here with a reason.
 
 The notebooks' own prose is scanned by test_notebooks.py and test_chinese_edition.py.
 """
