@@ -1,7 +1,7 @@
 """The places to run: what Binder, Colab, conda, a devcontainer and GitHub Actions read is what they can read.
 
-Needs no PyTorch. With repo2docker, in an environment of its own, its reading of binder/ is tested too: `pip install
-jupyter-repo2docker pytest pyyaml`, then `python -m pytest --noconftest tests/pages/test_places.py`.
+Needs no PyTorch. With repo2docker, in an environment of its own, its reading of binder/ is tested too:
+`pip install jupyter-repo2docker pytest pyyaml`, and `python -m pytest --noconftest` with this file.
 """
 
 import json
@@ -23,7 +23,7 @@ from tools.pages import environments
 ROOT = Path(__file__).resolve().parents[2]
 PYTHONS = SpecifierSet(environments.project()["requires-python"])
 DIRECT = {canonicalize_name(Requirement(line).name) for line in environments.project()["dependencies"]}
-# Colab: "Upgrading ipython, ipykernel, tornado, prompt-toolkit or pyzmq can cause your runtime to [...] crash"
+# Colab: "Upgrading ipython, ipykernel, tornado, prompt-toolkit or pyzmq can cause [...] crash"
 KERNEL = {"ipykernel", "tornado", "prompt-toolkit", "pyzmq"}
 
 
