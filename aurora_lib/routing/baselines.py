@@ -1,4 +1,4 @@
-"""What to compare a model's routing with: random routers, the base under an adapter, and what tuning moved."""
+"""What to compare a model's routing with: random routers, random adapters, the base; what tuning moved."""
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,10 +25,9 @@ def random_router(model: nn.Module, seed: int = 0) -> nn.Module:
         shared |= {id(state): state for state in getattr(module, "quant_states", {}).values()}
     twin = copy.deepcopy(model, shared)
     generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for router in routers(twin).values():
-            for p in router.parameters():
-                p.copy_(torch.randn(p.shape, generator=generator) * p.float().std().cpu())
+    for router in routers(twin).values():
+        for p in router.parameters():
+            p.detach().copy_(torch.randn(p.shape, generator=generator) * p.detach().float().std().cpu())
     return twin
 
 
@@ -50,87 +49,71 @@ class WithoutAdapter(nn.Module):
 
 @contextmanager
 def random_adapter(model: nn.Module, seed: int = 0) -> Iterator[None]:
-    """Puts a random LoRA update of the same rank and Frobenius norm in the place of every trained one.
+    """Put a random LoRA update of the same rank and Frobenius norm in the place of every trained one.
 
     What it changes is what any change of that size changes. The trained ones are back when the `with` ends.
     Raises ValueError for a model without a LoRA adapter.
     """
     layers = [module for module in model.modules() if hasattr(module, "lora_A")]
-    pairs = [
+    weights = [
         (layer.lora_A[name].weight, layer.lora_B[name].weight) for layer in layers for name in layer.lora_A
     ]
-    if not pairs:
+    if not weights:
         raise ValueError(f"{type(model).__name__} has no LoRA adapter to make random.")
-    trained = [(a.detach().clone(), b.detach().clone()) for a, b in pairs]
+    pairs = [(a.detach(), b.detach()) for a, b in weights]
+    trained = [(a.clone(), b.clone()) for a, b in pairs]
     generator = torch.Generator().manual_seed(seed)
     try:
-        with torch.no_grad():
-            for a, b in pairs:
-                size = _norm(a, b)
-                for part in (a, b):
-                    part.copy_(torch.randn(part.shape, generator=generator))
-                b.mul_(size / _norm(a, b))
+        for a, b in pairs:
+            size = (b.float() @ a.float()).norm()
+            for part in (a, b):
+                part.copy_(torch.randn(part.shape, generator=generator))
+            b.mul_(size / (b.float() @ a.float()).norm())
         yield
     finally:
-        with torch.no_grad():
-            for (a, b), (was_a, was_b) in zip(pairs, trained, strict=True):
-                a.copy_(was_a)
-                b.copy_(was_b)
-
-
-def _norm(a: Tensor, b: Tensor) -> Tensor:
-    """Frobenius norm of `b @ a`, without building that matrix."""
-    return ((a.float() @ a.float().T) * (b.float().T @ b.float())).sum().sqrt()
+        for (a, b), (trained_a, trained_b) in zip(pairs, trained, strict=True):
+            a.copy_(trained_a)
+            b.copy_(trained_b)
 
 
 def shift(
     before: RoutingTrace, after: RoutingTrace, floors: Mapping[str, Sequence[RoutingTrace]]
 ) -> dict[str, Statistic]:
-    """What share of the routing of the same tokens changed from `before` to `after`, with 95 % intervals over texts.
+    """What share of the routing of the same tokens changed from `before` to `after`, with 95 % intervals.
 
-    slots: token slots whose expert no longer works on the token. first: tokens with another first expert. weights:
-    routing weight that went to other experts (total variation of a token's weights, 0 to 1).
-    floors: name -> traces of the same tokens after a change that is not tuning (`random_adapter`, the base
-    computed in another precision). Only what lies above all of them is about tuning.
-    Raises ValueError for traces of different tokens.
+    slots: token slots whose expert no longer works on the token. first: tokens with another first expert.
+    weights: routing weight that went to other experts (total variation of a token's weights, 0 to 1).
+    floors: name -> traces of the same tokens after a change that is not tuning (a `random_adapter`, the base
+    in another precision): only what lies above all is about tuning.
+    Raises ValueError for traces of other tokens.
     """
-    found = _moved(before, after)
-    noise = {
-        name: torch.stack([_moved(before, other)[0] for other in others]) for name, others in floors.items()
-    }
-    titles = {
+    moved = _moved(before, after)
+    noise = {name: torch.stack([_moved(before, one)[0] for one in others]) for name, others in floors.items()}
+    names = {
         "slots": "slots with another expert [share]",
         "first": "tokens with another first expert [share]",
         "weights": "routing weight moved [share]",
     }
-    return {
-        key: Statistic(
-            name=title,
-            value=found[0, i],
-            layers=before.layers,
-            baselines={name: draws[:, i] for name, draws in noise.items()},
-            interval=found[1:, i],
-        )
-        for i, (key, title) in enumerate(titles.items())
-    }
+    found = {}
+    for i, (key, name) in enumerate(names.items()):
+        draws = {floor: each[:, i] for floor, each in noise.items()}
+        found[key] = Statistic(name, moved[0, i], before.layers, draws, interval=moved[1:, i])
+    return found
 
 
 def _moved(before: RoutingTrace, after: RoutingTrace) -> Tensor:
-    """The three shares with the ends of their intervals over texts: `[share and ends, measure, layer]`."""
+    """The three shares and the ends of their intervals: float32 `[share and ends, measure, layer]`."""
     same = before.tokens == after.tokens and before.layers == after.layers
     if not same or not torch.equal(before.texts, after.texts):
         raise ValueError(
-            "These traces are not of the same tokens and layers: trace the same texts with both models."
+            "These traces are of different tokens or layers: trace the same texts with both models."
         )
     kept = (before.experts[..., :, None] == after.experts[..., None, :]).any(-1)
     slots = 1 - kept.double().mean(-1)
     first = (before.experts[..., 0] != after.experts[..., 0]).double()
-    was, is_now = (
-        torch.zeros_like(one.logits).double().scatter_(2, one.experts, one.weights.double())
-        for one in (before, after)
-    )
-    weights = (was - is_now).abs().sum(-1) / 2
-    by_token = torch.stack([slots, first, weights]).permute(2, 0, 1)
+    zeros = torch.zeros_like(before.logits, dtype=torch.float64)
+    old, new = (zeros.scatter(2, one.experts, one.weights.double()) for one in (before, after))
+    by_token = torch.stack([slots, first, (old - new).abs().sum(-1) / 2]).permute(2, 0, 1)
     sizes = torch.bincount(before.texts).double()
-    totals = torch.zeros(len(sizes), *by_token.shape[1:]).double().index_add_(0, before.texts, by_token)
+    totals = by_token.new_zeros(len(sizes), *by_token.shape[1:]).index_add_(0, before.texts, by_token)
     return ratio_interval(totals, sizes)

@@ -1,7 +1,8 @@
-"""The routing explorer: type Chinese or English, pick a layer and a model, see which expert gets which token."""
+"""The explorer: type Chinese or English, pick a layer and a model, see which expert gets which token."""
 
 import html
 from collections.abc import Mapping
+from functools import lru_cache
 
 import ipywidgets
 from torch import nn
@@ -14,10 +15,10 @@ TEXT = "法国的首都是巴黎。 The capital of France is Paris."
 
 
 def to_html(models: Mapping[str, nn.Module], tokenizer, text: str = TEXT, layer: int = 0) -> str:
-    """What the widget shows, for every model and without a kernel: tokens and loads, escaped, for committed notebooks.
+    """What the widget shows, for every model and without a kernel: tokens and loads, escaped.
 
-    models: name -> model, the first is what the others are compared with. `layer` counts the routed layers from 0.
-    Raises ValueError for a text that cannot be routed and for a layer that does not exist.
+    models: name -> model, the first is what the others are compared with. `layer` counts the routed layers
+    from 0. Raises ValueError for a text that cannot be routed and for a layer that does not exist.
     """
     traces = {name: trace(model, tokenizer, text) for name, model in models.items()}
     return "".join(
@@ -38,11 +39,10 @@ def _loads(traces: Mapping[str, RoutingTrace], name: str, layer: int) -> str:
 
 
 def widget(models: Mapping[str, nn.Module], tokenizer, text: str = TEXT) -> ipywidgets.VBox:
-    """A box for JupyterLab: type and press Enter, or Tab to layer and model; what went wrong is said in a sentence.
+    """A box for JupyterLab: type and press Enter, or Tab to layer and model; it says what went wrong.
 
-    models: name -> model, such as base, tuned and random; all with the same routed layers, counted from 0. The tuned
-    model can stand for its base as well, without a second copy of the weights: `WithoutAdapter(tuned)`.
-    Raises ValueError without a model.
+    models: name -> model, such as base, tuned and random; all with the same routed layers. The
+    tuned model can stand for its base as well: `WithoutAdapter(tuned)`. Raises ValueError without a model.
     """
     if not models:
         raise ValueError("There is no model to explore: pass at least one, as {name: model}.")
@@ -57,26 +57,23 @@ def widget(models: Mapping[str, nn.Module], tokenizer, text: str = TEXT) -> ipyw
     parts = dict(entry=entry, layer=layer, model=model, tokens=tokens, loads=loads, note=note)
     for name, part in parts.items():
         part.add_class(f"routing-{name}")
-    shown = {"text": text, "traces": {}}  # of the last text that could be routed, by model
+    shown = [text]  # the last text that could be routed
+    route = lru_cache(2 * len(models))(lambda name, text: trace(models[name], tokenizer, text))
 
     def show(text: str) -> None:
-        """Route `text` where that has not been done yet; what cannot be routed leaves the picture as it is."""
-        traces = shown["traces"] if text == shown["text"] else {}
+        """Show `text`; what cannot be routed leaves the picture as it is."""
         try:
-            for name in dict.fromkeys([first, model.value]):
-                if name not in traces:
-                    traces[name] = trace(models[name], tokenizer, text)
-            pages = tokens_to_html(traces[model.value], layer.value), _loads(traces, model.value, layer.value)
+            traces = {name: route(name, text) for name in (first, model.value)}
+            tokens.value = tokens_to_html(traces[model.value], layer.value)
+            loads.value = _loads(traces, model.value, layer.value)
+            note.value, shown[0] = "", text
         except Exception as error:  # the kernel's log is not where a reader looks
             note.value = f'<span role="alert" style="color:#a00">{html.escape(str(error))}</span>'
-            return
-        (tokens.value, loads.value), note.value = pages, ""
-        shown.update(text=text, traces=traces)
 
     run.on_click(lambda _: show(entry.value))
     for part in (layer, model):
-        part.observe(lambda _: show(shown["text"]), names="value")
-    # A submit event would overtake what was typed last; the value itself is sent by Enter and by leaving the box.
+        part.observe(lambda _: show(shown[0]), names="value")
+    # a submit event would overtake what was typed last; Enter and leaving the box send the value itself
     entry.observe(lambda change: show(change["new"]), names="value")
     show(text)
     return ipywidgets.VBox([ipywidgets.HBox([entry, run]), layer, model, note, tokens, loads])

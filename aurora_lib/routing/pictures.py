@@ -1,10 +1,10 @@
-"""Pictures of routing: coloured tokens (HTML, escaped), heat maps, co-activation, languages side by side, baselines."""
+"""Pictures of routing: coloured tokens (HTML, escaped), loads, pairs of experts, a statistic by layer."""
 
 import html
 import math
 import re
 from collections.abc import Sequence
-from itertools import groupby, permutations
+from itertools import permutations
 
 import matplotlib.pyplot as plt
 import torch
@@ -16,10 +16,10 @@ from aurora_lib.routing.tracing import RoutingTrace
 
 
 def tokens_to_html(trace: RoutingTrace, layer: int = 0) -> str:
-    """The text with each token on the colour, and above the number, of its first expert; all text is escaped.
+    """The text with each token on the colour, and above the number, of its first expert; all is escaped.
 
-    Byte-fallback pieces are shown as bytes, and name their character when pointed at. `layer` counts the traced
-    layers from 0. Raises ValueError for a layer that was not traced.
+    Byte-fallback pieces are shown as bytes, and name their character when pointed at. `layer` counts the
+    traced layers from 0. Raises ValueError for a layer that was not traced.
     """
     if not 0 <= layer < len(trace.layers):
         raise ValueError(f"Layer {layer} was not traced: choose 0 to {len(trace.layers) - 1}.")
@@ -38,22 +38,18 @@ def tokens_to_html(trace: RoutingTrace, layer: int = 0) -> str:
 
 
 def byte_characters(tokens: Sequence[str]) -> list[str]:
-    """For every piece like <0xE9> the character that it is a byte of; "" for other pieces and for broken bytes."""
+    """For every piece like <0xE9> the character that it is a byte of; "" for others and for broken bytes."""
+    pieces = [re.fullmatch("<0x([0-9A-F]{2})>", token) for token in tokens]
+    text = bytes(int(piece[1], 16) if piece else 0 for piece in pieces).decode("utf-8", "surrogateescape")
     found = []
-    for are_bytes, run in groupby(tokens, lambda token: bool(re.fullmatch("<0x[0-9A-F]{2}>", token))):
-        pieces = list(run)
-        if not are_bytes:
-            found += [""] * len(pieces)
-            continue
-        # a byte that belongs to no character becomes a surrogate, which is not printable
-        for character in bytes(int(piece[3:5], 16) for piece in pieces).decode("utf-8", "surrogateescape"):
-            width = len(character.encode("utf-8", "surrogateescape"))
-            found += [character if character.isprintable() else ""] * width
+    for character in text:  # neither the 0 for other pieces nor the surrogate for a broken byte is printable
+        width = len(character.encode("utf-8", "surrogateescape"))
+        found += [character if character.isprintable() else ""] * width
     return found
 
 
 def load_to_html(load: Tensor, title: str) -> str:
-    """Bars of one layer's load `[experts]` with numbers, the balanced share in the heading; `title` is escaped."""
+    """Bars of one layer's load `[experts]`, the balanced share in the heading; `title` is escaped."""
     experts, most = len(load), max(load.max().item(), 1e-9)
     cell = "padding:0 6px;line-height:1.2;text-align"
     rows = "".join(
@@ -88,9 +84,9 @@ def plot_load(load: Tensor) -> plt.Axes:
 
 
 def plot_groups(trace: RoutingTrace, labels: Sequence[str], layers: Sequence[int]) -> plt.Figure:
-    """Load by expert of each group of texts (zh beside en) with 95 % intervals over texts, a panel per layer.
+    """Load of each group of texts with 95 % intervals over texts, a panel per layer (from 0).
 
-    labels: the group of each text. `layers` counts the traced layers from 0.
+    labels: the group of each text, such as "zh" and "en".
     """
     loads = load_by_group(trace, labels)
     experts, width = trace.logits.shape[-1], 0.8 / len(loads)
@@ -115,10 +111,10 @@ def plot_groups(trace: RoutingTrace, labels: Sequence[str], layers: Sequence[int
 def plot_coactivation(found: Coactivation, layer: int) -> plt.Axes:
     """Heat map of one layer's pairs of experts, in times what independence gives (log colours).
 
-    A dot marks the pairs outside what re-dealing gives for all pairs of a layer at once. The title says whether the
-    layer as a whole is above its baselines, random routers among them if `compare` added them.
+    A dot marks the pairs outside what re-dealing gives for all pairs of a layer at once. The title says
+    whether the layer as a whole is above its baselines.
     """
-    experts, lift = found.pairs.shape[-1], found.pairs[layer] / found.expected[layer]
+    experts, lift = found.lift.shape[-1], found.lift[layer]
     figsize = (1.8 + 0.5 * experts, 1.4 + 0.45 * experts)
     ax = plt.subplots(figsize=figsize, layout="constrained")[1]
     image = ax.imshow(lift.clamp(0.25, 4).numpy(), cmap="RdBu_r", norm=LogNorm(0.25, 4))

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ class RoutingTrace:
     weights: float32, same shape, renormalised: they sum to one for every token.
     logits: float32 `[layers, tokens, experts]`.
     layers: which decoder layers these are (all of them in Mixtral).
-    ids, positions, texts: int64 `[tokens]`: token id, place in its text from 0, and which text (from 0) it is of.
+    ids, positions, texts: int64 `[tokens]`: token id, place in its text, and which text it is of, from 0.
     """
 
     tokens: list[str]
@@ -38,37 +39,32 @@ def routers(model: nn.Module) -> dict[str, nn.Module]:
     """The top-k routers of a model by module name, in order of depth; empty for a dense model."""
     blocks = [(name, dict(module.named_children())) for name, module in model.named_modules()]
     return {
-        f"{name}.{child}": module
+        f"{name}.{child}": children[child]
         for name, children in blocks
         if "experts" in children
-        for child, module in children.items()
+        for child in children
         if child in ("gate", "router")
     }
 
 
 @contextmanager
 def recording(model: nn.Module) -> Iterator[dict[str, list[tuple[Tensor, Tensor, Tensor]]]]:
-    """Collects (logits, scores, experts), each `[tokens, ...]`, of every forward while the `with` lasts, by router name.
+    """Collect (logits, scores, experts), each `[tokens, ...]`, of every forward of every router, by its name.
 
-    scores: what the block multiplies by. Padded positions are in it: it holds what the routers saw. The model's
-    output is untouched. Raises ValueError for a model without routers.
+    scores: what the block multiplies by. Padded positions are in it: it holds what the routers saw.
+    The model's output is untouched. Raises ValueError for a model without routers.
     """
     found = routers(model)
     if not found:
-        raise ValueError(
-            f"{type(model).__name__} has no top-k router: tracing needs a mixture-of-experts model."
-        )
+        raise ValueError(f"{type(model).__name__} has no top-k router: trace a mixture-of-experts model.")
     records = {name: [] for name in found}
 
-    def hook(name):
-        def keep(module, inputs, output):
-            if not (isinstance(output, tuple) and len(output) == 3):
-                raise ValueError(f"{name} does not return (logits, weights, experts): it cannot be traced.")
-            records[name].append(tuple(part.detach() for part in output))
+    def keep(name, module, inputs, output):
+        if not (isinstance(output, tuple) and len(output) == 3):
+            raise ValueError(f"{name} does not return (logits, weights, experts): it cannot be traced.")
+        records[name].append(tuple(part.detach() for part in output))
 
-        return keep
-
-    handles = [router.register_forward_hook(hook(name)) for name, router in found.items()]
+    handles = [router.register_forward_hook(partial(keep, name)) for name, router in found.items()]
     try:
         yield records
     finally:
@@ -77,7 +73,7 @@ def recording(model: nn.Module) -> Iterator[dict[str, list[tuple[Tensor, Tensor,
 
 
 def trace(model: nn.Module, tokenizer, text: str) -> RoutingTrace:
-    """Run `text` through the model once, without dropout, and return what every router chose.
+    """What every router chose when the model reads `text` once, without dropout.
 
     A `<s>` goes in front where the tokenizer has one and the text does not begin with it, as in training.
     Raises ValueError for an empty text, one longer than the context, and a model without routers.
@@ -86,13 +82,13 @@ def trace(model: nn.Module, tokenizer, text: str) -> RoutingTrace:
 
 
 def trace_many(model: nn.Module, tokenizer, texts: Sequence[str], *, batch_size: int = 16) -> RoutingTrace:
-    """One trace of all texts, in their order, run in padded batches; `texts` in it says which text a token is of.
+    """One trace of all texts, in their order, read in padded batches; its `texts` says which a token is of.
 
     Raises ValueError that names the text which is empty or too long, and for a model without routers.
     """
     rows = _encode(model, tokenizer, texts)
     device = next(model.parameters()).device
-    seen = [()] * len(rows)
+    by_text = [()] * len(rows)
     for batch in batching.batches(rows, batch_size, progress=False, label="tracing"):
         ids = [torch.tensor(rows[i]) for i in batch]
         padded = pad_sequence(ids, batch_first=True, padding_value=batching.padding(tokenizer))
@@ -103,10 +99,10 @@ def trace_many(model: nn.Module, tokenizer, texts: Sequence[str], *, batch_size:
             model(**inputs, use_cache=False, logits_to_keep=1)
         real = mask.flatten().nonzero().squeeze(1).to(device)
         parts = [torch.stack([calls[0][i][real].cpu() for calls in records.values()]) for i in range(3)]
-        by_text = [part.split([len(row) for row in ids], dim=1) for part in parts]
-        for i, *own in zip(batch, *by_text, strict=True):
-            seen[i] = own
-    logits, scores, experts = (torch.cat(part, dim=1) for part in zip(*seen, strict=True))
+        split = [part.split([len(row) for row in ids], dim=1) for part in parts]
+        for i, *own in zip(batch, *split, strict=True):
+            by_text[i] = own
+    logits, scores, experts = (torch.cat(part, dim=1) for part in zip(*by_text, strict=True))
     ids, lengths = [token for row in rows for token in row], torch.tensor([len(row) for row in rows])
     return RoutingTrace(
         tokens=tokenizer.convert_ids_to_tokens(ids),
@@ -124,13 +120,12 @@ def _encode(model: nn.Module, tokenizer, texts: Sequence[str]) -> list[list[int]
     """The token ids of every text, `<s>` in front."""
     if not texts:
         raise ValueError("There is no text to trace: pass at least one.")
+    rows = batching.encode_all(tokenizer, list(texts))
     room = getattr(model.config, "max_position_embeddings", None)
-    names = [f"Text {i}" for i in range(len(texts))] if len(texts) > 1 else ["The text"]
-    for name, text in zip(names, texts, strict=True):
+    for i, (text, row) in enumerate(zip(texts, rows, strict=True)):
+        name = f"Text {i}" if len(texts) > 1 else "The text"
         if not text:
             raise ValueError(f"{name} is empty: there is no token to route. Pass at least one character.")
-    rows = batching.encode_all(tokenizer, list(texts))
-    for name, row in zip(names, rows, strict=True):
         if room and len(row) > room:
             raise ValueError(f"{name} has {len(row)} tokens, and the model reads {room}: cut it into pieces.")
     return rows
