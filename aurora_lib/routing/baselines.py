@@ -89,15 +89,11 @@ def shift(
     """
     moved = _moved(before, after)
     noise = {name: torch.stack([_moved(before, one)[0] for one in others]) for name, others in floors.items()}
-    names = {
-        "slots": "slots with another expert [share]",
-        "first": "tokens with another first expert [share]",
-        "weights": "routing weight moved [share]",
-    }
+    names = ("slots with another expert", "tokens with another first expert", "routing weight moved")
     found = {}
-    for i, (key, name) in enumerate(names.items()):
+    for i, (key, name) in enumerate(zip(("slots", "first", "weights"), names, strict=True)):
         draws = {floor: each[:, i] for floor, each in noise.items()}
-        found[key] = Statistic(name, moved[0, i], before.layers, draws, interval=moved[1:, i])
+        found[key] = Statistic(f"{name} [share]", moved[0, i], before.layers, draws, moved[1:, i])
     return found
 
 
@@ -105,9 +101,7 @@ def _moved(before: RoutingTrace, after: RoutingTrace) -> Tensor:
     """The three shares and the ends of their intervals: float32 `[share and ends, measure, layer]`."""
     same = before.tokens == after.tokens and before.layers == after.layers
     if not same or not torch.equal(before.texts, after.texts):
-        raise ValueError(
-            "These traces are of different tokens or layers: trace the same texts with both models."
-        )
+        raise ValueError("The traces differ in tokens or layers: trace the same texts with both models.")
     kept = (before.experts[..., :, None] == after.experts[..., None, :]).any(-1)
     slots = 1 - kept.double().mean(-1)
     first = (before.experts[..., 0] != after.experts[..., 0]).double()

@@ -90,17 +90,15 @@ def plot_groups(trace: RoutingTrace, labels: Sequence[str], layers: Sequence[int
     """
     loads = load_by_group(trace, labels)
     experts, width = trace.logits.shape[-1], 0.8 / len(loads)
-    figsize = (7, 1 + 1.6 * len(layers))
-    figure, axes = plt.subplots(
-        len(layers), 1, figsize=figsize, sharex=True, squeeze=False, layout="constrained"
-    )
+    layout = dict(figsize=(7, 1 + 1.6 * len(layers)), sharex=True, squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(len(layers), 1, **layout)
     for ax, layer in zip(axes[:, 0], layers, strict=True):
         for g, (group, load) in enumerate(loads.items()):
             share, low, high = 100 * load[:, layer]
             places = torch.arange(experts) + (g - (len(loads) - 1) / 2) * width
             error = torch.stack([share - low, high - share]).clamp(min=0).numpy()
-            name = f"{group} ({list(labels).count(group)} texts)"
-            ax.bar(places, share, width, yerr=error, capsize=2, label=name)
+            texts = list(labels).count(group)
+            ax.bar(places, share, width, yerr=error, capsize=2, label=f"{group} ({texts} texts)")
         ax.axhline(100 / experts, color="grey", linestyle=":", linewidth=1)
         ax.set(ylabel=f"layer {trace.layers[layer]}\n% of slots", ylim=(0, None))
     axes[-1, 0].set(xlabel="expert", xticks=range(experts))
@@ -111,8 +109,7 @@ def plot_groups(trace: RoutingTrace, labels: Sequence[str], layers: Sequence[int
 def plot_coactivation(found: Coactivation, layer: int) -> plt.Axes:
     """Heat map of one layer's pairs of experts, in times what independence gives (log colours).
 
-    A dot marks the pairs outside what re-dealing gives for all pairs of a layer at once. The title says
-    whether the layer as a whole is above its baselines.
+    A dot marks pairs outside what re-dealing gives for all pairs at once; the title judges the whole layer.
     """
     experts, lift = found.lift.shape[-1], found.lift[layer]
     figsize = (1.8 + 0.5 * experts, 1.4 + 0.45 * experts)
@@ -129,10 +126,8 @@ def plot_coactivation(found: Coactivation, layer: int) -> plt.Axes:
     ax.set(xlabel="expert", ylabel="expert", xticks=range(experts), yticks=range(experts))
     draws = " and ".join(f"{len(each)} {name}" for name, each in found.baselines.items())
     verdict = f"as a whole {'above' if found.above[layer] else 'not above'} what {draws} give"
-    ax.set_title(
-        f"Experts that share a token, layer {found.layers[layer]} (• beyond re-dealing)\n{verdict}",
-        fontsize=9,
-    )
+    title = f"Experts that share a token, layer {found.layers[layer]} (• beyond re-dealing)"
+    ax.set_title(f"{title}\n{verdict}", fontsize=9)
     return ax
 
 

@@ -1,19 +1,19 @@
 """What a router's choices amount to, each figure beside what chance and random routers give.
 
-A measure takes a trace and returns a `Statistic`: one number per layer, and its baselines.
+A measure takes a trace and returns a `Statistic`: one number per layer, and its baselines. Only what lies above
+both of them is about what this router has learnt.
 
 - *Shuffled*: the measure with the labels exchanged at random, in units that are really independent: whole
   texts for a label of texts, whole token types for a label of pieces.
 - *Random routers*: the measure of the same model with random routers; `compare` adds it. The same token goes
   nearly the same way in any router, so a random one too seems to know about languages.
-
-Only what lies above both is about what this router has learnt.
 """
 
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 import pandas as pd
 import torch
@@ -203,10 +203,8 @@ def agreement(trace: RoutingTrace, *, permutations: int = PERMUTATIONS) -> Stati
     return Statistic("agreement of adjacent layers [bits]", bits[0], layers, {"shuffled tokens": bits[1:]})
 
 
-def shuffles(
-    labels: Tensor, units: Tensor | None, within: Tensor | None, permutations: int
-) -> Iterator[Tensor]:
-    """Labels `[tokens]` exchanged at random, so many times, between units of the same stratum.
+def shuffles(labels: Tensor, units: Tensor | None, within: Tensor | None) -> Iterator[Tensor]:
+    """Labels `[tokens]` exchanged at random between units of the same stratum, again and again.
 
     units `[tokens]`: tokens of one unit have one label and move together; by default each token for itself.
     within `[tokens]`: the stratum of each token; by default there is one.
@@ -218,7 +216,7 @@ def shuffles(
     own, strata = labels[first], strata[first]
     home = strata.argsort(stable=True)
     generator = torch.Generator().manual_seed(0)
-    for _ in range(permutations):
+    while True:
         order = (strata + torch.rand(len(strata), generator=generator, dtype=torch.float64)).argsort()
         moved = torch.empty_like(own)
         moved[home] = own[order]
@@ -226,7 +224,7 @@ def shuffles(
 
 
 def _told(chosen: Tensor, labels: list, units, within, permutations: int) -> Tensor:
-    """Bits that `chosen [layers, tokens, experts]` tells of labels, then of shuffled ones: `[1 + draws, layers]`."""
+    """Bits that `chosen [layers, tokens, experts]` tells of labels, then of shuffles: `[1 + draws, layers]`."""
     kinds = {kind: i for i, kind in enumerate(dict.fromkeys(labels))}
     by_token = chosen.transpose(0, 1)
 
@@ -238,7 +236,8 @@ def _told(chosen: Tensor, labels: list, units, within, permutations: int) -> Ten
         return (nats / math.log(2)).clamp(min=0).float()
 
     index = torch.tensor([kinds[label] for label in labels])
-    return torch.stack([bits(moved) for moved in (index, *shuffles(index, units, within, permutations))])
+    draws = islice(shuffles(index, units, within), permutations)
+    return torch.stack([bits(index), *map(bits, draws)])
 
 
 def _script(token: str) -> str:

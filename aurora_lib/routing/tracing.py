@@ -37,14 +37,9 @@ class RoutingTrace:
 
 def routers(model: nn.Module) -> dict[str, nn.Module]:
     """The top-k routers of a model by module name, in order of depth; empty for a dense model."""
-    blocks = [(name, dict(module.named_children())) for name, module in model.named_modules()]
-    return {
-        f"{name}.{child}": children[child]
-        for name, children in blocks
-        if "experts" in children
-        for child in children
-        if child in ("gate", "router")
-    }
+    blocks = [name for name, module in model.named_modules() if hasattr(module, "experts")]
+    names = {f"{block}.{child}" for block in blocks for child in ("gate", "router")}
+    return {name: module for name, module in model.named_modules() if name in names}
 
 
 @contextmanager
@@ -81,15 +76,16 @@ def trace(model: nn.Module, tokenizer, text: str) -> RoutingTrace:
     return trace_many(model, tokenizer, [text])
 
 
-def trace_many(model: nn.Module, tokenizer, texts: Sequence[str], *, batch_size: int = 16) -> RoutingTrace:
-    """One trace of all texts, in their order, read in padded batches; its `texts` says which a token is of.
+def trace_many(model: nn.Module, tokenizer, texts: Sequence[str], *, batch_tokens=4096) -> RoutingTrace:
+    """One trace of all texts, in their order, read in padded batches of at most `batch_tokens` positions.
 
     Raises ValueError that names the text which is empty or too long, and for a model without routers.
     """
     rows = _encode(model, tokenizer, texts)
     device = next(model.parameters()).device
     by_text = [()] * len(rows)
-    for batch in batching.batches(rows, batch_size, progress=False, label="tracing"):
+    size = max(1, batch_tokens // max(map(len, rows)))
+    for batch in batching.batches(rows, size, progress=False, label="tracing"):
         ids = [torch.tensor(rows[i]) for i in batch]
         padded = pad_sequence(ids, batch_first=True, padding_value=batching.padding(tokenizer))
         mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
