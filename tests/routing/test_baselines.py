@@ -68,16 +68,10 @@ def test_a_model_without_routers_or_adapter_is_refused():
 
 def test_a_shift_is_counted_by_hand():
     texts = torch.tensor([0, 0, 1, 1])
-    before = trace_of(
-        torch.tensor([[[0, 1], [2, 3], [4, 5], [6, 7]]]),
-        texts=texts,
-        weights=torch.tensor([[[0.6, 0.4], [0.9, 0.1], [0.5, 0.5], [0.7, 0.3]]]),
-    )
-    after = trace_of(
-        torch.tensor([[[0, 1], [3, 2], [4, 1], [1, 0]]]),
-        texts=texts,
-        weights=torch.tensor([[[0.8, 0.2], [0.6, 0.4], [0.5, 0.5], [0.7, 0.3]]]),
-    )
+    weights = torch.tensor([[[0.6, 0.4], [0.9, 0.1], [0.5, 0.5], [0.7, 0.3]]])
+    before = trace_of(torch.tensor([[[0, 1], [2, 3], [4, 5], [6, 7]]]), texts=texts, weights=weights)
+    weights = torch.tensor([[[0.8, 0.2], [0.6, 0.4], [0.5, 0.5], [0.7, 0.3]]])
+    after = trace_of(torch.tensor([[[0, 1], [3, 2], [4, 1], [1, 0]]]), texts=texts, weights=weights)
     found = baselines.shift(before, after, {"rounding": [before], "other": [after, before]})
     assert found["slots"].value.item() == pytest.approx(3 / 8)
     assert found["first"].value.item() == pytest.approx(2 / 4)

@@ -11,12 +11,6 @@ from tests.routing.made import CONFIGS, build, clustered
 matplotlib.use("Agg")
 
 
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    matplotlib.pyplot.close("all")
-
-
 def test_tokens_are_escaped_and_chinese_readable(tokenizer):
     trace = routing.trace(build(CONFIGS["mixtral"]), tokenizer, "混合专家 <b>two</b> 龘")
     page = pictures.tokens_to_html(trace, 2)

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -20,9 +19,9 @@ TEXTS = [
 ]
 
 
-@pytest.fixture(scope="module", params=CONFIGS)
+@pytest.fixture(scope="module", params=[*CONFIGS, "4-bit with adapter"])
 def moe(request):
-    return build(CONFIGS[request.param])
+    return build(CONFIGS[request.param]) if request.param in CONFIGS else request.getfixturevalue("model")
 
 
 @pytest.fixture(scope="module")
@@ -30,75 +29,42 @@ def mixtral():
     return build(CONFIGS["mixtral"])
 
 
-class Spy:
-    """Inputs and outputs `[batch, positions, hidden]` of every block and ids of every forward, by plain hooks."""
-
-    def __init__(self, model):
-        self.blocks = [model.get_submodule(name.rpartition(".")[0]) for name in routers(model)]
-        self.calls, self.ids = [[] for _ in self.blocks], []
-        embedding = model.get_input_embeddings()
-        self.handles = [embedding.register_forward_hook(lambda m, args, out: self.ids.append(args[0]))]
-        for block, calls in zip(self.blocks, self.calls, strict=True):
-            keep = lambda m, args, out, calls=calls: calls.append((args[0], out))  # noqa: E731
-            self.handles.append(block.register_forward_hook(keep))
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        for handle in self.handles:
-            handle.remove()
+def blocks_of(model, ids):
+    """Every block with its input and output `[tokens, hidden]` in a plain forward of one text."""
+    seen, handles = [], []
+    for name in routers(model):
+        block = model.get_submodule(name.rpartition(".")[0])
+        keep = lambda block, given, out: seen.append((block, given[0][0], out[0]))  # noqa: E731
+        handles.append(block.register_forward_hook(keep))
+    model(input_ids=ids[None], use_cache=False)
+    for handle in handles:
+        handle.remove()
+    return seen
 
 
-def stacks(block):
+def stacks_of(block):
     """Both weight stacks of a block's experts in plain numbers, `[experts, ..., ...]`."""
     for key in ("gate_up_proj", "down_proj"):
-        state = getattr(block.experts, "quant_states", {}).get(key)
-        packed = getattr(block.experts, key)
-        plain = nf4.bnb.functional.dequantize_4bit(packed, state).view(state.shape) if state else packed
-        yield plain
+        state, packed = getattr(block.experts, "quant_states", {}).get(key), getattr(block.experts, key)
+        yield nf4.bnb.functional.dequantize_4bit(packed, state).view(state.shape) if state else packed
 
 
 @torch.no_grad()
-def assert_recomputed(model, trace, of_text, blocks, seen):
-    """Each layer's real output from its input and the trace alone; seen: (input, output) `[tokens, hidden]`."""
-    for layer, (block, (x, out)) in enumerate(zip(blocks, seen, strict=True)):
-        experts = trace.experts[layer, of_text]
-        scores = trace.logits[layer, of_text].softmax(-1).gather(-1, experts)
-        if getattr(model.config, "norm_topk_prob", True):
-            scores = trace.weights[layer, of_text]
-        gate_up, down = stacks(block)
-        gate, up = torch.einsum("th,tkih->tki", x, gate_up[experts]).chunk(2, dim=-1)
-        each = torch.einsum("tki,tkhi->tkh", nn.functional.silu(gate) * up, down[experts])
-        again = (scores[:, :, None] * each).sum(1)
-        torch.testing.assert_close(again, out, rtol=1e-5, atol=1e-5 * float(out.abs().max()))
-
-
-def assert_all_recomputed(model, tokenizer, batch_tokens):
-    with Spy(model) as spy:
-        trace = routing.trace_many(model, tokenizer, TEXTS, batch_tokens=batch_tokens)
-    found = 0
-    for call, ids in enumerate(spy.ids):
-        for row, own in enumerate(ids):
-            for text in range(len(TEXTS)):
-                of_text = trace.texts == text
-                n = int(of_text.sum())
-                if torch.equal(own[:n], trace.ids[of_text]):
-                    seen = [tuple(part[row, :n] for part in calls[call]) for calls in spy.calls]
-                    assert_recomputed(model, trace, of_text, spy.blocks, seen)
-                    found += 1
-    assert found == len(TEXTS)
-    return [tuple(ids.shape) for ids in spy.ids]
-
-
-def test_outputs_of_padded_batches_are_recomputed_from_the_trace(moe, tokenizer):
-    shapes = assert_all_recomputed(moe, tokenizer, batch_tokens=80)
-    assert len(shapes) > 1 and shapes[0][0] > 1
-    assert all(rows * width <= 80 for rows, width in shapes)
-
-
-def test_outputs_of_a_4_bit_model_with_an_adapter_are_recomputed_from_the_trace(model, tokenizer):
-    assert_all_recomputed(model, tokenizer, batch_tokens=4096)
+def test_the_blocks_outputs_are_recomputed_from_the_trace_of_a_padded_batch(moe, tokenizer):
+    trace = routing.trace_many(moe, tokenizer, TEXTS, batch_tokens=80)  # two texts a batch
+    for text, written in enumerate(TEXTS):
+        own = trace.texts == text
+        assert trace.ids[own].tolist() == [1, *tokenizer(written, add_special_tokens=False).input_ids]
+        assert trace.positions[own].tolist() == list(range(int(own.sum())))
+        for layer, (block, x, out) in enumerate(blocks_of(moe, trace.ids[own])):
+            experts, weights = trace.experts[layer, own], trace.weights[layer, own]
+            if not getattr(moe.config, "norm_topk_prob", True):  # this block does not renormalise
+                weights = trace.logits[layer, own].softmax(-1).gather(-1, experts)
+            gate_up, down = stacks_of(block)
+            gate, up = torch.einsum("th,tkih->tki", x, gate_up[experts]).chunk(2, dim=-1)
+            each = torch.einsum("tki,tkhi->tkh", nn.functional.silu(gate) * up, down[experts])
+            again = (weights[:, :, None] * each).sum(1)
+            torch.testing.assert_close(again, out, rtol=1e-4, atol=1e-4 * float(out.abs().max()))
 
 
 def test_a_trace_has_the_promised_shapes_and_weights(moe, tokenizer):
@@ -112,35 +78,14 @@ def test_a_trace_has_the_promised_shapes_and_weights(moe, tokenizer):
     assert trace.tokens[0] == "<s>" and "家" in trace.tokens and "<0xE9>" in trace.tokens
 
 
-def test_a_trace_of_many_texts_is_that_of_each_in_order(moe, tokenizer):
-    together = routing.trace_many(moe, tokenizer, TEXTS, batch_tokens=80)
-    assert together.texts.unique().tolist() == [0, 1, 2, 3, 4]
-    for i, text in enumerate(TEXTS):
-        alone, own = routing.trace(moe, tokenizer, text), together.texts == i
-        assert torch.equal(together.ids[own], alone.ids) and torch.equal(
-            together.positions[own], alone.positions
-        )
-        assert torch.equal(together.experts[:, own], alone.experts)
-        torch.testing.assert_close(together.weights[:, own], alone.weights, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(together.logits[:, own], alone.logits, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("kind", [*CONFIGS, "4-bit", "4-bit with adapter", "bf16 with adapter"])
-def test_the_output_is_the_same_bit_by_bit_while_routers_are_recorded(kind, model):
-    if kind in CONFIGS:
-        model = build(CONFIGS[kind])
-    elif kind == "4-bit":
-        model = routing.WithoutAdapter(model)
-    elif kind == "bf16 with adapter":
-        lora = LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
-        model = get_peft_model(build(CONFIGS["mixtral"]).bfloat16(), lora).eval()
+@torch.no_grad()
+def test_the_output_is_the_same_bit_by_bit_while_routers_are_recorded(moe):
     ids = torch.randint(3, 2000, (3, 17), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        plain = model(input_ids=ids).logits
-        with routing.recording(model) as records:
-            recorded = model(input_ids=ids).logits
-    assert torch.equal(plain, recorded) and all(len(calls) == 1 for calls in records.values())
-    assert all(calls[0][2].shape == (51, model.config.num_experts_per_tok) for calls in records.values())
+    plain = moe(input_ids=ids).logits
+    with routing.recording(moe) as records:
+        recorded = moe(input_ids=ids).logits
+    assert torch.equal(plain, recorded) and list(records) == list(routers(moe))
+    assert all(calls[0][2].shape == (51, moe.config.num_experts_per_tok) for calls in records.values())
 
 
 def test_recording_holds_batches_and_generation_with_a_cache(mixtral):
