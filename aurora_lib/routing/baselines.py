@@ -84,8 +84,7 @@ def shift(
     slots: token slots whose expert no longer works on the token. first: tokens with another first expert.
     weights: routing weight that went to other experts (total variation of a token's weights, 0 to 1).
     floors: name -> traces of the same tokens after a change that is not tuning (a `random_adapter`, the base
-    in another precision): only what lies above all is about tuning.
-    Raises ValueError for traces of other tokens.
+    in another precision): only what is above all is due to tuning. Raises ValueError if tokens differ.
     """
     moved = _moved(before, after)
     noise = {name: torch.stack([_moved(before, one)[0] for one in others]) for name, others in floors.items()}

@@ -66,7 +66,8 @@ pd.DataFrame(
 
 # %%
 kept, same = logits.topk(2, dim=-1)
-ways = {"softmax, top-2, renormalise": weights, "top-2, softmax": kept.softmax(-1), "softmax, top-2, as it is": top}
+ways = {"softmax, top-2, renormalise": weights, "top-2, softmax": kept.softmax(-1)}
+ways["softmax, top-2, as it is"] = top
 for name, pair in ways.items():
     print(f"{name:<28} {pair[0, 0]:.3f} {pair[0, 1]:.3f}")
 assert torch.equal(same, chosen)
@@ -89,7 +90,10 @@ def route(x, router, top_k):
 
 
 def loop(x, weights, chosen, gate_up, down):
-    """One expert after the other; gate_up [experts, 2 * intermediate, hidden], down [experts, hidden, intermediate]."""
+    """One expert after the other.
+
+    gate_up [experts, 2 * intermediate, hidden]; down [experts, hidden, intermediate].
+    """
     output = torch.zeros_like(x)
     for expert in range(len(gate_up)):
         token, slot = torch.where(chosen == expert)  # gather: who chose this expert, as first or as second?
@@ -217,7 +221,8 @@ base = load_model(scale.base_model, **scale.loading)
 tokenizer = load_tokenizer(scale.base_model, revision=scale.revision)
 texts = [fact[side]["answer"] for fact in evaluation.load_probes()[::4] for side in ("zh", "en")]
 trace = routing.trace_many(base, tokenizer, texts)
-print(f"{len(texts)} texts, {len(trace.tokens)} tokens, {len(trace.layers)} layers, experts {list(trace.experts.shape)}")
+print(f"{len(texts)} texts, {len(trace.tokens)} tokens, {len(trace.layers)} layers,", end=" ")
+print(f"experts {list(trace.experts.shape)}")
 
 # %% [markdown]
 # Who gets how much? The *load* (负载) of an expert is its share of the token slots; a perfectly balanced layer would show the same number in every cell.
@@ -226,7 +231,8 @@ print(f"{len(texts)} texts, {len(trace.tokens)} tokens, {len(trace.layers)} laye
 load = routing.expert_load(trace)
 routing.pictures.plot_load(load)
 idle = [(trace.layers[layer], expert) for layer, expert in (load == 0).nonzero().tolist()]
-print(f"experts that serve no slot at all (layer, expert): {idle}; the busiest serves {load.max().item():.0%} of its layer's")
+print(f"experts that serve no slot at all (layer, expert): {idle};", end=" ")
+print(f"the busiest serves {load.max().item():.0%} of its layer's")
 
 # %% [markdown]
 # Mixtral's experts take every token sent to them. Systems that spread experts over many GPUs often cannot: each expert has a buffer of fixed size, its *capacity* (容量),
@@ -286,7 +292,8 @@ print(f"layer by layer: {[round(v, 2) for v in by_layer]}")
 first = torch.randn(1000, 8) + torch.tensor([9.0] * 4 + [0.0] * 4)
 second = torch.randn(1000, 8) + torch.tensor([0.0] * 4 + [9.0] * 4)
 print(f"each layer alone: {balance_loss(first).item():.2f} and {balance_loss(second).item():.2f}")
-print(f"pooled, by the library: {load_balancing_loss_func((first, second), 8, 2).item():.2f}, and 2 is perfect balance")
+together = load_balancing_loss_func((first, second), 8, 2)
+print(f"pooled, by the library: {together.item():.2f}, and 2 is perfect balance")
 
 # %% [markdown]
 # Half of the experts of each layer do nothing, and the pooled loss finds nothing wrong: one layer's neglected expert is another layer's favourite.
@@ -348,7 +355,7 @@ other_layers = torch.ones(2**24)
 
 
 def seconds(work, *arguments, repeats=7):
-    """The best of a few, each with cold caches: in a whole model, the weights of other layers come in between."""
+    """The best of a few, each with cold caches: in a model, the weights of other layers come in between."""
     times = []
     for _ in range(repeats):
         other_layers.sum()
@@ -414,8 +421,9 @@ h100 = 989e12 / 3.35e12  # operations a second in bf16, bytes a second
 for tokens in (1, 16, 256, 4096):
     used = 8 * (1 - (1 - 2 / 8) ** tokens)  # expected, if routing were balanced
     intensity = tokens * 2 * 2 / (used * 2)  # 2 experts x 2 operations, against weights of 2 bytes
-    bound = f"{'below' if intensity < h100 else 'above'} {h100:.0f}: bound by {'memory' if intensity < h100 else 'arithmetic'}"
-    print(f"{tokens:>5} tokens: {used:.1f} experts read, {intensity:>5.0f} operations a byte, {bound}")
+    side, bound = ("below", "memory") if intensity < h100 else ("above", "arithmetic")
+    print(f"{tokens:>5} tokens: {used:.1f} experts read, {intensity:>5.0f} operations a byte,", end=" ")
+    print(f"{side} {h100:.0f}: bound by {bound}")
 print(f"crossing at about {h100 * 8 * 2 / 4:,.0f} tokens")
 
 # %% [markdown]
@@ -485,8 +493,10 @@ found = {
     label: statistics.compare(statistics.information, trace, random_routers, languages=languages, label=label)
     for label in ("language", "script", "position", "token")
 }
-columns = ["bits", "shuffled: mean", "shuffled: bound", "random routers: mean", "random routers: bound", "above"]
-pd.concat({name: one.table().set_axis(columns, axis=1) for name, one in found.items()}, names=["label"]).round(3)
+kinds = [f"{kind}: {what}" for kind in ("shuffled", "random routers") for what in ("mean", "bound")]
+columns = ["bits", *kinds, "above"]
+tables = {name: one.table().set_axis(columns, axis=1) for name, one in found.items()}
+pd.concat(tables, names=["label"]).round(3)
 
 # %%
 figure, axes = plt.subplots(2, 1, figsize=(7.5, 5), layout="constrained")
@@ -521,7 +531,8 @@ pd.DataFrame(shares, index=[f"layer {layer}" for layer in trace.layers]).T.map("
 together = statistics.compare(statistics.coactivation, trace, random_routers)
 agreement = statistics.compare(statistics.agreement, trace, random_routers)
 pictures.plot_coactivation(together, layer=last // 2)
-tables = {name: one.table().set_axis(columns, axis=1) for name, one in (("pairs", together), ("layers", agreement))}
+both = {"pairs": together, "layers": agreement}
+tables = {name: one.table().set_axis(columns, axis=1) for name, one in both.items()}
 pd.concat(tables, names=["measure"]).round(3)
 
 # %% [markdown]
@@ -637,6 +648,7 @@ def mean(values):
 
 
 chance = {name: one.baselines["random routers"] for name, one in (found | {"gap": gap}).items()}
+slots = moved["slots"]
 results.record(
     "01",
     {
@@ -651,8 +663,8 @@ results.record(
         "script in experts, random routers, mean of layers [bits]": mean(chance["script"]),
         "token in experts, trained, mean of layers [bits]": mean(found["token"].value),
         "token in experts, random routers, mean of layers [bits]": mean(chance["token"]),
-        "slots moved by tuning, mean of layers [share]": mean(moved["slots"].value),
-        "slots moved by random changes, mean of layers [share]": mean(moved["slots"].baselines["random changes"]),
+        "slots moved by tuning, mean of layers [share]": mean(slots.value),
+        "slots moved by random changes, mean of layers [share]": mean(slots.baselines["random changes"]),
     },
 )
 results.compare("01")
