@@ -25,7 +25,7 @@ from aurora_lib.routing.tracing import RoutingTrace
 LEVEL = 0.95
 PERMUTATIONS = 200
 BURN_IN = 20  # deals of the co-activation's shuffle that are thrown away first
-HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
+_HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,7 @@ def _told(chosen: Tensor, labels: list, units, within, permutations: int) -> Ten
 def _script(token: str) -> str:
     if re.fullmatch("<.+>", token):
         return "byte" if token.startswith("<0x") else "other"
-    return "zh" if HAN.search(token) else "en" if re.search("[A-Za-z]", token) else "other"
+    return "zh" if _HAN.search(token) else "en" if re.search("[A-Za-z]", token) else "other"
 
 
 # ---- co-activation

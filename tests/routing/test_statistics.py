@@ -125,8 +125,9 @@ def test_a_language_is_found_where_it_is_planted_and_not_where_only_texts_differ
 def test_the_gap_is_counted_by_hand_and_leaves_other_languages_out():
     texts = torch.tensor([0, 0, 1, 1, 2, 2])
     trace = trace_of(torch.tensor([[[0, 1], [0, 2], [0, 3], [0, 3], [4, 5], [6, 7]]]), texts=texts)
-    gap = statistics.load_gap(trace, ["zh", "en", "mixed"], permutations=2)
+    gap = statistics.load_gap(trace, ["zh", "en", "mixed"], permutations=20)
     assert gap.value.item() == pytest.approx(1 / 2)  # a quarter each of experts 1 and 2 would go to 3
+    assert (gap.baselines["shuffled texts"] == gap.value).all()  # the labels of zh and en changed places only
 
 
 @pytest.mark.parametrize(

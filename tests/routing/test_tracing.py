@@ -101,8 +101,11 @@ def test_mode_and_hooks_are_as_before_also_after_an_exception(mixtral, tokenizer
         return sum(len(module._forward_hooks) for module in mixtral.modules())
 
     mixtral.train()
+    training = []
+    handle = mixtral.register_forward_hook(lambda module, *_: training.append(module.training))
     routing.trace(mixtral, tokenizer, "Yes.")
-    assert mixtral.training and hooks() == 0
+    handle.remove()
+    assert training == [False] and mixtral.training and hooks() == 0
     mixtral.eval()
     with pytest.raises(KeyboardInterrupt), routing.recording(mixtral):
         assert hooks() == 3
