@@ -1,7 +1,7 @@
 """What a router's choices amount to, each figure beside what chance and random routers give.
 
-A measure takes a trace and returns a `Statistic`: one number per layer, and its baselines. Only what lies above
-both of them is about what this router has learnt.
+A measure takes a trace and returns a `Statistic`: one number per layer, and its baselines. Only what lies
+above both of them is about what this router has learnt.
 
 - *Shuffled*: the measure with the labels exchanged at random, in units that are really independent: whole
   texts for a label of texts, whole token types for a label of pieces.
@@ -224,7 +224,7 @@ def shuffles(labels: Tensor, units: Tensor | None, within: Tensor | None) -> Ite
 
 
 def _told(chosen: Tensor, labels: list, units, within, permutations: int) -> Tensor:
-    """Bits that `chosen [layers, tokens, experts]` tells of labels, then of shuffles: `[1 + draws, layers]`."""
+    """Bits that `chosen [layers, tokens, experts]` tells of labels, then of shuffles: `[draws, layers]`."""
     kinds = {kind: i for i, kind in enumerate(dict.fromkeys(labels))}
     by_token = chosen.transpose(0, 1)
 

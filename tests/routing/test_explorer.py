@@ -16,7 +16,8 @@ from aurora_lib.course import DATA
 from aurora_lib.model import load_adapter, load_model, load_tokenizer
 base = load_model(DATA / "tiny", dtype=torch.float32, device="cpu")
 tuned = load_adapter(base, DATA / "tiny_adapter")
-models = {"base": routing.WithoutAdapter(tuned), "tuned": tuned, "random": routing.baselines.random_router(base)}
+random = routing.baselines.random_router(base)
+models = {"base": routing.WithoutAdapter(tuned), "tuned": tuned, "random": random}
 routing.explorer.widget(models, load_tokenizer(DATA / "tiny"), "Who wrote Hamlet?")
 """
 

@@ -1,4 +1,4 @@
-"""Statistics find what was planted, and claim nothing where there is nothing, however tempting the numbers look."""
+"""Statistics find what was planted, and claim nothing where there is nothing."""
 
 from itertools import combinations, islice
 

@@ -3,12 +3,11 @@
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, LlamaConfig
 
 from aurora_lib import routing
 from aurora_lib.model import nf4
 from aurora_lib.routing.tracing import routers
-from tests.routing.made import CONFIGS, SIZES, build
+from tests.routing.made import CONFIGS, build
 
 TEXTS = [
     "法国的首都是巴黎。",
@@ -129,7 +128,6 @@ def test_texts_that_cannot_be_routed_are_named(texts, said, mixtral, tokenizer, 
         routing.trace_many(mixtral, tokenizer, texts)
 
 
-def test_a_dense_model_is_refused(tokenizer):
-    dense = AutoModelForCausalLM.from_config(LlamaConfig(**SIZES))
-    with pytest.raises(ValueError, match="no top-k router"):
-        routing.trace(dense, tokenizer, "Yes.")
+def test_a_dense_model_is_refused():
+    with pytest.raises(ValueError, match="no top-k router"), routing.recording(nn.Linear(1, 1)):
+        pass

@@ -23,7 +23,7 @@ LIMIT = 1.3
 
 
 def texts_of(tokenizer, tokens: int) -> list[str]:
-    """Texts of about so many tokens together: the bundled facts in both languages, ten to a text, over and over."""
+    """Texts of about so many tokens together: the bundled facts, ten to a text, over and over."""
     said = [fact[side]["answer"] for fact in load_probes() for side in ("zh", "en")]
     chosen, total = [], 0
     for text in cycle([" ".join(said[i : i + 10]) for i in range(0, len(said), 10)]):
