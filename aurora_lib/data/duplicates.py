@@ -7,10 +7,11 @@ J^ROWS, and in at least one of `BANDS` bands with 1 - (1 - J^ROWS)^BANDS: the S-
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import numpy as np
 import xxhash
+from datasets import Dataset
 from rapidfuzz.distance import Indel, Levenshtein
 from rensa import RMinHash
 
@@ -19,6 +20,7 @@ from aurora_lib.data.edits import Messages
 SHINGLE = 5  # characters
 PERMUTATIONS = 128
 BANDS, ROWS = 32, 4
+BATCH = 2_000  # conversations
 SIMILAR = 0.7  # Jaccard similarity of shingles from which on two conversations are near duplicates
 ALIKE = 0.6  # where the questions differ, so alike must the answers be
 HARDLY_EDITED = 0.9  # so are those with this share of characters in common: one change in a short text breaks many shingles
@@ -60,13 +62,13 @@ def jaccard(a: str, b: str) -> float:
     return len(one & other) / len(one | other)
 
 
-def signatures(texts: Iterable[np.ndarray], seed: int = 0) -> np.ndarray:
-    """MinHash of each array of shingles: [texts, PERMUTATIONS] uint32."""
-    hashed = [np.ascontiguousarray(text) for text in texts]
-    if not hashed:
-        return np.zeros((0, PERMUTATIONS), np.uint32)
-    edges = np.cumsum([0, *map(len, hashed)], dtype=np.uint64)
-    matrix = RMinHash.digest_matrix_from_flat_token_hashes(np.concatenate(hashed), edges, PERMUTATIONS, seed)
+def signatures(texts: list[np.ndarray]) -> np.ndarray:
+    """MinHash of each array of shingles: [texts, PERMUTATIONS] uint32.
+
+    rensa computes on threads, which a fork does not copy: call it in no forked process (see `cleaning.clean_batch`).
+    """
+    edges = np.cumsum([0, *map(len, texts)], dtype=np.uint64)
+    matrix = RMinHash.digest_matrix_from_flat_token_hashes(np.concatenate(texts), edges, PERMUTATIONS, 0)
     return np.array(matrix.to_rows(), np.uint32)
 
 
@@ -115,33 +117,40 @@ def _replaced(a: str, b: str) -> set[tuple[str, str]]:
     return {(a[e.src_start : e.src_end], b[e.dest_start : e.dest_end]) for e in edits if e.tag == "replace"}
 
 
-def exact(marks: list[bytes]) -> dict[int, int]:
-    """Of equal fingerprints the first stays: {position of the copy: position of the first}."""
+def exact(rows: Dataset) -> dict[int, int]:
+    """Of equal conversations the first stays: {position of the copy: position of the first}."""
     first, copies = {}, {}
+    marks = (fingerprint(m) for part in rows.select_columns("messages").iter(BATCH) for m in part["messages"])
     for i, mark in enumerate(marks):
         if first.setdefault(mark, i) != i:
             copies[i] = first[mark]
     return copies
 
 
-def near(band: np.ndarray, size: np.ndarray, messages: Callable[[int], Messages]) -> dict[int, int]:
-    """Near duplicates among conversations with these bands [n, BANDS] and answers of `size` [n] characters.
+def near(rows: Dataset) -> dict[int, int]:
+    """Near duplicates among conversations: {position dropped: position kept}.
 
-    Of a pair the one with the longer answers stays, of equal ones the first: {position dropped: position kept}. A
-    conversation goes only if it resembles one that stays, so that a chain of small changes does not take all with it.
+    Of a pair the one with the longer answers stays, of equal ones the first. A conversation goes only if it
+    resembles one that stays, so that a chain of small changes does not take all with it.
     """
-    shared = np.zeros(len(band), bool)
-    for column in band.T:
+    sizes, banded = [], [np.zeros((0, BANDS), np.uint64)]
+    for part in rows.select_columns("messages").iter(BATCH):
+        banded.append(bands(signatures([shingles(plain(messages)) for messages in part["messages"]])))
+        for messages in part["messages"]:
+            sizes.append(sum(len(turn["content"]) for turn in messages if turn["role"] == "assistant"))
+    banded, sizes = np.concatenate(banded), np.array(sizes, int)
+    shared = np.zeros(len(rows), bool)
+    for column in banded.T:
         _, inverse, count = np.unique(column, return_inverse=True, return_counts=True)
         shared |= count[inverse] > 1
     order = np.flatnonzero(shared)
-    order = order[np.argsort(-size[order], kind="stable")]
+    order = order[np.argsort(-sizes[order], kind="stable")]
     kept: dict[tuple[int, int], list[int]] = defaultdict(list)
     copies = {}
     for i in order.tolist():
-        keys = list(enumerate(band[i].tolist()))
+        keys, messages = list(enumerate(banded[i].tolist())), rows[i]["messages"]
         candidates = sorted({j for key in keys for j in kept.get(key, ())})
-        found = next((j for j in candidates if same(messages(i), messages(j))), None)
+        found = next((j for j in candidates if same(messages, rows[j]["messages"])), None)
         if found is not None:
             copies[i] = found
         else:

@@ -7,8 +7,6 @@ from collections.abc import Callable
 from functools import cache, partial
 
 import ftfy
-from stdnum import luhn
-from stdnum.cn import ric
 
 from aurora_lib.data.languages import KANA
 
@@ -35,10 +33,8 @@ NOTHING = {
     "无需输入",
     "不需要输入",
     "未输入",
-    "无输出",
-    "输入：无",
-    "输入:无",
 }
+NOTHING |= {"无输出", "输入：无", "输入:无"}
 VAGUE = {"无", "none", "n/a", "不适用"}
 STRAY_NO_INPUT = re.compile(r"^\s*[<‹《](?:no ?input|无输入|没有输入)[>›》]\s*(?=\S)", re.I)
 MARKS = ' \t`<>()（）[]【】"“”.。'
@@ -61,13 +57,7 @@ ABOUT_PROMPTS = re.compile(
 ESCAPES = {r"\n": "\n", r"\t": "\t", r"\"": '"'}
 ESCAPE = re.compile(r"\\[nt\"]")
 CODE = re.compile(r"[{}<>=\\]{2}|[;{]\s*$|```|print|def |正则|转义|regex|代码|JSON", re.I | re.M)
-EMAIL = re.compile(
-    r"(?<![\w.+-])[\w.+-]*\w@(?!example\.)[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,}(?![\w-])", re.A
-)
-MOBILE = re.compile(r"(?<![\d.])(?:\+?86[- ]?)?1[3-9]\d(?:[- ]?\d{4}){2}(?![\d.]\d|\d)")
-TEST_CARDS = {"4242424242424242", "4111111111111111", "5555555555554444"}  # in every payment tutorial
 ABOUT_TRADITIONAL = re.compile(r"繁[体體]|正[体體][中字]|[简簡][体體]字|traditional chinese", re.I)
-LONG_NUMBER = re.compile(r"(?<![\d.])\d{15,19}[Xx]?(?![\d.]\d|\d)")
 
 
 def escapes(text: str) -> str:
@@ -106,11 +96,8 @@ def _character(entity: re.Match) -> str:
 
 def no_input(messages: Messages) -> Messages:
     """A question's last line, or an answer's first word in brackets, that says "no input" goes: it stood for an empty field."""
-    mended = {
-        "user": _without_no_input,
-        "assistant": lambda text: STRAY_NO_INPUT.sub("", text),
-        "system": str,
-    }
+    answer = partial(STRAY_NO_INPUT.sub, "")
+    mended = {"user": _without_no_input, "assistant": answer, "system": str}
     return [m | {"content": mended[m["role"]](m["content"])} for m in messages]
 
 
@@ -156,31 +143,10 @@ def _opencc():
     return opencc.OpenCC("t2s")
 
 
-def mask_personal(messages: Messages) -> Messages:
-    """E-mail addresses, mainland mobile numbers, identity and bank card numbers (their check digits right) become `[...]`."""
-    return on_every_text(_masked, messages)
-
-
-def _masked(text: str) -> str:
-    if "@" in text:
-        text = EMAIL.sub("[邮箱]", text)
-    if not re.search(r"\d{4}", text):
-        return text
-    return MOBILE.sub("[手机号]", LONG_NUMBER.sub(_masked_number, text))
-
-
-def _masked_number(found: re.Match) -> str:
-    number = found[0]
-    if ric.is_valid(number):
-        return "[身份证号]"
-    card = number.isdigit() and len(number) >= 16 and luhn.is_valid(number) and number not in TEST_CARDS
-    return "[银行卡号]" if card else number
-
-
 # In this order: an edit may uncover what the next one finds.
 TEXT_EDITS: list[Callable[[str], str]] = [escapes, mojibake, invisible]
 EDITS: list[Callable[[Messages], Messages]] = [html_entities, no_input, prompt_leak, trailing_question]
-OPTIONAL: list[Callable[[Messages], Messages]] = [to_simplified, mask_personal]
+OPTIONAL: list[Callable[[Messages], Messages]] = [to_simplified]
 
 
 def edit(messages: Messages, options: tuple[str, ...] = ()) -> tuple[Messages, list[dict]]:
@@ -216,9 +182,8 @@ def _changes(step: str, before: Messages, after: Messages) -> list[dict]:
     found = []
     for turn, (old, new) in enumerate(zip((message["content"] for message in before), texts, strict=True), 1):
         if old != new:
-            at = next(
-                (i for i, pair in enumerate(zip(old, new, strict=False)) if pair[0] != pair[1]), len(new)
-            )
+            pairs = enumerate(zip(old, new, strict=False))
+            at = next((i for i, (was, now) in pairs if was != now), len(new))
             window = slice(max(0, at - 10), at + 30)
             found.append(dict(step=step, turn=turn, before=old[window], after=new[window]))
     return found

@@ -51,15 +51,15 @@ def work(folder: Path) -> None:
     mark = lambda stage: marks.append((stage, time.time()))  # noqa: E731
     from datasets import concatenate_datasets
 
-    from aurora_lib.data import cleaning, edits, sources, splitting
+    from aurora_lib.data import clean, edits, show, sources, split
     from aurora_lib.model import load_tokenizer
 
     mark("read")
     rows = concatenate_datasets([sources.load(name, folder) for name in LAYOUTS])
     mark("clean")
-    result = cleaning.clean(rows, processes=CORES)
+    result = clean(rows, processes=CORES)
     mark("split")
-    parts = splitting.split(result.kept, load_tokenizer(), 1024)
+    parts = split(result.kept, load_tokenizer(), 1024)
     mark("")
     dropped = dict(zip(result.dropped["id"], zip(result.dropped["step"], result.dropped["reason"])))  # noqa: B905
     asked_for = {"contamination", *(step.__name__ for step in edits.OPTIONAL)}
@@ -69,7 +69,7 @@ def work(folder: Path) -> None:
         "kept": len(result.kept),
         "parts": len(parts),
         "dropped": dropped,
-        "steps": [step for step in cleaning.STEPS if step not in asked_for],
+        "steps": [step for step in show.steps() if step not in asked_for],
     }
     (folder / "outcome.json").write_bytes(orjson.dumps(outcome))
 
