@@ -141,7 +141,7 @@ def _one_by_one(dataset: Dataset, settings: dict, processes: int, folder: Path) 
     with tqdm(total=len(dataset), desc="cleaning", unit=" rows", disable=len(dataset) < MANY) as bar:
         for start in range(0, len(dataset), SHARD):
             shard = dataset.select(range(start, min(start + SHARD, len(dataset))))
-            fingerprint = Hasher.hash((shard._fingerprint, settings, _code()))
+            fingerprint = Hasher.hash((shard._fingerprint, settings, code()))
             shards.append(
                 shard.map(
                     clean_batch,
@@ -158,7 +158,7 @@ def _one_by_one(dataset: Dataset, settings: dict, processes: int, folder: Path) 
 
 
 @cache
-def _code() -> str:
+def code() -> str:
     """This room's code: a shard that was cleaned by other code is not the same shard."""
     return "".join(file.read_text(encoding="utf-8") for file in sorted(Path(__file__).parent.glob("*.py")))
 

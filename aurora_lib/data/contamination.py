@@ -13,7 +13,6 @@ from aurora_lib.data.languages import HAN
 # Letters and digits in a row that no two texts share by chance: 20 of Chinese (at least half of them Han), and of other
 # scripts 50, about the 13 words of GPT-3's paper. 20 Latin letters are a stock phrase, "presidential election".
 HAN_GRAM, LATIN_GRAM = 20, 50
-FILTER_BITS = 24
 SIGNS = re.compile(r"[\W_]+")  # table rules and underlines are in many texts
 
 
@@ -24,18 +23,14 @@ class Questions:
         self.texts = tuple(texts)
         said = [_letters(text) for text in self.texts]
         self._whole = {text: i for i, text in enumerate(said) if text}
-        self._grams = {}  # size: sorted hashes, the question each is of, and a filter
+        self._grams = {}  # size: sorted hashes, and the question each is of
         for size in (HAN_GRAM, LATIN_GRAM):
-            found = [
-                _grams(shingles(text), size)[_kind(text, size)] if len(text) >= size else [] for text in said
-            ]
+            found = [_grams(shingles(text), size) for text in said]
+            found = [grams[_kind(text, size)] for text, grams in zip(said, found, strict=True)]
             owners = np.repeat(np.arange(len(found)), [len(grams) for grams in found])
-            grams = np.concatenate([*found, []]).astype(np.uint64)
+            grams = np.concatenate([*found, np.zeros(0, np.uint64)])
             order = np.argsort(grams, kind="stable")
-            # whether any gram begins with these bits: where most lookups end, without a search
-            begins = np.zeros(1 << FILTER_BITS, bool)
-            begins[grams >> np.uint64(64 - FILTER_BITS)] = True
-            self._grams[size] = grams[order], owners[order], begins
+            self._grams[size] = grams[order], owners[order]
 
     def __reduce__(self):  # another process gets the texts alone, and makes the rest once
         return _of, (self.texts,)
@@ -43,19 +38,21 @@ class Questions:
     def found_in(self, messages: Messages) -> str | None:
         """The first benchmark question that a conversation shares an n-gram with, or asks word for word."""
         hashed = shingles(_letters("\n".join(message["content"] for message in messages)))
-        for size, (known, owners, begins) in self._grams.items():
+        for size, (known, owners) in self._grams.items():
             grams = _grams(hashed, size)
-            grams = grams[begins[grams >> np.uint64(64 - FILTER_BITS)]]
-            if len(grams) and len(known):
-                at = np.minimum(np.searchsorted(known, grams), len(known) - 1)
-                hit = at[known[at] == grams]
-                if len(hit):
-                    return self.texts[owners[hit[0]]]
+            if not len(known):
+                continue
+            at = np.minimum(np.searchsorted(known, grams), len(known) - 1)
+            hit = at[known[at] == grams]
+            if len(hit):
+                return self.texts[owners[hit[0]]]
         asked = (_letters(message["content"]) for message in messages if message["role"] == "user")
         return next((self.texts[self._whole[text]] for text in asked if text in self._whole), None)
 
 
-_of = cache(Questions)
+@cache
+def _of(texts: tuple[str, ...]) -> Questions:
+    return Questions(texts)
 
 
 def _letters(text: str) -> str:
@@ -65,7 +62,7 @@ def _letters(text: str) -> str:
 def _kind(text: str, size: int) -> np.ndarray:
     """For each n-gram of `text` whether it is one of this size: mostly Han for the short ones, the others long."""
     han = np.cumsum([0, *(HAN.match(character) is not None for character in text)])
-    inside = han[size:] - han[:-size]
+    inside = han[size:] - han[:-size]  # [characters - size + 1], none for a shorter text
     return inside >= size / 2 if size == HAN_GRAM else inside < size / 2
 
 

@@ -112,17 +112,14 @@ def load(name: str, path: str | Path | None = None, *, revision: str | None = No
     return on_disk(rows(), FEATURES, Hasher.hash(made_of))
 
 
-def rejected(path: str | Path | None = None) -> list[dict]:
-    """The rows that are no conversation: dicts of `file`, `line` (from 1), `reason`, `row` (80 characters).
+def rejected(name: str, path: str | Path | None = None) -> list[dict]:
+    """The rows of the files that `load` reads which are no conversation: dicts of `file`, `line` (from 1), `reason`, `row`.
 
-    `path` is a file, or a folder in which the files of all three sources are read; None is the bundled rows.
-    Raises DataError for a file that is missing, empty or not UTF-8.
+    `row` is the beginning of its text. Raises DataError for a file that is missing, empty or not UTF-8.
     """
-    path = Path(path or DATA / "rows")
-    chosen = [file for name in SOURCES for file in _in_folder(name, path)] if path.is_dir() else [path]
     return [
         {"file": str(file), "line": row.line, "reason": reason, "row": row.text[:80]}
-        for file in chosen
+        for file in files(name, path)
         for row, reason in _conversations(file)
         if isinstance(reason, str)
     ]
