@@ -2,8 +2,8 @@
 
 Read in this order:
 
-- `sources`: the rows of a file, and the conversation in a row; what is none is set aside with its line and reason.
-- `edits` and `drops`: the cleaning steps, each a small function of one conversation. `language`: which one a text is in.
+- `sources`: the rows of a file, and the conversation in a row; what is none is set aside with its reason.
+- `edits` and `drops`: the cleaning steps, small functions of one conversation. `language`: of a text.
 - `duplicates`: equal and nearly equal conversations. `contamination`: benchmark questions among the rows.
 - `clean`: all steps over all rows, on several cores; every row is kept, or dropped with its step and reason.
 - `show`: what a cleaning did, row by row and as a card. `topics`: what the conversations are about.

@@ -1,6 +1,7 @@
 """Conversations -> clean conversations, by named steps; nothing is lost in silence (paper, section 2).
 
-Edits and drops look at one conversation at a time, on several cores; then duplicates are looked for among what is left.
+Edits and drops look at one conversation at a time, on several cores. Then duplicates are found in what is
+left.
 """
 
 import os
@@ -37,7 +38,8 @@ def steps() -> dict[str, str]:
 
 @dataclass
 class CleaningResult:
-    """What came of cleaning: each conversation is in `kept` or, as read, in `dropped` (with `step` and `reason`).
+    """What came of cleaning: each conversation is in `kept` or, as read, in `dropped` (with `step`,
+    `reason`).
 
     `edits` holds every change: `id`, `source`, `step`, `turn`, `before`, `after` (40 characters around it).
     """
@@ -87,15 +89,15 @@ def clean(
     processes: int | None = None,
     folder: str | Path | None = None,
 ) -> CleaningResult:
-    """Clean conversations of any number of sources: edit, drop with a reason, drop equal and nearly equal ones.
+    """Clean conversations of any sources: edit, drop with a reason, drop equal and nearly equal ones.
 
-    `dataset` is what `sources.load` gives (`datasets.concatenate_datasets` joins several). `options` names optional
-    edits (`to_simplified`); conversations that hold a question of `benchmarks` are dropped too. `processes` (all
-    cores from MANY conversations on) changes the time and nothing else. With a `folder`, finished shards are kept
-    there, and cleaning the same again, after an interruption say, takes them up.
+    `dataset` is what `sources.load` gives (`datasets.concatenate_datasets` joins several). `options` names
+    optional edits (`to_simplified`); conversations that hold a question of `benchmarks` are dropped too.
+    `processes` (all cores from MANY conversations on) changes the time and nothing else. With a `folder`,
+    finished shards are kept there, and cleaning the same again, after an interruption say, takes them up.
 
-    Cleaning what was kept changes nothing. Raises DataError for a dataset that is empty or lacks one of its columns,
-    ids that are not unique, and an unknown option.
+    Cleaning what was kept changes nothing. Raises DataError for a dataset that is empty or lacks one of its
+    columns, ids that are not unique, and an unknown option.
     """
     _check(dataset, options)
     dataset = dataset.select_columns(list(FEATURES))
@@ -135,7 +137,7 @@ def _check(dataset: Dataset, options: tuple[str, ...]) -> None:
 def _one_by_one(dataset: Dataset, settings: dict, processes: int, folder: Path) -> Dataset:
     """The steps that need one conversation only: columns CLEANED, all rows in their order.
 
-    A shard's file is named after its rows, the settings and the code of the steps: one that is there is not made again.
+    A shard's file is named after its rows, the settings and the steps' code: what is there is not made again.
     """
     shards = []
     with tqdm(total=len(dataset), desc="cleaning", unit=" rows", disable=len(dataset) < MANY) as bar:
@@ -164,7 +166,8 @@ def code() -> str:
 
 
 def clean_batch(rows: dict, options: tuple[str, ...] = (), benchmarks=None) -> dict:
-    """Columns `messages` (after every edit), `edits`, `step` and `reason` (None where the conversation stays) of `rows`.
+    """`messages` after every edit, `edits`, and `step` and `reason` (None where a conversation stays) of
+    `rows`.
 
     It runs in forked processes, so nothing in it may use threads (rensa's and torch's do not survive a fork).
     """

@@ -1,4 +1,5 @@
-"""Benchmark questions among the training rows: an n-gram in common (GPT-3's paper, appendix C), or the whole question."""
+"""Benchmark questions among the training rows: an n-gram in common (GPT-3, appendix C), or all of a
+question."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -10,14 +11,16 @@ from aurora_lib.data.duplicates import SHINGLE, chained, shingles
 from aurora_lib.data.edits import Messages
 from aurora_lib.data.languages import HAN
 
-# Letters and digits in a row that no two texts share by chance: 20 of Chinese (at least half of them Han), and of other
-# scripts 50, about the 13 words of GPT-3's paper. 20 Latin letters are a stock phrase, "presidential election".
+# Letters and digits in a row that no two texts share by chance: 20 of Chinese (at least half of them Han),
+# and of other scripts 50, about the 13 words of GPT-3's paper. "presidential election" has 20: a stock
+# phrase.
 HAN_GRAM, LATIN_GRAM = 20, 50
 SIGNS = re.compile(r"[\W_]+")  # table rules and underlines are in many texts
 
 
 class Questions:
-    """The texts of benchmark questions, ready to be looked for: their n-grams, and as a whole the shorter ones."""
+    """The texts of benchmark questions, ready to be looked for: by n-gram, and as a whole the shorter
+    ones."""
 
     def __init__(self, texts: Sequence[str]):
         self.texts = tuple(texts)
@@ -60,14 +63,15 @@ def _letters(text: str) -> str:
 
 
 def _kind(text: str, size: int) -> np.ndarray:
-    """For each n-gram of `text` whether it is one of this size: mostly Han for the short ones, the others long."""
+    """For each n-gram of `text` whether it is of the kind that has this size: mostly Han is short, others
+    long."""
     han = np.cumsum([0, *(HAN.match(character) is not None for character in text)])
     inside = han[size:] - han[:-size]  # [characters - size + 1], none for a shorter text
     return inside >= size / 2 if size == HAN_GRAM else inside < size / 2
 
 
 def _grams(hashed: np.ndarray, size: int) -> np.ndarray:
-    """Hashes of `size` characters in a row from those of SHINGLE: [characters - size + 1], empty for a shorter text."""
+    """Hashes of `size` characters in a row, from those of SHINGLE: [characters - size + 1]."""
     count = len(hashed) - (size - SHINGLE)
     if count <= 0:
         return np.zeros(0, np.uint64)
@@ -75,6 +79,6 @@ def _grams(hashed: np.ndarray, size: int) -> np.ndarray:
 
 
 def overlaps(rows: Iterable[dict], found: Questions) -> list[dict]:
-    """The conversations that hold a benchmark question: dicts of `id`, `question`. Nothing is dropped (see `clean`)."""
+    """The conversations that hold a benchmark question: dicts of `id`, `question`. Nothing is dropped."""
     asked = ((row["id"], found.found_in(row["messages"])) for row in rows)
     return [{"id": row, "question": question} for row, question in asked if question]

@@ -12,7 +12,7 @@ from aurora_lib.data.splitting import split
 
 
 def clean_conversations(scale: Scale) -> Dataset:
-    """Those notebook 02 saved, else cleaned and split here and now from the same sources; prints in one line which.
+    """Those that notebook 02 saved, else cleaned and split here and now; prints in one line which.
 
     What was saved from other data than `scale.data` is not used.
     """
@@ -34,7 +34,7 @@ def clean_conversations(scale: Scale) -> Dataset:
 
 
 def save_conversations(dataset: Dataset, scale: Scale) -> Path:
-    """Write `dataset` as JSON Lines for the notebooks that follow; the first line says which data it came from."""
+    """Write `dataset` as JSON Lines for the notebooks that follow; the first line says where it came from."""
     rows = (json.dumps(row, ensure_ascii=False) + "\n" for row in [_origin(scale), *dataset])
     return write_whole(_path(scale), "".join(rows))
 

@@ -1,8 +1,9 @@
-"""Equal and nearly equal conversations: fingerprints, shingles, MinHash and bands (Broder 1997; Leskovec et al., ch. 3).
+"""Equal and nearly equal conversations: shingles, MinHash and bands (Broder 1997; Leskovec et al., chapter
+3).
 
-Two texts with Jaccard similarity J agree in one MinHash value with probability J, in all `ROWS` values of one band with
-J^ROWS, and in at least one of `BANDS` bands with 1 - (1 - J^ROWS)^BANDS: the S-curve. Pairs that share a band are
-*candidates*; they are verified on their true similarity.
+Two texts with Jaccard similarity J agree in one MinHash value with probability J, in all `ROWS` values of one
+band with J^ROWS, and in at least one of `BANDS` bands with 1 - (1 - J^ROWS)^BANDS: the S-curve. Pairs that
+share a band are *candidates*; they are verified on their true similarity.
 """
 
 import re
@@ -23,7 +24,7 @@ BANDS, ROWS = 32, 4
 BATCH = 2_000  # conversations
 SIMILAR = 0.7  # Jaccard similarity of shingles from which on two conversations are near duplicates
 ALIKE = 0.6  # where the questions differ, so alike must the answers be
-HARDLY_EDITED = 0.9  # so are those with this share of characters in common: one change in a short text breaks many shingles
+HARDLY_EDITED = 0.9  # or share of characters in common: one change in a short text breaks many shingles
 UNIMPORTANT = re.compile(r"[\s，。！？、；：,!?;:\"'“”‘’…~～]+")
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: spreads neighbouring code points
@@ -41,7 +42,8 @@ def plain(messages: Messages) -> str:
 
 
 def shingles(text: str) -> np.ndarray:
-    """A 64-bit hash of every SHINGLE characters in a row of `text`, [characters - 4] (of the whole text where it is shorter)."""
+    """A 64-bit hash of every SHINGLE characters in a row, [characters - 4] (of the whole of a shorter
+    text)."""
     points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32).astype(np.uint64)
     count = max(1, len(points) - SHINGLE + 1)
     return chained((points[i : i + count] for i in range(min(SHINGLE, len(points)))), count)
@@ -65,7 +67,7 @@ def jaccard(a: str, b: str) -> float:
 def signatures(texts: list[np.ndarray]) -> np.ndarray:
     """MinHash of each array of shingles: [texts, PERMUTATIONS] uint32.
 
-    rensa computes on threads, which a fork does not copy: call it in no forked process (see `cleaning.clean_batch`).
+    rensa computes on threads, which a fork does not copy: never call this in a forked process, it would hang.
     """
     edges = np.cumsum([0, *map(len, texts)], dtype=np.uint64)
     matrix = RMinHash.digest_matrix_from_flat_token_hashes(np.concatenate(texts), edges, PERMUTATIONS, 0)
@@ -79,7 +81,7 @@ def bands(signature: np.ndarray) -> np.ndarray:
 
 
 def same(a: Messages, b: Messages) -> bool:
-    """Whether two candidates are near duplicates: similar as a whole, and not another question with its own answer."""
+    """Whether two candidates are near duplicates: similar, and not another question with its own answer."""
     text_a, text_b = plain(a), plain(b)
     if (
         Indel.normalized_similarity(text_a, text_b, score_cutoff=HARDLY_EDITED) == 0
@@ -110,7 +112,7 @@ def _other_numbers(a: str, b: str) -> bool:
 
 
 def _replaced(a: str, b: str) -> set[tuple[str, str]]:
-    """What stands in `b` where something else stood in `a`; not looked for in long texts, where it costs and tells little."""
+    """What stands in `b` where something else stood in `a`; in long texts it costs much and tells little."""
     if max(len(a), len(b)) > 2_000:
         return set()
     edits = Levenshtein.opcodes(a, b)

@@ -1,4 +1,4 @@
-"""Edits: small pure functions that take a text or a conversation and give it back mended (paper, section 2)."""
+"""Edits: small pure functions that give a text or a conversation back mended (paper, section 2)."""
 
 import html.entities
 import re
@@ -44,15 +44,15 @@ LEAK = re.compile(
     r"(?:^|\n)\s*(?:#{2,3}\s*(?:Instruction|Response|Input|Human|Assistant|指令|指示|输入|输出|回复|回答)\s*[:：]"
     r"|Below is an instruction that describes a task|(?:Human|Assistant)\s*: )"
     # self-instruct went on to its next example: "11. 说明：... 11. 输入：..."
-    r"|(?:^|\n)(?:#{2,3}\s*\n\s*)?\d{1,2}\s*[.、]\s*(?:说明|指令|Instruction)\s*[:：](?=[\s\S]*?\n\s*\d{1,2}\s*[.、]\s*(?:输入|Input))"
+    r"|(?:^|\n)(?:#{2,3}\s*\n\s*)?\d{1,2}\s*[.、]\s*(?:说明|指令|Instruction)\s*[:：]"
+    r"(?=[\s\S]*?\n\s*\d{1,2}\s*[.、]\s*(?:输入|Input))"
     r"|<\|(?:im_start|im_end|endoftext|user|assistant|eot_id)\|>|\[/?INST\]|<</?SYS>>"
 )
 LABEL = re.compile(
     r"\s*(?:#{2,3}\s*(?:Response|回复|回答|输出)\s*[:：]|<\|(?:im_start|assistant)\|>(?:assistant)?)\s*"
 )
 ABOUT_PROMPTS = re.compile(
-    r"prompt|提示词|模板|template|format|chatml|token|instruct|微调|对话|dialog|剧本|采访|markdown|###|<\|",
-    re.I,
+    r"(?i)prompt|提示词|模板|template|format|chatml|token|instruct|微调|对话|dialog|剧本|采访|markdown|###|<\|"
 )
 ESCAPES = {r"\n": "\n", r"\t": "\t", r"\"": '"'}
 ESCAPE = re.compile(r"\\[nt\"]")
@@ -61,7 +61,8 @@ ABOUT_TRADITIONAL = re.compile(r"繁[体體]|正[体體][中字]|[简簡][体體
 
 
 def escapes(text: str) -> str:
-    """A text without a line break but with `\\n` in it was escaped twice: `\\n`, `\\t` and `\\"` become what they stand for."""
+    """A text without a line break but with `\\n` in it was escaped twice: `\\n`, `\\t` and `\\"` become what
+    they stand for."""
     if r"\n" not in text or "\n" in text or CODE.search(text):
         return text
     return ESCAPE.sub(lambda found: ESCAPES[found[0]], text)
@@ -95,7 +96,8 @@ def _character(entity: re.Match) -> str:
 
 
 def no_input(messages: Messages) -> Messages:
-    """A question's last line, or an answer's first word in brackets, that says "no input" goes: it stood for an empty field."""
+    """A question's last line, or an answer's first word in brackets, that says "no input" goes: it stood for
+    an empty field."""
     answer = partial(STRAY_NO_INPUT.sub, "")
     mended = {"user": _without_no_input, "assistant": answer, "system": str}
     return [m | {"content": mended[m["role"]](m["content"])} for m in messages]
@@ -108,7 +110,8 @@ def _without_no_input(text: str) -> str:
 
 
 def prompt_leak(messages: Messages) -> Messages:
-    """An answer loses the `### Response:` before it and the next `### Instruction:` behind it, unless prompts are the subject."""
+    """An answer loses the `### Response:` before it and the next `### Instruction:` behind it, unless prompts
+    are the subject."""
     if not any(LEAK.search(m["content"]) for m in messages if m["role"] == "assistant"):
         return messages
     if any(ABOUT_PROMPTS.search(m["content"]) for m in messages if m["role"] == "user"):
@@ -130,7 +133,8 @@ def trailing_question(messages: Messages) -> Messages:
 
 
 def to_simplified(messages: Messages) -> Messages:
-    """Traditional characters become simplified ones (OpenCC's t2s), unless they are the subject; Japanese is left alone."""
+    """Traditional characters become simplified ones (OpenCC's t2s), unless they are the subject; Japanese is
+    left alone."""
     if any(ABOUT_TRADITIONAL.search(message["content"]) for message in messages):
         return messages
     return on_every_text(lambda text: text if KANA.search(text) else _opencc().convert(text), messages)
@@ -150,7 +154,7 @@ OPTIONAL: list[Callable[[Messages], Messages]] = [to_simplified]
 
 
 def edit(messages: Messages, options: tuple[str, ...] = ()) -> tuple[Messages, list[dict]]:
-    """The conversation after every edit, and what each changed: `step`, `turn` (from 1), `before`, `after` (40 characters).
+    """The conversation after every edit, and what each changed: `step`, `turn` (from 1), `before`, `after`.
 
     `options` names steps of OPTIONAL to take as well. Editing again changes nothing.
     """

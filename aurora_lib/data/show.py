@@ -29,13 +29,13 @@ Rows that were no conversation and were set aside before: {rejected:,}.
 |---|---|---|---|
 {steps}
 
-Known limits: steps are rules, which leave some dirt and drop some good rows; facts in the answers were not checked; \
-personal data is not masked.
+Known limits: steps are rules, which leave some dirt and drop some good rows; facts in the answers were not \
+checked; personal data is not masked.
 """
 
 
 def groups(result: CleaningResult) -> dict[str, Dataset]:
-    """What there is to look at: kept, dropped by step, edited by step; only groups that hold something, with their size."""
+    """What there is to look at: kept, dropped by step, edited by step, each with its size."""
     found = {"kept": result.kept}
     for name, rows in (("dropped", result.dropped), ("edited", result.edits)):
         by = rows["step"][:]
@@ -45,14 +45,14 @@ def groups(result: CleaningResult) -> dict[str, Dataset]:
 
 
 def row_to_html(row: dict) -> str:
-    """One row of a group: its id and reason, then the conversation as bubbles, or an edit's before and after. Escaped."""
+    """One row of a group, escaped: its id and reason, then the conversation, or an edit's before and
+    after."""
     head = f"<code>{html.escape(row['id'])}</code> {html.escape(row.get('reason') or '')}"
     if "messages" in row:
         return head + to_html(row["messages"])
-    texts = "".join(
-        f"<tr><th>{side}</th><td style='white-space:pre-wrap;text-align:left'>{html.escape(row[side])}</td></tr>"
-        for side in ("before", "after")
-    )
+    cell = "<td style='white-space:pre-wrap;text-align:left'>"
+    sides = ("before", "after")
+    texts = "".join(f"<tr><th>{side}</th>{cell}{html.escape(row[side])}</td></tr>" for side in sides)
     return f"{head} turn {row['turn']}<table>{texts}</table>"
 
 
@@ -85,8 +85,8 @@ def card(
 ) -> str:
     """The card of `saved` (what `result` kept, perhaps split), as Markdown.
 
-    `origin` is where the rows were read from, `licences` those of the sources, `rejected` counts the rows that were no
-    conversation.
+    `origin` is where the rows were read from, `licences` are those of the sources, `rejected` counts the rows
+    that were no conversation.
     """
     report = result.report
 
@@ -94,7 +94,8 @@ def card(
         return f"{int(report[source].get((step, action), 0)):,}"
 
     sources = [
-        f"| {name} | {licences.get(name, 'unknown')} | {count('read', 'read', name)} | {count('kept', 'kept', name)} |"
+        f"| {name} | {licences.get(name, 'unknown')} "
+        f"| {count('read', 'read', name)} | {count('kept', 'kept', name)} |"
         for name in report.columns
         if name != "total"
     ]

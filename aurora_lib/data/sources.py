@@ -1,14 +1,16 @@
 """Rows -> conversations: one reader for the layouts of the paper's three released datasets (section 3.1).
 
-`read_rows` finds the rows of a file, whatever the state they are in; `_messages` finds the conversation in a row.
+`read_rows` finds the rows of a file, in whatever state they are; `_messages` finds the conversation in a row.
 A new kind of file belongs into the first, a new layout of a row into the second.
 """
 
+import atexit
 import codecs
 import hashlib
 import json
 import mmap
 import re
+import shutil
 import tempfile
 import uuid
 import warnings
@@ -39,8 +41,8 @@ SOURCES = {
     ),
     "sharegpt_zh": ("common_zh_70k.jsonl", ("sharegpt_zh*", "common_zh*"), *SHAREGPT),
 }
-# SHA-1 of the released files as LLaMA-Factory's data/dataset_info.json lists them (two states of the second). For
-# ShareGPT none is listed. What the hub holds under these names was not compared with them.
+# SHA-1 of the released files as LLaMA-Factory's data/dataset_info.json lists them (two states of the second).
+# For ShareGPT none is listed. What the hub holds under these names was not compared with them.
 RELEASED = {
     "alpaca_zh": {"e655af3db557a4197f7b0cf92e1986b08fae6311"},
     "alpaca_gpt4_zh": {
@@ -52,14 +54,7 @@ TURNS = List({"role": Value("string"), "content": Value("string")})
 FEATURES = Features(dict.fromkeys(("id", "source", "category"), Value("string")) | {"messages": TURNS})
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 CHINESE_KEYS = {"指示": "instruction", "指令": "instruction", "输入": "input", "输出": "output"}
-KINDS = {
-    bool: "a truth value",
-    int: "a number",
-    float: "a number",
-    str: "text",
-    list: "a list",
-    dict: "an object",
-}
+KINDS = {bool: "a truth value", int: "a number", float: "a number", str: "text", list: "a list"}
 MOST_CHARACTERS = 200_000  # of one conversation; what is longer is a dump, not a talk
 LONGEST_ROW = 8 << 20  # bytes; a longer row is no conversation, and must not fill the memory
 LOOK = 1 << 12  # bytes in which the end of an array's row is looked for first
@@ -88,15 +83,14 @@ class Row(NamedTuple):
     value: object
 
 
-def load(name: str, path: str | Path | None = None, *, revision: str | None = None) -> Dataset:
+def load(name: str, path: str | Path | None = None) -> Dataset:
     """One source as conversations: columns `id, source, category, messages` (a list of `{role, content}`).
 
     `path` is a file, a folder, None for the bundled sample, or "hub" for the released file from the Hugging
-    Face hub, at `revision` where one is given. Rows that are no conversation are left out and listed by
-    `rejected`: loaded + rejected == rows in the file. Raises DataError for an unknown name, and for a file that
-    is missing, empty or not UTF-8.
+    Face hub. Rows that are no conversation are left out and listed by `rejected`: loaded + rejected == rows
+    in the file. Raises DataError for an unknown name, and for a file that is missing, empty or not UTF-8.
     """
-    chosen = files(name, path, revision=revision)
+    chosen = files(name, path)
     folder = Path(path) if path not in (None, "hub") and Path(path).is_dir() else None
     names = [f"{name}:{file.relative_to(folder) if folder else file.name}" for file in chosen]
 
@@ -113,9 +107,9 @@ def load(name: str, path: str | Path | None = None, *, revision: str | None = No
 
 
 def rejected(name: str, path: str | Path | None = None) -> list[dict]:
-    """The rows of the files that `load` reads which are no conversation: dicts of `file`, `line` (from 1), `reason`, `row`.
+    """What `load` leaves out: dicts of `file`, `line` (from 1), `reason` and `row`, how its text begins.
 
-    `row` is the beginning of its text. Raises DataError for a file that is missing, empty or not UTF-8.
+    Raises DataError for an unknown name, and for a file that is missing, empty or not UTF-8.
     """
     return [
         {"file": str(file), "line": row.line, "reason": reason, "row": row.text[:80]}
@@ -133,7 +127,7 @@ def table(rows: list[dict], features: Features = FEATURES) -> Dataset:
 def on_disk(rows: Iterator[dict], features: Features, fingerprint: str | None = None) -> Dataset:
     """`rows` in a file that is mapped into memory and goes with this process.
 
-    Equal fingerprints promise equal rows: what was made of them once is found again. Raises what `rows` raises.
+    Equal fingerprints promise equal rows: what was made of them is found again. Raises what `rows` raises.
     """
     first = next(rows, None)
     if first is None:
@@ -146,14 +140,12 @@ def on_disk(rows: Iterator[dict], features: Features, fingerprint: str | None = 
         raise error.__cause__ or error from None
 
 
+@cache
 def room() -> str:
     """A folder for this process's Arrow files; it goes when the process ends."""
-    return _temporary().name
-
-
-@cache
-def _temporary() -> tempfile.TemporaryDirectory:
-    return tempfile.TemporaryDirectory(prefix="aurora-rows-")
+    folder = tempfile.mkdtemp(prefix="aurora-rows-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 @contextmanager
@@ -168,7 +160,7 @@ def no_bars() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def files(name: str, path: str | Path | None = None, *, revision: str | None = None) -> list[Path]:
+def files(name: str, path: str | Path | None = None) -> list[Path]:
     """The files `load` reads: `path` itself or, in a folder at any depth, the released file or parts of it.
 
     Raises DataError for an unknown name, and where there is nothing to read.
@@ -176,7 +168,7 @@ def files(name: str, path: str | Path | None = None, *, revision: str | None = N
     if name not in SOURCES:
         raise DataError(f"There is no source {name!r}. The three are: {', '.join(SOURCES)}.")
     if path == "hub":
-        return [_download(name, revision)]
+        return [_download(name)]
     path = Path(path or DATA / "rows")
     released, parts, *_ = SOURCES[name]
     if not path.exists():
@@ -197,13 +189,13 @@ def _in_folder(name: str, folder: Path) -> list[Path]:
     return whole[:1] or sorted(found)
 
 
-def _download(name: str, revision: str | None) -> Path:
+def _download(name: str) -> Path:
     """The released file, fetched as a file: our own reader then treats its bad rows as it does anywhere."""
     from huggingface_hub import hf_hub_download
 
     released, _, repository, folder = SOURCES[name]
     try:
-        file = Path(hf_hub_download(repository, folder + released, repo_type="dataset", revision=revision))
+        file = Path(hf_hub_download(repository, folder + released, repo_type="dataset"))
     except Exception as error:  # offline, moved, disk full: many kinds, and one remedy for all of them
         raise DataError(
             f"{released} could not be had from the Hugging Face hub ({repository}: {type(error).__name__}). "
@@ -212,8 +204,8 @@ def _download(name: str, revision: str | None) -> Path:
     found = _sha1(file)
     if name in RELEASED and found not in RELEASED[name]:
         warnings.warn(
-            f"{released} is not the file the paper's stack used: its SHA-1 is {found}. Its counts will differ; "
-            "name an older revision, or set AURORA_DATA to a folder with the original.",
+            f"{released} is not the file the paper's stack used: its SHA-1 is {found}. "
+            "Its counts will differ. If you have the original, set AURORA_DATA to its folder.",
             stacklevel=2,
         )
     return file
@@ -227,18 +219,18 @@ def _sha1(file: Path) -> str:
 def read_rows(file: Path) -> Iterator[Row]:
     """Each row of a JSON array or of JSON Lines; the file is mapped, so that memory does not grow with it.
 
-    The value is an Unreadable where the row is broken, cut off or over LONGEST_ROW; the rows behind it are still
-    found. Bytes that are not UTF-8 become lone surrogates: they spoil their own row and no other. Raises DataError
-    where the file is missing or empty.
+    The value is an Unreadable where the row is broken, cut off or over LONGEST_ROW; the rows behind it are
+    still found. Bytes that are not UTF-8 become lone surrogates, which spoil their own row and no other.
+    Raises DataError where the file is missing or empty.
     """
     if not file.exists():
         raise DataError(f"{file} does not exist. Check the path, or AURORA_DATA.")
     with file.open("rb") as opened:
         size = file.stat().st_size
         view = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
-    begin = SPACE.match(view, len(codecs.BOM_UTF8) if view[:3] == codecs.BOM_UTF8 else 0).end()
+    begin = SPACE.match(view, 3 if view[:3] == codecs.BOM_UTF8 else 0).end()
     if begin == size:
-        raise DataError(f"{file} is empty. Download it again, or point AURORA_DATA at a complete copy.")
+        raise DataError(f"{file} is empty. {AGAIN}")
     is_array = view[begin : begin + 1] == b"[" and file.suffix != ".jsonl"
     line, counted, kept = 1, 0, 0
     for start, end, value in (_array if is_array else _lines)(view, begin):
@@ -293,7 +285,8 @@ def _value(view: mmap.mmap, at: int) -> tuple[object, int]:
             found = Unreadable("not valid JSON (Expecting ',' delimiter)")
         except (ValueError, RecursionError) as error:
             found = _unreadable(error)
-        # Cut off where we stopped looking, or broken? Only more text can tell, up to the longest row there may be.
+        # Cut off where we stopped looking, or broken? Only more text can tell, up to the longest row there
+        # is.
         if look == LONGEST_ROW or at + look >= len(view):
             break
         look = min(8 * look, LONGEST_ROW)
@@ -408,4 +401,4 @@ def _text(holder: dict, key: str) -> str:
 
 
 def _kind(value: object) -> str:
-    return KINDS.get(type(value), "null")
+    return "an object" if isinstance(value, dict) else KINDS.get(type(value), "null")

@@ -14,8 +14,8 @@ BATCH = 1_000  # conversations
 def split(dataset: Dataset, tokenizer, length: int) -> Dataset:
     """Conversations of more than `length` tokens (chat template included) as several, cut before a user turn.
 
-    Each piece keeps the system turn; the second piece of row `7` has the id `7#2`. A single exchange that is too long
-    stays whole (training cuts its end off). Splitting again changes nothing.
+    Each piece keeps the system turn; the second piece of row `7` has the id `7#2`. A single exchange that is
+    too long stays whole (training cuts its end off). Splitting again changes nothing.
     """
 
     def pieces() -> Iterator[dict]:
@@ -31,7 +31,8 @@ def split(dataset: Dataset, tokenizer, length: int) -> Dataset:
 
 
 def exchange_tokens(conversations: list[Messages], tokenizer) -> list[list[int]]:
-    """Tokens of each conversation's beginning (<s> and the system turn) and of each exchange (question and answer)."""
+    """Tokens of each conversation's beginning (<s>, the system turn) and of each exchange (question,
+    answer)."""
     texts = [_rendered(messages) for messages in conversations]
     # the fast tokenizer's own batch: all cores, and no offsets, which nobody needs here
     flat = [text for parts in texts for text in parts]
@@ -47,7 +48,7 @@ def _rendered(messages: Messages) -> list[str]:
 
 
 def _may_be_longer(messages: Messages, length: int) -> bool:
-    """Only several exchanges can be cut, and a token is at least a byte: most conversations need no tokenizer."""
+    """Only several exchanges can be cut, and a token is at least a byte: most rows need no tokenizer."""
     around = len(EXCHANGE) * len(messages)
     return len(messages) >= 4 and sum(len(turn["content"].encode()) for turn in messages) + around > length
 

@@ -1,8 +1,8 @@
-"""What a conversation is about: ShareGPT's free-text tags where there are any, else a small offline classifier.
+"""What a conversation is about: ShareGPT's free-text tags where there are any, else a small classifier.
 
 The paper's Figure 2 shows about 20 categories. The classifier needs no labelled rows: a self-written lexicon
-(`data/topics_lexicon.txt`) labels the conversations it is sure about, naive Bayes over characters learns from those what
-the lexicon does not know. `tools/record/topics.py` measures it; `results/topics.json` holds the accuracy.
+labels the conversations it is sure about, naive Bayes over characters learns from those what the lexicon does
+not know. `tools/record/topics.py` measures it; `results/topics.json` holds the accuracy.
 """
 
 import re
@@ -41,7 +41,8 @@ class Lexicon(NamedTuple):
 
 @cache
 def lexicon() -> Lexicon:
-    """The lexicon: lines of "topic: beginnings of words in tags | words of questions", each word in one topic only."""
+    """The file's lines are "topic: beginnings of words in tags | words of questions", each word in one
+    topic."""
     text = (DATA / "topics_lexicon.txt").read_text(encoding="utf-8")
     entries = re.findall(r"^([a-z ]+):([^|]+)\|([^:|]+)$", text, re.M)
     tags = {topic: re.compile(rf"\b(?:{'|'.join(names.split())})", re.I) for topic, names, _ in entries}
@@ -70,7 +71,8 @@ def text_of(messages: list[dict], role: str) -> str:
 
 
 def lexicon_scores(text: str) -> np.ndarray:
-    """Points per topic, [19]: the characters of its different words in `text` (2 for a Latin word), up to 3 a word."""
+    """Points per topic, [19]: the characters of its different words in `text`, up to 3 a word, 2 a Latin
+    word."""
     topics, _, owner, starting = lexicon()
     text, found, at = text.lower(), set(), 0
     while at < len(text):
@@ -119,7 +121,7 @@ class Classifier(NamedTuple):
 
 
 def fit(conversations: Sequence[list[dict]], seed: int = 0, at_most: int = 20_000) -> Classifier:
-    """A classifier learnt from `conversations` (lists of `{role, content}`), of which `at_most` are drawn with `seed`.
+    """A classifier learnt from `conversations` (lists of messages), of which `at_most` are drawn with `seed`.
 
     With few or narrow conversations it is little more than the lexicon, whose own words are always examples.
     """

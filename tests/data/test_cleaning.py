@@ -1,4 +1,5 @@
-"""Cleaning: all steps together. Nothing is lost, nothing changes the second time, and a killed run goes on."""
+"""Cleaning: all steps together. Nothing is lost, nothing changes the second time, and a killed run goes
+on."""
 
 import json
 import os

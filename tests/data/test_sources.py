@@ -176,7 +176,9 @@ def test_the_rows_of_an_array_are_those_that_pythons_own_parser_finds(tmp_path, 
     assert [row.value for row in sources.read_rows(file)] == wanted
 
 
-KEYS = "instruction input output history messages conversations conversation role content from value human assistant"
+KEYS = (
+    ["instruction", "input", "output", "history", "messages", "conversation", "role", "content", "from", "value", "human", "assistant"]
+)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
@@ -184,7 +186,7 @@ KEYS = "instruction input output history messages conversations conversation rol
     st.lists(
         st.recursive(
             st.none() | st.integers() | st.text(max_size=20),
-            lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS.split()), inner),
+            lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner),
         ),
         max_size=8,
     )

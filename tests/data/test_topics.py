@@ -1,4 +1,5 @@
-"""Topics: tags as released, the lexicon, what the classifier learns, and the shipped accuracy measured again."""
+"""Topics: tags as released, the lexicon, what the classifier learns, and the shipped accuracy measured
+again."""
 
 import json
 from collections import Counter
