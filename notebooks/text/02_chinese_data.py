@@ -122,7 +122,7 @@ with pd.option_context("display.max_colwidth", None):
     display(pd.DataFrame(rows, columns=["step", "what it does"]))
 
 # %% [markdown]
-# `clean` takes every step but the optional ones and keeps all there is to know: what was kept, what was dropped and why, every single change. Finished shards
+# `clean` takes every step but the optional ones and keeps all there is to know: what was kept, what was dropped and why, every single change. Finished parts
 # are stored in `folder`: a long run that was interrupted goes on where it stopped. Steps that found nothing are not listed, and a row that was edited may
 # still be dropped further down.
 
