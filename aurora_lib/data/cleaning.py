@@ -54,18 +54,13 @@ class CleaningResult:
         stay, go = self.kept["source"][:], self.dropped["source"][:]
         counts = Counter(("read", "read", source) for source in stay + go)
         counts.update(("kept", "kept", source) for source in stay)
-        counts.update(
-            (step, "dropped", source) for step, source in zip(self.dropped["step"], go, strict=True)
-        )
+        steps_taken = zip(self.dropped["step"], go, strict=True)
+        counts.update((step, "dropped", source) for step, source in steps_taken)
         edited = set(zip(*(self.edits[name][:] for name in ("id", "step", "source")), strict=True))
         counts.update((step, "edited", source) for _, step, source in edited)
         frame = pandas.Series(counts).unstack(fill_value=0)
-        order = [
-            ("read", "read"),
-            *((s, a) for s in steps() for a in ("edited", "dropped")),
-            ("kept", "kept"),
-        ]
-        frame = frame.reindex([key for key in order if key in frame.index])
+        order = [name for name in ("read", *steps(), "kept") if name in frame.index]
+        frame = frame.reindex(order, level=0)
         frame.index.names = ["step", "action"]
         return frame.assign(total=frame.sum(axis=1)).astype(int)
 

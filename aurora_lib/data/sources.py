@@ -277,17 +277,17 @@ def _value(view: mmap.mmap, at: int) -> tuple[object, int]:
     while True:
         text = _decoded(view[at : at + look])
         try:
-            value, stop = JSON.raw_decode(text)
-            stop = at + len(text[:stop].encode("utf-8", "surrogateescape"))
+            value, broken = JSON.raw_decode(text)
+            stop = at + len(text[:broken].encode("utf-8", "surrogateescape"))
             end = SPACE.match(view, stop).end()
             if end == len(view) or view[end : end + 1] == b"," or _closes(view, end):
                 return value, end
             found = Unreadable("not valid JSON (Expecting ',' delimiter)")
         except (ValueError, RecursionError) as error:
             found = _unreadable(error)
-        # Cut off where we stopped looking, or broken? Only more text can tell, up to the longest row there
-        # is.
-        if look == LONGEST_ROW or at + look >= len(view):
+            broken = len(text) if "Unterminated" in str(error) else getattr(error, "pos", 0)
+        # only what breaks at the end of what we looked at may be whole in truth, up to the longest row there is
+        if broken < len(text) - 16 or look == LONGEST_ROW or at + look >= len(view):
             break
         look = min(8 * look, LONGEST_ROW)
     # past the broken row: to the comma before the next `{`, or to the end of the file
