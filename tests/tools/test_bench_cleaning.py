@@ -19,11 +19,7 @@ from tools.bench import corpus as bench_corpus
 
 TOOLS = ROOT / "tools" / "bench"
 
-KEYS = {
-    "alpaca_data_zh_51k.json": {"instruction", "input", "output"},
-    "alpaca_gpt4_data_zh.json": {"instruction", "input", "output"},
-    "common_zh_70k.jsonl": {"conversation_id", "category", "conversation"},
-}
+ALPACA, SHAREGPT = {"instruction", "input", "output"}, {"conversation_id", "category", "conversation"}
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +44,7 @@ def test_a_corpus_has_the_released_layouts_and_is_the_same_every_time(corpus, tm
     released = {file: rows for file, rows, *_ in bench_corpus.LAYOUTS.values()}
     assert list(released.values()) == [51_461, 48_818, 41_066 + 35_333]  # the paper's 176,678 rows
     bench_corpus.Corpus(3_000).write(tmp_path)
-    for file, keys in KEYS.items():
+    for file, keys in zip(released, (ALPACA, ALPACA, SHAREGPT), strict=True):
         rows = [row.value for row in sources.read_rows(corpus / file)]
         assert len(rows) == round(released[file] * 3_000 / 176_678)
         assert sum(isinstance(row, dict) and row.keys() == keys for row in rows) > 0.99 * len(rows)
@@ -56,19 +52,17 @@ def test_a_corpus_has_the_released_layouts_and_is_the_same_every_time(corpus, tm
 
 
 def test_lengths_are_those_of_real_rows(texts):
-    def mean(name):
-        lengths = [sum(map(len, said)) for row, said in texts.items() if row.startswith(name + ":")]
-        return sum(lengths) / len(lengths)
-
-    assert 90 < mean("alpaca_zh") < 150 < mean("alpaca_gpt4_zh") < 290 < 500 < mean("sharegpt_zh")
+    lengths = {name: [] for name in sources.SOURCES}
+    for row, said in texts.items():
+        lengths[row.partition(":")[0]].append(sum(map(len, said)))
+    alpaca, alpaca_gpt4, sharegpt = (sum(found) / len(found) for found in lengths.values())
+    assert 90 < alpaca < 150 < alpaca_gpt4 < 290 < 500 < sharegpt
 
 
 def test_planted_copies_are_what_the_manifest_says(planted, texts):
-    pairs = {"exact": [], "near": []}
+    pairs, name = {"exact": [], "near": []}, bench_corpus.identity
     for pair in planted:
-        pairs[pair["kind"]].append(
-            [texts[bench_corpus.identity(*pair[side])] for side in ("copy", "original")]
-        )
+        pairs[pair["kind"]].append([texts[name(*pair[side])] for side in ("copy", "original")])
     assert (len(pairs["exact"]), len(pairs["near"])) == (30, 60)
     assert all(copy == original for copy, original in pairs["exact"])
     for copy, original in pairs["near"]:
@@ -105,14 +99,10 @@ def test_a_planted_copy_counts_as_found_only_if_it_was_dropped_for_its_own_origi
 
 
 def test_the_configurations_for_data_juicer_have_our_thresholds():
-    stock, ray = (
-        {
-            name: value
-            for step in yaml.safe_load((TOOLS / file).read_text())["process"]
-            for name, value in step.items()
-        }
-        for file in ("data_juicer.yaml", "data_juicer_ray.yaml")
-    )
+    files = [
+        yaml.safe_load((TOOLS / name).read_text()) for name in ("data_juicer.yaml", "data_juicer_ray.yaml")
+    ]
+    stock, ray = ({name: step[name] for step in file["process"] for name in step} for file in files)
     assert list(stock) == list(bench_cleaning.COUNTERPARTS)
     assert {step for ours in bench_cleaning.COUNTERPARTS.values() for step in ours} <= set(show.steps())
     near = stock["document_minhash_deduplicator"]
