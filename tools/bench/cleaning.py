@@ -52,13 +52,14 @@ def work(folder: Path) -> None:
     from datasets import concatenate_datasets
 
     from aurora_lib.data import clean, edits, show, sources, split
-    from aurora_lib.model import load_tokenizer
 
     mark("read")
     rows = concatenate_datasets([sources.load(name, folder) for name in LAYOUTS])
     mark("clean")
     result = clean(rows, processes=CORES)
     mark("split")
+    from aurora_lib.model import load_tokenizer  # here: torch comes with it, which cleaning does not need
+
     parts = split(result.kept, load_tokenizer(), 1024)
     mark("")
     dropped = dict(zip(result.dropped["id"], zip(result.dropped["step"], result.dropped["reason"])))  # noqa: B905
