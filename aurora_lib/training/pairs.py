@@ -7,8 +7,8 @@ from typing import NamedTuple
 from datasets import Dataset
 
 from aurora_lib.course.scale import DATA
-from aurora_lib.data import rows as json_rows
-from aurora_lib.data.rows import DataError
+from aurora_lib.data import sources
+from aurora_lib.data.sources import DataError
 from aurora_lib.evaluation.probes import load_probes
 from aurora_lib.model.batching import shared_length
 
@@ -36,7 +36,7 @@ def load_pairs(path: str | Path | None = None) -> Pairs:
             f"{path} does not exist. Check AURORA_PREFERENCES, or unset it for the bundled pairs."
         )
     kept, dropped = [], []
-    for line, _, row in json_rows.read(path):
+    for line, _, row in sources.read_rows(path):
         if reason := _trouble(row):
             dropped.append(dict(line=line, reason=reason))
         else:
@@ -68,7 +68,7 @@ def _pair(kind: str, prompt: str, chosen: str, rejected: str) -> dict:
 
 def _trouble(row) -> str | None:
     """Why `row` is no pair, or None."""
-    if isinstance(row, json_rows.Unreadable):
+    if isinstance(row, sources.Unreadable):
         return str(row)
     if not isinstance(row, dict):
         return f"a {type(row).__name__} where an object with prompt, chosen and rejected is wanted"

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from aurora_lib import evaluation
 from aurora_lib.course import scale
 from aurora_lib.data.languages import language
-from aurora_lib.data.rows import DataError
+from aurora_lib.data.sources import DataError
 from aurora_lib.model import load_adapter, load_model, load_tokenizer
 from aurora_lib.training import preference
 from tools.build import preferences as build_preferences

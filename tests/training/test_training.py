@@ -137,7 +137,7 @@ def test_conversations_longer_than_the_cutoff_are_counted_and_those_without_an_a
 
 
 def test_command_line_trains_saves_and_leaves_a_record(tiny, tokenizer, tmp_path, monkeypatch, capsys):
-    conversations.save(
+    conversations.save_conversations(
         Dataset.from_list(
             [
                 dict.fromkeys(sources.FEATURES) | dict(id=str(i), source="test", messages=m)
@@ -240,7 +240,7 @@ def test_adapter_of_another_base_is_one_sentence(tiny, tmp_path):
 def test_conversations_come_from_notebook_02_only_if_it_read_the_same_data(tiny, tmp_path, capsys):
     cleaned = conversations.clean_conversations(tiny)
     assert "cleaned just now" in capsys.readouterr().out
-    conversations.save(cleaned.select(range(5)), tiny)
+    conversations.save_conversations(cleaned.select(range(5)), tiny)
     assert len(conversations.clean_conversations(tiny)) == 5
     elsewhere = tmp_path / "rows"
     elsewhere.mkdir()

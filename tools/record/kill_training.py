@@ -94,7 +94,7 @@ def main() -> int:
         scale = choose({"AURORA_SCALE": "tiny", "AURORA_RUNS": folder})
         scale.runs.mkdir(parents=True)
         if (child := os.fork()) == 0:
-            conversations.save(conversations.clean_conversations(scale), scale)
+            conversations.save_conversations(conversations.clean_conversations(scale), scale)
             os._exit(0)
         os.waitpid(child, 0)
         _, seconds = attempt(scale, options.steps, None)
