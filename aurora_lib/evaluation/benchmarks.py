@@ -32,7 +32,7 @@ HUB_SPLITS = {
     "validation": "val",
     "test": "test",
 }  # the hub's names -> the folders'
-COLUMNS = ["question", "a", "b", "c", "d", "answer"]  # needed everywhere, and all there is in MMLU
+COLUMNS = ["Question", *LETTERS, "Answer"]  # needed everywhere, and all there is in MMLU
 
 
 class EvalError(RuntimeError):
@@ -124,8 +124,9 @@ def load_questions(task: str, subject: str, split: str, root=None) -> tuple[list
     """
     if (task, split) == ("ceval", "test"):
         raise EvalError("C-Eval publishes no answers for its test split; score its val split instead.")
+    where = folder(task, root)
     file = file_name(task, subject, split)
-    path = folder(task, root) / file
+    path = where / file
     if not path.is_file():
         raise EvalError(
             f"{path} is missing; unpack {task} again, or leave {subject!r} out of subjects=[...]."
@@ -138,7 +139,7 @@ def load_questions(task: str, subject: str, split: str, root=None) -> tuple[list
         try:
             header = COLUMNS
             if task != "mmlu":
-                header = [name.strip().lower() or "id" for name in next(reader, [])]
+                header = [name.strip().capitalize() or "Id" for name in next(reader, [])]
             last = reader.line_num
             for row in reader:
                 line, last, index = last + 1, reader.line_num, len(questions) + len(skipped)
@@ -146,8 +147,8 @@ def load_questions(task: str, subject: str, split: str, root=None) -> tuple[list
                     continue
                 record = dict(zip(header, row, strict=False))
                 reason = _defect(header, row, record, ids)
-                if "id" in record:
-                    ids.setdefault(record["id"], line)
+                if "Id" in record:
+                    ids.setdefault(record["Id"], line)
                 if reason:
                     if last > line:  # an opening quote without an end swallows the rows below it
                         reason += f"; the row goes on to line {last}: is a quote left open?"
@@ -164,19 +165,18 @@ def load_questions(task: str, subject: str, split: str, root=None) -> tuple[list
 
 def _defect(header: list[str], row: list[str], record: dict[str, str], ids: dict[str, int]) -> str | None:
     """Why a row cannot be scored, or None; `ids` holds the line of every id seen before."""
-    shown = {name: name.upper() if len(name) == 1 else name for name in COLUMNS}
-    if absent := [shown[name] for name in COLUMNS if name not in record]:
+    if absent := [name for name in COLUMNS if name not in record]:
         return f"missing column {', '.join(absent)}"
     if len(row) > len(header):
         return f"{len(row)} cells for {len(header)} columns"
     if re.search("[\udc80-\udcff]", "".join(row)):
         return "broken encoding (not UTF-8)"
-    if empty := [shown[name] for name in COLUMNS if not record[name].strip()]:
+    if empty := [name for name in COLUMNS if not record[name].strip()]:
         return f"empty {', '.join(empty)}"
-    if record["answer"].strip() not in tuple(LETTERS):
-        return f"answer {record['answer']!r} is not one of A, B, C, D"
-    if "id" in record and record["id"] in ids:
-        return f"duplicate id {record['id']!r}, first on line {ids[record['id']]}"
+    if record["Answer"].strip() not in tuple(LETTERS):
+        return f"answer {record['Answer']!r} is not one of A, B, C, D"
+    if "Id" in record and record["Id"] in ids:
+        return f"duplicate id {record['Id']!r}, first on line {ids[record['Id']]}"
     return None
 
 

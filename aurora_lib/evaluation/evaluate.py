@@ -8,12 +8,11 @@ import contextlib
 import hashlib
 import json
 import math
-import os
 from pathlib import Path
 
 import torch
-from accelerate.utils import gather_object
 from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import distributed
 from tqdm.auto import tqdm
 
 from aurora_lib.evaluation import benchmarks, fewshot
@@ -66,36 +65,31 @@ def multiple_choice(
 
     groups, skipped = [], []
     for subject, entry in chosen.items():
-        examples, bad_examples = load_questions(task, subject, "dev", where) if shots else ([], [])
-        questions, bad_questions = load_questions(task, subject, split, where)
-        made, too_long = fewshot.group_prompts(
-            tokenizer, questions, examples[:shots], entry["name"], language, scoring, limit
-        )
-        groups += made
-        skipped += bad_examples + bad_questions
-        for question, length in too_long:
-            row = dict(file=benchmarks.file_name(task, subject, split), line=None, subject=subject)
-            reason = f"{length} tokens without any example, and the model's context has {limit}"
-            skipped.append(row | dict(index=question.index, reason=reason))
+        # read
+        examples, unusable = load_questions(task, subject, "dev", where) if shots else ([], [])
+        questions, unusable_too = load_questions(task, subject, split, where)
+        skipped += unusable + unusable_too
+        # build prompts: the same examples for all questions of the subject, so that they are read once
+        fitting = []
+        few = examples[:shots]
+        asked = fewshot.candidates(tokenizer, questions, few, entry["name"], language, scoring)
+        for question, four in zip(questions, asked, strict=True):
+            length = max(len(context) + len(ids) for context, ids in four)
+            if length <= limit:
+                fitting.append((question, four))
+            else:
+                row = dict(file=benchmarks.file_name(task, subject, split), line=None, subject=subject)
+                reason = f"{length} tokens, and the model's context has {limit}; ask with fewer shots"
+                skipped.append(row | dict(index=question.index, reason=reason))
+        if fitting:
+            groups.append(Group.of(fitting))
     if not groups:
         first = f"; the first is {skipped[0]['file']}: {skipped[0]['reason']}" if skipped else ""
         raise EvalError(f"No question of {task} {split} can be scored: {len(skipped)} rows skipped{first}.")
 
-    scored = score(model, tokenizer, groups, f"{task} {scoring}", batch_size, cache, progress)
-    return EvalResult(task, scoring, shots, where, chosen, judge(groups, scored, subjects), skipped)
-
-
-def judge(groups: list[Group], scored: list[list[list[float]]], subjects: list[str]) -> list[dict]:
-    """A prediction for each question, the likeliest of its candidates, in the order of subjects and files."""
-    rows = []
-    for group, values in zip(groups, scored, strict=True):
-        for question, four in zip(group.questions, values, strict=True):
-            said = LETTERS[four.index(max(four))]
-            row = dict(
-                subject=question.subject, index=question.index, prediction=said, answer=question.answer
-            )
-            rows.append(row | dict(correct=said == question.answer, shots=group.shots, logprobs=four))
-    return sorted(rows, key=lambda row: (subjects.index(row["subject"]), row["index"]))
+    # score, then judge
+    scored = score(model, tokenizer, groups, f"{task}-{scoring}", batch_size, cache, progress)
+    return EvalResult(task, scoring, shots, where, chosen, judge(groups, scored), skipped)
 
 
 def score(
@@ -106,31 +100,47 @@ def score(
     `cache`: the folder of kept scores; `label` names the file and the progress bar. Raises EvalError where the model
     computes no numbers.
     """
-    rank, processes = (int(os.environ.get(name) or least) for name, least in (("RANK", 0), ("WORLD_SIZE", 1)))
+    launched = distributed.is_initialized()
+    rank, processes = (distributed.get_rank(), distributed.get_world_size()) if launched else (0, 1)
     mine = share(groups, rank, processes)
     keys = [[question_key(group.prefix, four) for four in group.rest] for group in groups]
-    kept = KeptScores(cache, label, model, rank)
-    total, known = sum(len(keys[g]) for g in mine), sum(key in kept.scores for g in mine for key in keys[g])
+    kept = KeptScores(Path(cache) / f"{label}-{model_key(model)}.jsonl" if cache else None)
+    total, known = sum(len(keys[g]) for g in mine), sum(key in kept for g in mine for key in keys[g])
     bar = tqdm(total=total, initial=known, desc=label, unit="question", disable=not progress or rank > 0)
     with batching.ready(model), bar:
         for g in mine:
             group, prefix = groups[g], None
             for batch in group.batches(batch_size):
-                batch = [i for i in batch if keys[g][i] not in kept.scores]
+                batch = [i for i in batch if keys[g][i] not in kept]
                 if not batch:
                     continue
                 prefix = prefix or fewshot.read_prefix(model, group.prefix)
                 asked = [group.rest[i] for i in batch]
                 values = fewshot.logprobs(model, prefix, asked, batching.padding(tokenizer))
                 if any(math.isnan(value) for four in values for value in four):
-                    where = f"{label}, {group.subject}: the model's output"
+                    where = f"{label}, {group.questions[0].subject}: the model's output"
                     raise EvalError(f"{where} is not a number; load the model in bfloat16 or float32.")
                 kept.add({keys[g][i]: four for i, four in zip(batch, values, strict=True)})
                 bar.update(len(batch))
-    if processes > 1:
-        for scores in gather_object([kept.scores]):
-            kept.scores |= scores
-    return [[kept.scores[key] for key in each] for each in keys]
+    if launched:
+        everyone = [None] * processes
+        distributed.all_gather_object(everyone, dict(kept))
+        for scores in everyone:
+            kept.update(scores)
+    return [[kept[key] for key in each] for each in keys]
+
+
+def judge(groups: list[Group], scored: list[list[list[float]]]) -> list[dict]:
+    """A row for each question, in the order of groups and of the file: the likeliest candidate is the prediction."""
+    rows = []
+    for group, values in zip(groups, scored, strict=True):
+        for question, four in zip(group.questions, values, strict=True):
+            said = LETTERS[four.index(max(four))]
+            row = dict(
+                subject=question.subject, index=question.index, prediction=said, answer=question.answer
+            )
+            rows.append(row | dict(correct=said == question.answer, logprobs=four))
+    return rows
 
 
 def share(groups: list[Group], rank: int, processes: int) -> list[int]:
@@ -146,36 +156,26 @@ def share(groups: list[Group], rank: int, processes: int) -> list[int]:
 # ---- scores kept on disk
 
 
-class KeptScores:
-    """`scores`: key of a question -> log-probabilities of its candidates; in a file per model, if there is a folder.
+class KeptScores(dict):
+    """Key of a question -> log-probabilities of its candidates; also in a file, unless `path` is None.
 
-    What a question is called does not matter: its key is a digest of the very ids the model reads, and the file's
-    name has a digest of the model's weights. So nothing stale is taken for fresh.
+    A question's key is a digest of the very ids the model reads, and the file's name has one of the model's weights:
+    so nothing stale is taken for fresh. All processes append to the same file.
     """
 
-    def __init__(self, folder, label: str, model, rank: int):
-        """Reads what all processes kept (`label`-model.rank.jsonl, a JSON line a question); each adds to its own."""
-        self.scores, self.path = {}, None
-        if folder is None:
-            return
-        name = f"{label.replace(' ', '-')}-{model_key(model)}"
-        self.path = Path(folder) / f"{name}.{rank}.jsonl"
-        for path in sorted(self.path.parent.glob(f"{name}.*.jsonl")):
-            for line in path.read_bytes().splitlines():
-                with contextlib.suppress(
-                    ValueError, KeyError, TypeError
-                ):  # a line cut off by a kill does not count
-                    row = json.loads(line)
-                    self.scores[row["key"]] = row["logprobs"]
+    def __init__(self, path: Path | None):
+        self.path = path
+        for line in path.read_bytes().splitlines() if path and path.is_file() else []:
+            with contextlib.suppress(ValueError, TypeError):  # a line that a kill cut off does not count
+                self.update(json.loads(line))
 
     def add(self, scores: dict[str, list[float]]) -> None:
-        """Keep a batch in a single write. Each line begins with its line break, so none joins one cut off earlier."""
-        self.scores |= scores
+        """Keep a batch in a single write. It begins with a line break, so it cannot join a line cut off earlier."""
+        self.update(scores)
         if self.path:
-            text = "".join("\n" + json.dumps(dict(key=key, logprobs=four)) for key, four in scores.items())
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab", buffering=0) as file:
-                file.write(text.encode())
+                file.write(b"\n" + json.dumps(scores).encode())
 
 
 def question_key(prefix: list[int], four: list[Candidate]) -> str:

@@ -64,6 +64,8 @@ def letter_ids(tokenizer, language: str) -> list[list[int]]:
 
 def candidates(tokenizer, questions, examples, subject_name, language, scoring) -> list[list[Candidate]]:
     """Per question four (context, continuation): by "letter" the letters, by "cloze" the choices' texts."""
+    if not questions:
+        return []
     if scoring == "letter":
         letters = letter_ids(tokenizer, language)
         prompts = [letter_prompt(question, examples, subject_name, language) for question in questions]
@@ -76,25 +78,23 @@ def candidates(tokenizer, questions, examples, subject_name, language, scoring) 
 
 @dataclass(frozen=True)
 class Group:
-    """Questions of one subject with equally many examples; the ids all their prompts begin with are kept once.
+    """Questions whose prompts begin with the same ids, `prefix`; those are kept once, and read once.
 
-    `prefix` and, for each question, `rest`: its four candidates, whose contexts go on where the prefix ends.
+    `rest` has the four candidates of each question, with contexts that go on where the prefix ends.
     """
 
-    subject: str
-    shots: int
     prefix: list[int]
     questions: list[Question]
     rest: list[list[Candidate]]
 
     @classmethod
-    def of(cls, subject: str, shots: int, asked: list[tuple[Question, list[Candidate]]]) -> "Group":
+    def of(cls, asked: list[tuple[Question, list[Candidate]]]) -> "Group":
         """`asked`: each question with its four candidates, whose contexts are whole."""
         contexts = [context for _, four in asked for context, _ in four]
         # one id must stay: the model's output after it is what the first id of a continuation is scored by
         start = min(batching.shared_length(contexts), min(map(len, contexts)) - 1)
         rest = [[(context[start:], ids) for context, ids in four] for _, four in asked]
-        return cls(subject, shots, contexts[0][:start], [question for question, _ in asked], rest)
+        return cls(contexts[0][:start], [question for question, _ in asked], rest)
 
     def batches(self, size: int) -> list[list[int]]:
         """Places of its questions in batches of at most `size` rows, longest first, so that little is padding."""
@@ -103,25 +103,6 @@ class Group:
         order = sorted(range(len(longest)), key=lambda i: -longest[i])
         size = max(1, size // max(map(len, inputs)))
         return [order[i : i + size] for i in range(0, len(order), size)]
-
-
-def group_prompts(tokenizer, questions, examples, subject_name, language, scoring, limit):
-    """The questions in groups, and (question, tokens) of those that are longer than `limit` without any example.
-
-    Where a prompt is too long, examples are dropped from the front: such questions make a group with fewer shots.
-    """
-    groups = []
-    while questions:
-        asked = candidates(tokenizer, questions, examples, subject_name, language, scoring)
-        lengths = [max(len(context) + len(ids) for context, ids in four) for four in asked]
-        measured = list(zip(questions, asked, lengths, strict=True))
-        if fitting := [(question, four) for question, four, length in measured if length <= limit]:
-            groups.append(Group.of(questions[0].subject, len(examples), fitting))
-        too_long = [(question, length) for question, _, length in measured if length > limit]
-        if not examples:
-            return groups, too_long
-        questions, examples = [question for question, _ in too_long], examples[1:]
-    return groups, []
 
 
 # ---- from token ids to log-probabilities

@@ -37,14 +37,14 @@ def export(result: EvalResult, tokenizer, folder: str | Path) -> Path:
     if result.scoring != "letter":
         raise EvalError(f"Only letter scores can be exported, and this one is {result.scoring}.")
     task, language, split = result.task, TASKS[result.task]["language"], TASKS[result.task]["split"]
-    shots = {(row["subject"], row["index"]): row["shots"] for row in result.predictions}
+    scored = {(row["subject"], row["index"]) for row in result.predictions}
     lines = []
     for subject, entry in result.subjects.items():
         examples = load_questions(task, subject, "dev", result.root)[0][: result.shots]
         for question in load_questions(task, subject, split, result.root)[0]:
-            if (used := shots.get((subject, question.index))) is None:
-                continue  # it was not scored
-            text = letter_prompt(question, examples[len(examples) - used :], entry["name"], language)
+            if (subject, question.index) not in scored:
+                continue
+            text = letter_prompt(question, examples, entry["name"], language)
             prompt = tokenizer.bos_token + text  # the harness leaves <s> to the tokenizer, and ours adds none
             if tokenizer(prompt, add_special_tokens=False).input_ids != batching.encode(tokenizer, text):
                 raise EvalError(

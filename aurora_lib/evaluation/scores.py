@@ -50,9 +50,9 @@ class Score:
 class EvalResult:
     """One model on one task.
 
-    `predictions` has a dict per scored question: subject, index, prediction, answer, correct, shots (examples that
-    fitted the context) and logprobs (natural logarithms, one per choice). `skipped` has a dict per row left out: file,
-    line, subject, index, reason. `root` is the folder the questions came from; `subjects` are as `load_subjects` gives.
+    `predictions` has a dict per scored question: subject, index, prediction, answer, correct, and logprobs (natural
+    logarithms, one per choice). `skipped` has a dict per row left out: file, line, subject, index, reason. `root` is
+    the folder the questions came from; `subjects` are as `load_subjects` gives.
     """
 
     task: str
@@ -67,18 +67,6 @@ class EvalResult:
     def overall(self) -> Score:
         """All right answers over all questions: the micro average, which the paper's numbers are."""
         return Score.of(row["correct"] for row in self.predictions)
-
-    @property
-    def accuracy(self) -> float:
-        return self.overall.accuracy
-
-    @property
-    def n(self) -> int:
-        return self.overall.n
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        return self.overall.interval
 
     @property
     def by_subject(self) -> dict[str, Score]:
@@ -106,14 +94,12 @@ class EvalResult:
             name: [100 * share for share in (score.accuracy, *score.interval)] + [score.n]
             for name, score in (self.by_category | {"micro average (the paper's)": self.overall}).items()
         }
-        rows["macro average, over subjects"] = [100 * self.macro, math.nan, math.nan, self.n]
-        rows["chance"] = [100 * CHANCE, math.nan, math.nan, self.n]
+        rows["macro average, over subjects"] = [100 * self.macro, math.nan, math.nan, self.overall.n]
+        rows["chance"] = [100 * CHANCE, math.nan, math.nan, self.overall.n]
         return pd.DataFrame.from_dict(rows, orient="index", columns=["accuracy", "low", "high", "n"])
 
     def __str__(self) -> str:
-        fewer = sum(row["shots"] < self.shots for row in self.predictions)
         notes = f"; {len(self.skipped)} rows skipped" if self.skipped else ""
-        notes += f"; {fewer} questions with fewer shots" if fewer else ""
         name = f"{self.task} {TASKS[self.task]['split']}, {self.shots}-shot {self.scoring}"
         return f"{name}: {self.overall}, macro {self.macro:.3f}, chance {CHANCE:.2f}{notes}"
 
@@ -180,7 +166,7 @@ def _hits(side: EvalResult | list[bool]) -> dict:
 def plot(series: dict[str, dict], *, chance: float | None = CHANCE, title: str = ""):
     """Bars with 95 % intervals, a colour per series, and the band that guessing gives; returns the axes.
 
-    `series`: name -> {label: EvalResult or Score}, like {"base": base.by_category, "tuned": tuned.by_category}. The
+    `series`: name -> {label: Score}, like {"base": base.by_category, "tuned": tuned.by_category}. The
     band is chance +- 1.96 standard errors at the smallest n; `chance=None` draws none. Labels should be Latin: a font
     with Chinese cannot be assumed.
     """

@@ -118,7 +118,7 @@ said = {
 pd.DataFrame(said).fillna(0).astype(int).reindex(list("ABCD")).rename_axis("letters chosen")
 
 # %%
-held = {key: low <= 0.25 <= high for key, (low, high) in ((key, result.interval) for key, result in scores.items())}
+held = {key: low <= 0.25 <= high for key, (low, high) in ((key, result.overall.interval) for key, result in scores.items())}
 print(f"{sum(held.values())} of {len(held)} intervals hold the chance line; not:", [f"{task} {which}" for (task, _, which), inside in held.items() if not inside])
 
 # %% [markdown]
@@ -141,7 +141,7 @@ for task in benchmarks.TASKS:
 evaluation.plot(
     {
         which: {
-            f"{task}\n{how}": scores[task, how, which]
+            f"{task}\n{how}": scores[task, how, which].overall
             for task in benchmarks.TASKS
             for how in ("letter", "cloze")
         }
@@ -258,8 +258,8 @@ pd.DataFrame(near).round(2)
 table = pd.DataFrame.from_dict(paper.TABLE_3, orient="index", columns=["C-Eval", "MMLU", "CMMLU"])
 for which in ("base", "tuned"):
     ours = {name: scores[name.lower().replace("-", ""), "letter", which] for name in table.columns}
-    n = "/".join(str(result.n) for result in ours.values())
-    table.loc[f">>> this run ({scale.name}, {which}; n {n})"] = [100 * result.accuracy for result in ours.values()]
+    n = "/".join(str(result.overall.n) for result in ours.values())
+    table.loc[f">>> this run ({scale.name}, {which}; n {n})"] = [100 * result.overall.accuracy for result in ours.values()]
 table.round(2)
 
 # %% [markdown]
@@ -353,8 +353,8 @@ values = {}
 for (task, how, which), result in scores.items():
     name = {"ceval": "C-Eval", "mmlu": "MMLU", "cmmlu": "CMMLU"}[task]
     asked = "5-shot letters" if how == "letter" else "5-shot cloze"
-    values[f"{name}, {asked}, {which} [share]"] = round(result.accuracy, 4)
-    values[f"{name}, questions"] = result.n
+    values[f"{name}, {asked}, {which} [share]"] = round(result.overall.accuracy, 4)
+    values[f"{name}, questions"] = result.overall.n
 for which, probed in (("base", before), ("tuned", after)):
     values[f"Chinese prompts right in Chinese, {which} [share]"] = round(
         probed.score("zh", "correct").accuracy, 3

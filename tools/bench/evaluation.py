@@ -141,7 +141,7 @@ def ours(job: dict) -> None:
     seconds, cpu, peak = time.perf_counter() - start, time.process_time() - cpu, memory()
 
     harness.export(result, tokenizer, job["work"])  # after the clock has stopped
-    answer(seconds, cpu, before, peak, [row["prediction"] for row in result.predictions], result.accuracy)
+    answer(seconds, cpu, before, peak, [row["prediction"] for row in result.predictions], result.overall.accuracy)
 
 
 def theirs(job: dict) -> None:
