@@ -2,7 +2,7 @@
 
 - `benchmarks`: the questions, from the released files of C-Eval, CMMLU and MMLU.
 - `fewshot`: a question with its examples as a prompt, and the log-probability of each answer.
-- `multiple_choice` (in `evaluate`): from a benchmark to its score, on one process or several, interrupted or not.
+- `multiple_choice` (in `evaluate`): from a benchmark to its score, on one process or several.
 - `scores`: what a score is worth: `Score` with its interval, `paired` for two models, `plot`.
 - `probes`: facts asked in Chinese and in English, answered freely: `load_probes`, `probe`, `answers`, `says`.
 - `skills` (in `abilities`): sums and instructions, judged by rules. `metrics`: BLEU, ROUGE, perplexity.

@@ -1,4 +1,4 @@
-"""`accelerate launch -m aurora_lib.evaluation`: a model on the benchmarks, its subjects shared by all processes."""
+"""`accelerate launch -m aurora_lib.evaluation`: a model on the benchmarks, shared by all processes."""
 
 import argparse
 

@@ -1,8 +1,8 @@
 """Small probes of what tuning on another language may cost: arithmetic, and doing exactly what is asked.
 
-Every question is written for this course and stands in `abilities.tsv`, in English and in Chinese; every answer is
-judged by a rule, not by another model. Some dozens of questions show a collapse, not a difference of a few points:
-see the intervals.
+Every question is written for this course and stands in `abilities.tsv`, in English and in Chinese; every
+answer is judged by a rule, not by another model. Some dozens of questions show a collapse, not a difference
+of a few points: see the intervals.
 """
 
 import csv
@@ -68,13 +68,13 @@ class SkillResult:
 
 
 def number(text: str) -> float | None:
-    """The last number of an answer, with thousands separators or a Chinese full stop after it; None without one."""
+    """The last number of an answer, perhaps with thousands separators; None without one."""
     found = re.findall(r"-?\d+(?:[,，]\d{3})*(?:\.\d+)?", text)
     return float(re.sub("[,，]", "", found[-1])) if found else None
 
 
 def problems(each: int = 10, seed: int = 0) -> list[tuple[dict, object]]:
-    """(question, what is right): `each` sums of every kind, right is a number; every instruction, right is a rule."""
+    """(question, what is right): `each` sums of every kind with a number, every instruction with a rule."""
     draw, made = random.Random(seed), []
     with Path(__file__).with_name("abilities.tsv").open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file, delimiter="\t"):
@@ -89,7 +89,7 @@ def problems(each: int = 10, seed: int = 0) -> list[tuple[dict, object]]:
 
 
 def skills(model, tokenizer, *, progress: bool = True) -> SkillResult:
-    """Greedy answers to all problems in both languages, judged: the number right, the instruction followed."""
+    """Greedy answers to all problems in both languages: is the number right, the instruction followed?"""
     asked = [(row, right, side) for side in ("en", "zh") for row, right in problems()]
     said = answers(model, tokenizer, [row[side] for row, _, side in asked], progress=progress)
     rows = []

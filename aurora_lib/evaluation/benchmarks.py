@@ -1,7 +1,7 @@
 """The questions: released files of C-Eval, CMMLU and MMLU, and every unusable row by name.
 
-`load_subjects` says which subjects a benchmark has, `load_questions` reads one of them. The files are in a local
-folder, or come from the Hugging Face hub and are then laid out as the release is.
+`load_subjects` says which subjects a benchmark has, `load_questions` reads one of them. The files are in a
+local folder, or come from the Hugging Face hub and are then laid out as the release is.
 """
 
 import csv
@@ -73,7 +73,7 @@ def folder(task: str, root=None) -> Path:
                 return path
         problem = f"{root} has no {task}/mapping.json and no {task}/dev."
     raise EvalError(
-        f"{problem} Set AURORA_BENCHMARKS (or root=...) to a local folder with the unpacked release: one CSV file "
+        f"{problem} Set AURORA_BENCHMARKS (or root=...) to a local folder with the unpacked release: a CSV file "
         f"per subject in {task}/dev and {task}/{TASKS[task]['split']}, as in LLaMA-Factory's evaluation folder."
     )
 
@@ -119,8 +119,8 @@ def released(task: str) -> dict[str, dict[str, str]]:
 def load_questions(task: str, subject: str, split: str, root=None) -> tuple[list[Question], list[dict]]:
     """One subject's usable questions of one split, and its skipped rows (file, line, subject, index, reason).
 
-    C-Eval and CMMLU files have a header and ids, MMLU files have neither. Raises EvalError for an unknown task, a
-    file that is missing or no CSV, and C-Eval's unlabelled test split.
+    C-Eval and CMMLU files have a header and ids, MMLU files have neither. Raises EvalError for an unknown
+    task, a file that is missing or no CSV, and C-Eval's unlabelled test split.
     """
     if (task, split) == ("ceval", "test"):
         raise EvalError("C-Eval publishes no answers for its test split; score its val split instead.")
@@ -187,7 +187,8 @@ def _defect(header: list[str], row: list[str], record: dict[str, str], ids: dict
 def download(task: str) -> Path:
     """The folder of a downloaded task, in the hub's cache; made once for each commit of its repository.
 
-    Raises OSError, in one sentence, without a network or where the repository holds something else than expected.
+    Raises OSError, in one sentence, without a network or where the repository holds something else than
+    expected.
     """
     repository = REPOSITORIES[task]
     wanted = ["*.zip", *(f"*/{split}-*.parquet" for split in HUB_SPLITS)]
@@ -215,7 +216,7 @@ def download(task: str) -> Path:
 
 
 def _rewrite(task: str, parquet: Path, target: Path) -> None:
-    """One file of the hub with the columns of the release; MMLU has no header, and numbers its answers on the hub."""
+    """A file of the hub in the columns of the release; MMLU has no header, and numbers answers on the hub."""
     table = pd.read_parquet(parquet)
     if task == "mmlu":
         letter = dict(enumerate(LETTERS))

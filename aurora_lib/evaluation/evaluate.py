@@ -1,7 +1,7 @@
 """From a benchmark to a score, in four steps: read the questions, build prompts, score them, judge.
 
-The files are in `benchmarks`, the mechanism is in `fewshot`, what a score is worth in `scores`. Scores are kept on disk as
-they are made, so that an interrupted evaluation goes on where it stopped.
+The files are in `benchmarks`, the mechanism is in `fewshot`, what a score is worth in `scores`. Scores are
+kept on disk as they are made, so that an interrupted evaluation goes on where it stopped.
 """
 
 import contextlib
@@ -40,18 +40,18 @@ def multiple_choice(
 ) -> EvalResult:
     """Few-shot multiple choice as the paper scored it (section 4.2), or by cloze.
 
-    `task`: "ceval", "cmmlu" or "mmlu". `root`: the folder that holds the task's folder, or that folder, or "hub" for a
-    download; the bundled questions by default. The examples are the first `shots` of the subject's dev file. (The
-    paper's stack, LLaMA-Factory, shuffles them anew for every question.)
+    `task`: "ceval", "cmmlu" or "mmlu". `root`: the folder that holds the task's folder, or that folder, or
+    "hub" for a download; the bundled questions by default. The examples are the first `shots` of the
+    subject's dev file. (The paper's stack, LLaMA-Factory, shuffles them anew for every question.)
 
-    `scoring`: "letter" takes the likeliest of A, B, C, D as the next token. "cloze" lists no options: it takes the
-    choice with the highest log-likelihood, summed over its tokens, as the answer in a chat.
+    `scoring`: "letter" takes the likeliest of A, B, C, D as the next token. "cloze" lists no options: it
+    takes the choice with the highest log-likelihood, summed over its tokens, as the answer in a chat.
 
-    `cache`: a folder for the scores as they are made; run again, only what is missing is scored. Under `accelerate
-    launch` the subjects are shared out, and every process returns the whole result.
+    `cache`: a folder for the scores as they are made; run again, only what is missing is scored. Under
+    `accelerate launch` the subjects are shared out, and every process returns the whole result.
 
-    Unusable rows are skipped and listed in the result. Raises EvalError for an unknown task, subject or scoring, a
-    missing file, and when no row at all can be scored.
+    Unusable rows are skipped and listed in the result. Raises EvalError for an unknown task, subject or
+    scoring, a missing file, and when no row at all can be scored.
     """
     known, where = benchmarks.load_subjects(task, root), benchmarks.folder(task, root)
     subjects = list(known) if subjects is None else subjects
@@ -88,7 +88,7 @@ def multiple_choice(
         raise EvalError(f"No question of {task} {split} can be scored: {len(skipped)} rows skipped{first}.")
 
     # score, then judge
-    scored = score(model, tokenizer, groups, f"{task}-{scoring}", batch_size, cache, progress)
+    scored = score(model, tokenizer, groups, f"{task} {scoring}", batch_size, cache, progress)
     return EvalResult(task, scoring, shots, where, chosen, judge(groups, scored), skipped)
 
 
@@ -97,14 +97,14 @@ def score(
 ) -> list[list[list[float]]]:
     """Per group and question, the log-probabilities of its four candidates.
 
-    `cache`: the folder of kept scores; `label` names the file and the progress bar. Raises EvalError where the model
-    computes no numbers.
+    `cache`: the folder of kept scores; `label` names the file and the progress bar. Raises EvalError where
+    the model computes no numbers.
     """
     launched = distributed.is_initialized()
     rank, processes = (distributed.get_rank(), distributed.get_world_size()) if launched else (0, 1)
     mine = share(groups, rank, processes)
     keys = [[question_key(group.prefix, four) for four in group.rest] for group in groups]
-    kept = KeptScores(Path(cache) / f"{label}-{model_key(model)}.jsonl" if cache else None)
+    kept = KeptScores(Path(cache, f"{label.replace(' ', '-')}-{model_key(model)}.jsonl") if cache else None)
     total, known = sum(len(keys[g]) for g in mine), sum(key in kept for g in mine for key in keys[g])
     bar = tqdm(total=total, initial=known, desc=label, unit="question", disable=not progress or rank > 0)
     with batching.ready(model), bar:
@@ -131,7 +131,7 @@ def score(
 
 
 def judge(groups: list[Group], scored: list[list[list[float]]]) -> list[dict]:
-    """A row for each question, in the order of groups and of the file: the likeliest candidate is the prediction."""
+    """A row for each question, in the order of groups: the likeliest candidate is the prediction."""
     rows = []
     for group, values in zip(groups, scored, strict=True):
         for question, four in zip(group.questions, values, strict=True):
@@ -144,9 +144,9 @@ def judge(groups: list[Group], scored: list[list[list[float]]]) -> list[dict]:
 
 
 def share(groups: list[Group], rank: int, processes: int) -> list[int]:
-    """Which groups this process scores: dealt out by length, then the longest prefix first, as it needs most memory.
+    """Which groups this process scores: whole groups, so that no prefix is read twice, dealt out by length.
 
-    Whole groups, so that no prefix is read twice.
+    The longest prefix comes first: it needs most memory, and too little shows at once.
     """
     cost = [len(g.prefix) + sum(len(context) for four in g.rest for context, _ in four) for g in groups]
     mine = sorted(range(len(groups)), key=lambda g: -cost[g])[rank::processes]
@@ -159,8 +159,8 @@ def share(groups: list[Group], rank: int, processes: int) -> list[int]:
 class KeptScores(dict):
     """Key of a question -> log-probabilities of its candidates; also in a file, unless `path` is None.
 
-    A question's key is a digest of the very ids the model reads, and the file's name has one of the model's weights:
-    so nothing stale is taken for fresh. All processes append to the same file.
+    A question's key is a digest of the very ids the model reads, and the file's name has one of the model's
+    weights: so nothing stale is taken for fresh. All processes append to the same file.
     """
 
     def __init__(self, path: Path | None):
@@ -170,7 +170,7 @@ class KeptScores(dict):
                 self.update(json.loads(line))
 
     def add(self, scores: dict[str, list[float]]) -> None:
-        """Keep a batch in a single write. It begins with a line break, so it cannot join a line cut off earlier."""
+        """Keep a batch in one write, which begins with a line break: it cannot join a line cut off earlier."""
         self.update(scores)
         if self.path:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -184,7 +184,7 @@ def question_key(prefix: list[int], four: list[Candidate]) -> str:
 
 
 def model_key(model) -> str:
-    """16 hex digits for a model: its configuration, weights (a sample of each) and the state of its adapters."""
+    """16 hex digits for a model: configuration, weights (a sample of each) and the state of its adapters."""
     settings = {name: value for name, value in model.config.to_dict().items() if name not in PASSING}
     digest = hashlib.blake2b(json.dumps(settings, sort_keys=True, default=str).encode(), digest_size=8)
     for name, weight in model.named_parameters():

@@ -1,7 +1,8 @@
 """Few-shot scoring, bottom up: a prompt, its token ids, and the log-probability of what may follow it.
 
-The prompts of one subject begin alike: the same examples, four to five times as long as the question. `Group` keeps
-that beginning apart. The model reads it once, and every batch of questions goes on from its keys and values (KV cache).
+The prompts of one subject begin alike: the same examples, four to five times as long as the question. `Group`
+keeps that beginning apart. The model reads it once, and every batch of questions goes on from its keys and
+values (KV cache).
 """
 
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ def cloze_prompt(tokenizer, question: Question, examples: list[Question]) -> str
 
 
 def split_ids(alone: list[int], whole: list[int]) -> Candidate:
-    """`whole`, the ids of a context with its continuation, cut where they leave those of the context alone."""
+    """The ids of a context with its continuation, cut where they leave those of the context alone."""
     same = batching.shared_length([alone, whole])
     return whole[:same], whole[same:]
 
@@ -97,7 +98,7 @@ class Group:
         return cls(contexts[0][:start], [question for question, _ in asked], rest)
 
     def batches(self, size: int) -> list[list[int]]:
-        """Places of its questions in batches of at most `size` rows, longest first, so that little is padding."""
+        """Places of its questions in batches of at most `size` rows, longest first: little is padding."""
         inputs = [{tuple(context + ids[:-1]) for context, ids in four} for four in self.rest]
         longest = [max(map(len, rows)) for rows in inputs]
         order = sorted(range(len(longest)), key=lambda i: -longest[i])
@@ -109,7 +110,7 @@ class Group:
 
 
 class PrefixLayer(DynamicLayer):
-    """One attention layer's keys and values `[1, heads, prefix, head_dim]`: written once, then read by any batch."""
+    """A layer's keys and values `[1, heads, prefix, head_dim]`: written once, then read by any batch."""
 
     def update(self, keys, values, *args, **kwargs):
         if not self.is_initialized:
@@ -130,8 +131,9 @@ def read_prefix(model, prefix: list[int]) -> Cache | None:
 def logprobs(model, cache: Cache | None, batch: list[list[Candidate]], pad: int) -> list[list[float]]:
     """Natural log P(ids | prefix, context), summed over the ids, of each candidate: `[len(batch)][4]`.
 
-    Candidates with the same input, as the four letters have, are one row. Rows are padded on the right, where no
-    token that counts can see it. The head computes logits only at the places where a continuation is scored.
+    Candidates with the same input, as the four letters have, are one row. Rows are padded on the right, where
+    no token that counts can see it. The head computes logits only at the places where a continuation is
+    scored.
     """
     rows, places = {}, {}
     for context, ids in (candidate for four in batch for candidate in four):

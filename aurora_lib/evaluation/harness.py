@@ -28,11 +28,11 @@ metric_list:
 
 
 def export(result: EvalResult, tokenizer, folder: str | Path) -> Path:
-    """Write the prompts behind a letter `result`, token for token, as the harness's task `aurora_<task>` into `folder`.
+    """Write the prompts of a letter `result`, token for token, as the harness's task `aurora_<task>`.
 
-    `<task>.jsonl` has a line per question (`prompt`, `target` 0 to 3, in the order of `result.predictions`), and
-    `<task>.yaml` describes it; returns the latter. Raises EvalError for a cloze result, and where this tokenizer would
-    read a prompt as other tokens than we do.
+    `<task>.jsonl` has a line per question (`prompt`, `target` 0 to 3, in the order of `result.predictions`),
+    and `<task>.yaml` describes it; returns the latter. Raises EvalError for a cloze result, and where this
+    tokenizer would read a prompt as other tokens than we do.
     """
     if result.scoring != "letter":
         raise EvalError(f"Only letter scores can be exported, and this one is {result.scoring}.")

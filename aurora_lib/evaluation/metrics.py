@@ -1,4 +1,4 @@
-"""How near free answers come to reference answers (BLEU-4, ROUGE), and how well a model foresees them (perplexity)."""
+"""How near answers come to reference answers (BLEU-4, ROUGE), how well a model foresees them (perplexity)."""
 
 import math
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ ROUGE = {"ROUGE-1": "rouge1", "ROUGE-2": "rouge2", "ROUGE-L": "rougeL"}
 
 
 class Words:
-    """Words for ROUGE: Chinese has no spaces, so jieba cuts it; without that every sentence would be one word."""
+    """Words for ROUGE: Chinese has no spaces, so jieba cuts it; else every sentence would be one word."""
 
     @staticmethod
     def tokenize(text: str) -> list[str]:
@@ -25,10 +25,10 @@ class Words:
 def overlap(said: list[str], references: list[str]) -> dict[str, float]:
     """BLEU-4 and ROUGE-1, -2, -L (F1) of answers against references, each the mean over answers, 0 to 100.
 
-    As in the table of the paper's repository (LLaMA-Factory): each answer's own smoothed BLEU of Chinese characters and
-    Latin words, ROUGE of words cut by jieba. Two differences: that stack's BLEU splits Latin words into letters, and it
-    counts four-grams against answers of fewer than four characters. An empty answer scores 0. Raises ValueError
-    where answers and references are not as many, or none.
+    As in the table of the paper's repository (LLaMA-Factory): each answer's own smoothed BLEU of Chinese
+    characters and Latin words, ROUGE of words cut by jieba. Two differences: that stack's BLEU splits Latin
+    words into letters, and it counts four-grams against answers of fewer than four characters. An empty
+    answer scores 0. Raises ValueError where answers and references are not as many, or none.
     """
     if not said or len(said) != len(references):
         raise ValueError(f"{len(said)} answers, {len(references)} references: each answer needs a reference.")
@@ -44,7 +44,7 @@ def overlap(said: list[str], references: list[str]) -> dict[str, float]:
 
 
 class Perplexity(NamedTuple):
-    """`value` on `tokens` assistant tokens; `cut` conversations ended with the context, `skipped` had no such token."""
+    """`value` on `tokens` assistant tokens; `cut` conversations were too long, `skipped` had none."""
 
     value: float
     tokens: int
@@ -55,8 +55,8 @@ class Perplexity(NamedTuple):
 def perplexity(model, tokenizer, conversations: Iterable[list[dict]], *, batch_size: int = 4) -> Perplexity:
     """exp of the mean negative log-likelihood (nats) of what the assistant says, with its closing </s>.
 
-    `conversations` are lists of messages. Every token weighs the same. Which tokens are the assistant's, the chat
-    template's generation markers tell, as in training. Raises ValueError where no token can be scored.
+    `conversations` are lists of messages. Every token weighs the same. Which tokens are the assistant's, the
+    chat template's generation markers tell, as in training. Raises ValueError where no token can be scored.
     """
     limit, rows, cut, skipped = model.config.max_position_embeddings, [], 0, 0
     for messages in conversations:

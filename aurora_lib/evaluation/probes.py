@@ -38,8 +38,8 @@ def answers(
 def load_probes(held_out: bool | None = None) -> list[dict]:
     """The bundled probes: id, relation, held_out, and en and zh with question, answer, key.
 
-    `held_out`: True for the facts tuning never shows, False for the others, None for all. Raises EvalError where the
-    file is missing or damaged.
+    `held_out`: True for the facts tuning never shows, False for the others, None for all. Raises EvalError
+    where the file is missing or damaged.
     """
     path = DATA / "probes.jsonl"
     try:
@@ -75,14 +75,14 @@ class ProbeResult:
     rows: list[dict]
 
     def hits(self, asked: str, what: str) -> list[bool]:
-        """`asked`: "zh" or "en"; `what`: "in_language", "correct" or "understood"; in the order of the probes."""
+        """In the order of probes. `asked`: "zh" or "en"; `what`: "in_language", "correct" or "understood"."""
         return [row[what] for row in self.rows if row["asked"] == asked]
 
     def score(self, asked: str, what: str) -> Score:
         return Score.of(self.hits(asked, what))
 
     def languages(self, asked: str) -> dict[str, Score]:
-        """Of the answers to prompts in `asked`, how many came in zh, in en, mixed (both), or in neither (other)."""
+        """Of the answers to prompts in `asked`, how many came in zh, en, mixed (both), or other (neither)."""
         spoken = [row["language"] for row in self.rows if row["asked"] == asked]
         return {name: Score.of(each == name for each in spoken) for name in ("zh", "en", "mixed", "other")}
 

@@ -1,4 +1,4 @@
-"""What a share of right answers is worth: intervals, averages, a paired test between two models, and the plot."""
+"""What a share of right answers is worth: intervals, averages, a paired test of two models, the plot."""
 
 import math
 import textwrap
@@ -50,9 +50,9 @@ class Score:
 class EvalResult:
     """One model on one task.
 
-    `predictions` has a dict per scored question: subject, index, prediction, answer, correct, and logprobs (natural
-    logarithms, one per choice). `skipped` has a dict per row left out: file, line, subject, index, reason. `root` is
-    the folder the questions came from; `subjects` are as `load_subjects` gives.
+    `predictions` has a dict per scored question: subject, index, prediction, answer, correct, and logprobs
+    (natural logarithms, one per choice). `skipped` has a dict per row left out: file, line, subject, index,
+    reason. `root` is the folder the questions came from; `subjects` are as `load_subjects` gives.
     """
 
     task: str
@@ -108,9 +108,9 @@ class EvalResult:
 class Paired:
     """Two models on the same `n` questions: what `a` alone and what `b` alone got right decides between them.
 
-    `difference` is accuracy of b less that of a, `interval` its 95 % interval (Agresti and Min 2005: half a question
-    is added to each of the four cells), `p` the two-sided exact McNemar probability of a split at least this uneven
-    if both were equally good. `unmatched` counts questions that only one of them was asked.
+    `difference` is accuracy of b less that of a, `interval` its 95 % interval (Agresti and Min 2005: half a
+    question is added to each of the four cells), `p` the two-sided exact McNemar probability of a split at
+    least this uneven if both were equally good. `unmatched` counts questions that only one of them was asked.
     """
 
     only_a: int
@@ -137,16 +137,16 @@ class Paired:
         low, high = self.interval
         notes = f"; {self.unmatched} questions asked of one model only" if self.unmatched else ""
         return (
-            f"{self.difference:+.3f} [{low:+.3f}, {high:+.3f}] on n={self.n}: {self.only_b} right only after, "
-            f"{self.only_a} only before, exact McNemar p={self.p:.3g}{notes}"
+            f"{self.difference:+.3f} [{low:+.3f}, {high:+.3f}] on n={self.n}: {self.only_b} right only "
+            f"after, {self.only_a} only before, exact McNemar p={self.p:.3g}{notes}"
         )
 
 
 def paired(a: EvalResult | list[bool], b: EvalResult | list[bool]) -> Paired:
-    """Compare two models (`a` before, `b` after) question by question, which sees far less noise than two intervals.
+    """Compare two models (`a` before, `b` after) question by question: far less noise than two intervals.
 
-    Given are two results of `multiple_choice`, or what was right in two lists in the same order. Raises EvalError
-    where the two share no question.
+    Given are two results of `multiple_choice`, or what was right in two lists in the same order. Raises
+    EvalError where the two share no question.
     """
     one, two = _hits(a), _hits(b)
     both = one.keys() & two.keys()
@@ -166,8 +166,8 @@ def _hits(side: EvalResult | list[bool]) -> dict:
 def plot(series: dict[str, dict], *, chance: float | None = CHANCE, title: str = ""):
     """Bars with 95 % intervals, a colour per series, and the band that guessing gives; returns the axes.
 
-    `series`: name -> {label: Score}, like {"base": base.by_category, "tuned": tuned.by_category}. The
-    band is chance +- 1.96 standard errors at the smallest n; `chance=None` draws none. Labels should be Latin: a font
+    `series`: name -> {label: Score}, like {"base": base.by_category, "tuned": tuned.by_category}. The band is
+    chance +- 1.96 standard errors at the smallest n; `chance=None` draws none. Labels should be Latin: a font
     with Chinese cannot be assumed.
     """
     import matplotlib.pyplot as plt

@@ -89,11 +89,11 @@ print(f"{sum(lengths):,} tokens in all, or {read:,} with the prefix read once")
 # `cache` as they are made: interrupted, the same cell goes on where it was.
 
 # %%
-scores, cache = {}, scale.runs / "scores"
+scores, settings = {}, dict(root=root, cache=scale.runs / "scores")
 for task in benchmarks.TASKS:
     with model.disable_adapter():
-        scores[task, "letter", "base"] = evaluation.multiple_choice(model, tokenizer, task, root=root, cache=cache)
-    scores[task, "letter", "tuned"] = evaluation.multiple_choice(model, tokenizer, task, root=root, cache=cache)
+        scores[task, "letter", "base"] = evaluation.multiple_choice(model, tokenizer, task, **settings)
+    scores[task, "letter", "tuned"] = evaluation.multiple_choice(model, tokenizer, task, **settings)
     for which in ("base", "tuned"):
         print(f"{which:6}", scores[task, "letter", which])
 
@@ -118,8 +118,12 @@ said = {
 pd.DataFrame(said).fillna(0).astype(int).reindex(list("ABCD")).rename_axis("letters chosen")
 
 # %%
-held = {key: low <= 0.25 <= high for key, (low, high) in ((key, result.overall.interval) for key, result in scores.items())}
-print(f"{sum(held.values())} of {len(held)} intervals hold the chance line; not:", [f"{task} {which}" for (task, _, which), inside in held.items() if not inside])
+others = []
+for (task, _, which), result in scores.items():
+    low, high = result.overall.interval
+    if not low <= 0.25 <= high:
+        others.append(f"{task} {which}")
+print(f"{len(scores) - len(others)} of {len(scores)} intervals hold the chance line; not:", others)
 
 # %% [markdown]
 # Of many 95 % intervals one in twenty misses the truth by luck. Where nearly all hold the chance line, guessing explains the scores, before and after, and
@@ -129,11 +133,11 @@ print(f"{sum(held.values())} of {len(held)} intervals hold the chance line; not:
 # answers that the model finds likeliest (the sum of its tokens' log-probabilities) as the answer to the question.
 
 # %%
+cloze = settings | dict(scoring="cloze")
 for task in benchmarks.TASKS:
-    settings = dict(root=root, scoring="cloze", cache=cache)
     with model.disable_adapter():
-        scores[task, "cloze", "base"] = evaluation.multiple_choice(model, tokenizer, task, **settings)
-    scores[task, "cloze", "tuned"] = evaluation.multiple_choice(model, tokenizer, task, **settings)
+        scores[task, "cloze", "base"] = evaluation.multiple_choice(model, tokenizer, task, **cloze)
+    scores[task, "cloze", "tuned"] = evaluation.multiple_choice(model, tokenizer, task, **cloze)
     for which in ("base", "tuned"):
         print(f"{which:6}", scores[task, "cloze", which])
 
@@ -217,7 +221,8 @@ for row in followed[:1]:
 # %%
 for asked in ("zh", "en"):
     for which, (probed, _) in found.items():
-        print(f"asked in {asked}, {which:5}:", {name: score.correct for name, score in probed.languages(asked).items()})
+        counts = {name: score.correct for name, score in probed.languages(asked).items()}
+        print(f"asked in {asked}, {which:5}:", counts)
 
 # %% [markdown]
 # The paper's repository also scores checkpoints by how near their answers come to reference answers: BLEU-4 and ROUGE, on Chinese characters and words.
@@ -241,7 +246,8 @@ for which in ("base", "tuned"):
         near[which]["perplexity"] = metrics.perplexity(model, tokenizer, talks).value
 checkpoint, published = max(paper.GENERATION_SCORES.items(), key=lambda item: item[1][0])
 names = ("BLEU-4", "ROUGE-1", "ROUGE-2", "ROUGE-L")
-near[f"paper's repository: checkpoint {checkpoint}, best of 5 by BLEU-4"] = dict(zip(names, published, strict=True))
+best = f"paper's repository: checkpoint {checkpoint}, best of 5 by BLEU-4"
+near[best] = dict(zip(names, published, strict=True))
 pd.DataFrame(near).round(2)
 
 # %% [markdown]
@@ -259,7 +265,8 @@ table = pd.DataFrame.from_dict(paper.TABLE_3, orient="index", columns=["C-Eval",
 for which in ("base", "tuned"):
     ours = {name: scores[name.lower().replace("-", ""), "letter", which] for name in table.columns}
     n = "/".join(str(result.overall.n) for result in ours.values())
-    table.loc[f">>> this run ({scale.name}, {which}; n {n})"] = [100 * result.overall.accuracy for result in ours.values()]
+    label = f">>> this run ({scale.name}, {which}; n {n})"
+    table.loc[label] = [100 * result.overall.accuracy for result in ours.values()]
 table.round(2)
 
 # %% [markdown]
@@ -277,17 +284,20 @@ def predictions(turned):
     found = []
     for subject, entry in subjects.items():
         examples, _ = benchmarks.load_questions("ceval", subject, "dev", root)
+        examples = examples[::-1] if turned else examples
         for question in benchmarks.load_questions("ceval", subject, "val", root)[0][:4]:
-            text = fewshot.letter_prompt(question, examples[::-1] if turned else examples, entry["name"], "zh")
+            text = fewshot.letter_prompt(question, examples, entry["name"], "zh")
+            ids = torch.tensor([batching.encode(tokenizer, text)], device=model.device)
             with torch.no_grad():
-                logits = model(torch.tensor([batching.encode(tokenizer, text)], device=model.device)).logits[0, -1, letters]
+                logits = model(ids).logits[0, -1, letters]
             found.append(("ABCD"[logits.argmax()], question.answer))
     return found
 
 
 one, other = predictions(turned=False), predictions(turned=True)
 right = [sum(letter == answer for letter, answer in found) for found in (one, other)]
-print(f"of {len(one)} C-Eval questions {right[0]} right with the examples as in the file, {right[1]} with them turned around;", end=" ")
+print(f"of {len(one)} C-Eval questions {right[0]} right with the examples as in the file,", end=" ")
+print(f"{right[1]} with them turned around;", end=" ")
 print(f"{sum(a != b for a, b in zip(one, other, strict=True))} predictions differ")
 
 # %% [markdown]
@@ -299,7 +309,8 @@ print(f"{sum(a != b for a, b in zip(one, other, strict=True))} predictions diffe
 # %%
 from aurora_lib.evaluation import harness
 
-print("task written:", harness.export(scores["cmmlu", "letter", "tuned"], tokenizer, scale.runs / "harness").name)
+written = harness.export(scores["cmmlu", "letter", "tuned"], tokenizer, scale.runs / "harness")
+print("task written:", written.name)
 
 # %% [markdown]
 # ## Exercises

@@ -1,4 +1,4 @@
-"""The real tokenizer, a small random Mixtral, a benchmark of one subject, and a reference that shares no code with ours."""
+"""A small random Mixtral, a benchmark of one subject, a reference that shares no code with the library."""
 
 import csv
 import json
@@ -9,7 +9,6 @@ import torch
 from transformers import MixtralConfig, MixtralForCausalLM
 
 from aurora_lib.course import DATA
-from aurora_lib.model import load_tokenizer
 
 INTRO = {
     "en": "The following are multiple choice questions (with answers) about {}.",
@@ -18,13 +17,8 @@ INTRO = {
 
 
 @pytest.fixture(scope="session")
-def mixtral_tokenizer():
-    return load_tokenizer()
-
-
-@pytest.fixture(scope="session")
-def random_mixtral():
-    def make(context: int = 2048, seed: int = 0, vocab: int = 32000) -> MixtralForCausalLM:
+def random_model():
+    def make(context: int = 2048, seed: int = 2, vocab: int = 2000) -> MixtralForCausalLM:
         torch.manual_seed(seed)
         sizes = dict(hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_local_experts=4)
         heads = dict(num_attention_heads=2, num_key_value_heads=1)
@@ -64,7 +58,7 @@ def cells():
 @pytest.fixture(scope="session")
 def plain_letters(cells):
     def score(model, tokenizer, task: str, subject: str, root: Path = DATA / "benchmarks", every: int = 1):
-        """(index, likeliest letter, right letter, log-probabilities): one whole forward a question, no cache."""
+        """(index, likeliest letter, right letter, log-probabilities): one forward a question, no cache."""
         language, split = ("en", "test") if task == "mmlu" else ("zh", "val" if task == "ceval" else "test")
         tail, gap = ("Answer:", " ") if language == "en" else ("答案：", "")
         name = json.loads((root / task / "mapping.json").read_text(encoding="utf-8"))[subject]["name"]

@@ -33,7 +33,7 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize("good, bad, rule", zip(GOOD, BAD, abilities.INSTRUCTIONS, strict=True))
+@pytest.mark.parametrize("good, bad, rule", list(zip(GOOD, BAD, abilities.INSTRUCTIONS, strict=True)))
 def test_each_instruction_accepts_what_follows_it_and_refuses_what_does_not(good, bad, rule):
     followed = abilities.INSTRUCTIONS[rule]
     assert all(followed(text) for text in good) and not any(followed(text) for text in (*bad, ""))

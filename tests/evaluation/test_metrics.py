@@ -39,8 +39,8 @@ def test_an_empty_answer_scores_nothing_and_a_copy_everything():
         overlap(["a", "b"], ["a"])
 
 
-def test_perplexity_equals_plain_forwards_over_the_answers_tokens(random_mixtral, mixtral_tokenizer):
-    model, tokenizer = random_mixtral(), mixtral_tokenizer
+def test_perplexity_equals_plain_forwards_over_the_answers_tokens(random_model, tokenizer):
+    model, tokenizer = random_model(), tokenizer
     turns = [[("法国的首都？", "巴黎。")], [("2+3?", "5"), ("And 3+4?", "It is 7.")]]
     total = count = 0
     for turn in turns:
@@ -68,10 +68,8 @@ def test_perplexity_equals_plain_forwards_over_the_answers_tokens(random_mixtral
         assert found.value == pytest.approx(math.exp(total / count), rel=1e-4)
 
 
-def test_long_conversations_are_cut_and_those_without_an_answer_skipped_both_counted(
-    random_mixtral, mixtral_tokenizer
-):
-    model, tokenizer = random_mixtral(context=40), mixtral_tokenizer
+def test_long_conversations_are_cut_and_those_without_an_answer_skipped_both_counted(random_model, tokenizer):
+    model, tokenizer = random_model(context=40), tokenizer
     long = [dict(role="user", content="Hi"), dict(role="assistant", content="word " * 100)]
     silent = [dict(role="user", content="word " * 100), dict(role="assistant", content="Hi")]
     found = perplexity(model, tokenizer, [long, silent])

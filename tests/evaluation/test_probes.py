@@ -7,18 +7,18 @@ from aurora_lib.evaluation import probes
 from aurora_lib.evaluation.benchmarks import EvalError
 
 
-def test_batched_answers_equal_plain_greedy_decoding(random_mixtral, mixtral_tokenizer):
-    model, expected = random_mixtral().train(), []
+def test_batched_answers_equal_plain_greedy_decoding(random_model, tokenizer):
+    model, expected = random_model().train(), []
     model.config.output_router_logits = True
     prompts = ["Hello!", "法国的首都是哪里？", "Which continent is Peru in, and what is it known for?"]
     for prompt in prompts:
-        ids = mixtral_tokenizer(f"<s>[INST] {prompt} [/INST]", add_special_tokens=False).input_ids
+        ids = tokenizer(f"<s>[INST] {prompt} [/INST]", add_special_tokens=False).input_ids
         start = len(ids)
         for _ in range(6):
             with torch.no_grad():
                 ids.append(model(torch.tensor([ids])).logits[0, -1].argmax().item())
-        expected.append(mixtral_tokenizer.decode(ids[start:], skip_special_tokens=True).strip())
-    said = probes.answers(model, mixtral_tokenizer, prompts, max_new_tokens=6, batch_size=3)
+        expected.append(tokenizer.decode(ids[start:], skip_special_tokens=True).strip())
+    said = probes.answers(model, tokenizer, prompts, max_new_tokens=6, batch_size=3)
     assert said == expected
     assert model.training and model.config.output_router_logits is True, "asking leaves the model as it was"
 

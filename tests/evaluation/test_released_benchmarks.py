@@ -1,4 +1,4 @@
-"""The released files of C-Eval, CMMLU and MMLU, where AURORA_BENCHMARKS names a folder with them; else skipped.
+"""The released files of C-Eval, CMMLU and MMLU, if AURORA_BENCHMARKS names a folder with them.
 
 Run for them: AURORA_BENCHMARKS=/a/folder python -m pytest tests/evaluation/test_released_benchmarks.py
 """
@@ -20,9 +20,9 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.mark.parametrize("task", RELEASED)
 def test_every_tenth_prediction_on_released_files_equals_a_plain_forward(
-    random_mixtral, mixtral_tokenizer, plain_letters, task
+    random_model, mixtral_tokenizer, plain_letters, task
 ):
-    model = random_mixtral(context=4096)
+    model = random_model(context=4096, vocab=32000)
     result = multiple_choice(model, mixtral_tokenizer, task, root=ROOT, progress=False)
     assert (len(result.by_subject), result.overall.n, result.skipped) == (*RELEASED[task], [])
     said = {(row["subject"], row["index"]): (row["prediction"], row["answer"]) for row in result.predictions}
