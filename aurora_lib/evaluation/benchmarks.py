@@ -73,8 +73,8 @@ def folder(task: str, root=None) -> Path:
                 return path
         problem = f"{root} has no {task}/mapping.json and no {task}/dev."
     raise EvalError(
-        f"{problem} Set AURORA_BENCHMARKS (or root=...) to a local folder with the unpacked release: a CSV file "
-        f"per subject in {task}/dev and {task}/{TASKS[task]['split']}, as in LLaMA-Factory's evaluation folder."
+        f"{problem} Set AURORA_BENCHMARKS (or root=...) to a local folder with the unpacked release: "
+        f"one CSV file per subject in {task}/dev and {task}/{TASKS[task]['split']}, as LLaMA-Factory has it."
     )
 
 

@@ -69,20 +69,16 @@ def multiple_choice(
         examples, unusable = load_questions(task, subject, "dev", where) if shots else ([], [])
         questions, unusable_too = load_questions(task, subject, split, where)
         skipped += unusable + unusable_too
-        # build prompts: the same examples for all questions of the subject, so that they are read once
-        fitting = []
-        few = examples[:shots]
-        asked = fewshot.candidates(tokenizer, questions, few, entry["name"], language, scoring)
-        for question, four in zip(questions, asked, strict=True):
-            length = max(len(context) + len(ids) for context, ids in four)
-            if length <= limit:
-                fitting.append((question, four))
-            else:
-                row = dict(file=benchmarks.file_name(task, subject, split), line=None, subject=subject)
-                reason = f"{length} tokens, and the model's context has {limit}; ask with fewer shots"
-                skipped.append(row | dict(index=question.index, reason=reason))
-        if fitting:
-            groups.append(Group.of(fitting))
+        # build prompts, all with the same examples, which are then read once
+        few, settings = tuple(examples[:shots]), (entry["name"], language, scoring, limit)
+        group, too_long = fewshot.subject_group(
+            tokenizer, tokenizer.chat_template, tuple(questions), few, *settings
+        )
+        groups += [group] if group else []
+        for question, length in too_long:
+            row = dict(file=benchmarks.file_name(task, subject, split), line=None, subject=subject)
+            reason = f"{length} tokens, and the model's context has {limit}; ask with fewer shots"
+            skipped.append(row | dict(index=question.index, reason=reason))
     if not groups:
         first = f"; the first is {skipped[0]['file']}: {skipped[0]['reason']}" if skipped else ""
         raise EvalError(f"No question of {task} {split} can be scored: {len(skipped)} rows skipped{first}.")
@@ -170,7 +166,7 @@ class KeptScores(dict):
                 self.update(json.loads(line))
 
     def add(self, scores: dict[str, list[float]]) -> None:
-        """Keep a batch in one write, which begins with a line break: it cannot join a line cut off earlier."""
+        """Keep a batch in one write. It begins with a line break: no line cut off earlier can spoil it."""
         self.update(scores)
         if self.path:
             self.path.parent.mkdir(parents=True, exist_ok=True)

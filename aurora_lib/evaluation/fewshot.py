@@ -6,6 +6,7 @@ values (KV cache).
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
@@ -104,6 +105,23 @@ class Group:
         order = sorted(range(len(longest)), key=lambda i: -longest[i])
         size = max(1, size // max(map(len, inputs)))
         return [order[i : i + size] for i in range(0, len(order), size)]
+
+
+@lru_cache(maxsize=256)  # base and tuned model, one after the other, read the same prompts
+def subject_group(tokenizer, template, questions, examples, subject_name, language, scoring, limit):
+    """The questions (a tuple) as a group, or None, and (question, tokens) of those with more than `limit` tokens.
+
+    `template` is the tokenizer's chat template: with another one, a cloze prompt is another.
+    """
+    fitting, too_long = [], []
+    asked = candidates(tokenizer, questions, examples, subject_name, language, scoring)
+    for question, four in zip(questions, asked, strict=True):
+        length = max(len(context) + len(ids) for context, ids in four)
+        if length <= limit:
+            fitting.append((question, four))
+        else:
+            too_long.append((question, length))
+    return Group.of(fitting) if fitting else None, too_long
 
 
 # ---- from token ids to log-probabilities
