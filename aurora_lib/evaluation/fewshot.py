@@ -109,7 +109,7 @@ class Group:
 
 @lru_cache(maxsize=256)  # base and tuned model, one after the other, read the same prompts
 def subject_group(tokenizer, template, questions, examples, subject_name, language, scoring, limit):
-    """The questions (a tuple) as a group, or None, and (question, tokens) of those with more than `limit` tokens.
+    """The questions as a group, or None, and (question, tokens) of those with more than `limit` tokens.
 
     `template` is the tokenizer's chat template: with another one, a cloze prompt is another.
     """
