@@ -1,6 +1,6 @@
 """Where a score comes from: notebook 05. Read in this order:
 
-- `benchmarks`: the questions, from the released files of C-Eval, CMMLU and MMLU.
+- `benchmarks`: the questions, from the released files of C-Eval, CMMLU and MMLU; `EvalError`.
 - `fewshot`: a question with its examples as a prompt, and the log-probability of each answer.
 - `multiple_choice` (in `evaluate`): from a benchmark to its score, on one process or several.
 - `scores`: what a score is worth: `Score` with its interval, `paired` for two models, `plot`.
@@ -13,13 +13,11 @@
 
 from aurora_lib.evaluation import benchmarks, fewshot, harness, metrics, probes, scores
 from aurora_lib.evaluation.abilities import skills
-from aurora_lib.evaluation.benchmarks import EvalError
 from aurora_lib.evaluation.evaluate import multiple_choice
-from aurora_lib.evaluation.probes import load_probes, probe
+from aurora_lib.evaluation.probes import load_probes, probe, says
 from aurora_lib.evaluation.scores import plot
 
 __all__ = [
-    "EvalError",
     "benchmarks",
     "fewshot",
     "harness",
@@ -29,6 +27,7 @@ __all__ = [
     "plot",
     "probe",
     "probes",
+    "says",
     "scores",
     "skills",
 ]

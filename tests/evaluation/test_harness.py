@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from aurora_lib.course import DATA
-from aurora_lib.evaluation import EvalError, benchmarks, harness, multiple_choice
+from aurora_lib.evaluation import benchmarks, harness, multiple_choice
 from aurora_lib.model import load_model, load_tokenizer
 
 
@@ -37,5 +37,5 @@ def test_the_task_holds_every_scored_question_as_it_was_asked(scored, tmp_path):
 
 def test_a_cloze_result_is_refused(scored, tmp_path):
     results, tokenizer = scored
-    with pytest.raises(EvalError, match="Only letter scores"):
+    with pytest.raises(benchmarks.EvalError, match="Only letter scores"):
         harness.export(results["cloze"], tokenizer, tmp_path)
