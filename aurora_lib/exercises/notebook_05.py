@@ -10,10 +10,10 @@ from aurora_lib.exercises.checking import exercise, plain
 
 @exercise("05.1", 2, 8, "an interval for a share")
 def _interval(interval):
-    from aurora_lib.evaluation import scores
+    from aurora_lib.evaluation import wilson
 
     low, high = interval(9, 10)
-    right = scores.wilson(9, 10)
+    right = wilson(9, 10)
     if math.isclose(low, right[0], abs_tol=2e-3) and math.isclose(high, right[1], abs_tol=2e-3):
         return None
     half = 1.96 * math.sqrt(0.9 * 0.1 / 10)
