@@ -15,8 +15,14 @@ import sys
 from collections import Counter
 
 from aurora_lib.course.scale import DATA, ROOT
+<<<<<<< HEAD
 from aurora_lib.data import sources, topics
 from aurora_lib.evaluation import wilson
+=======
+from aurora_lib.data import sources
+from aurora_lib.data import topics as categories
+from aurora_lib.evaluation import scores
+>>>>>>> evaluation
 
 LABELLED = DATA / "topics.jsonl"
 RESULT = ROOT / "results" / "topics.json"
@@ -50,7 +56,7 @@ def score(rows: list[dict], found: list[str]) -> dict:
     return {
         "n": len(rows),
         "accuracy": round(right / len(rows), 4),
-        "interval": [round(end, 4) for end in wilson(right, len(rows))],
+        "interval": [round(end, 4) for end in scores.wilson(right, len(rows))],
     }
 
 
