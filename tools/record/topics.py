@@ -15,14 +15,8 @@ import sys
 from collections import Counter
 
 from aurora_lib.course.scale import DATA, ROOT
-<<<<<<< HEAD
 from aurora_lib.data import sources, topics
-from aurora_lib.evaluation import wilson
-=======
-from aurora_lib.data import sources
-from aurora_lib.data import topics as categories
 from aurora_lib.evaluation import scores
->>>>>>> evaluation
 
 LABELLED = DATA / "topics.jsonl"
 RESULT = ROOT / "results" / "topics.json"
