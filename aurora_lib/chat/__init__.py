@@ -1,8 +1,18 @@
-"""Talk to a model."""
+"""Talk to a model. Read `session` first: a conversation is a list of messages, and one string for the model.
 
-from aurora_lib.chat.box import widget
-from aurora_lib.chat.comparing import compare, prompts
+- `session`: `ChatSession`, a conversation in the model's exact format; streaming, the context window, on
+  disk.
+- `decoding`: one token after another: the cache of keys and values, sampling, and text that comes in whole
+  characters.
+- `comparing`: `compare_models`, base beside tuned on the prompts of the paper's kinds.
+- `box`: `ChatBox` for JupyterLab, with its script and style sheet; `python -m aurora_lib.chat` talks in a
+  terminal.
+"""
+
+from aurora_lib.chat import decoding
+from aurora_lib.chat.box import ChatBox
+from aurora_lib.chat.comparing import compare_models, prompts
+from aurora_lib.chat.decoding import TextStream
 from aurora_lib.chat.session import ChatSession
-from aurora_lib.course.html import to_html
 
-__all__ = ["ChatSession", "compare", "prompts", "to_html", "widget"]
+__all__ = ["ChatBox", "ChatSession", "TextStream", "compare_models", "decoding", "prompts"]

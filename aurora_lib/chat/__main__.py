@@ -1,9 +1,7 @@
-"""Talk to a model: sessions with history, streaming, a widget, and base beside tuned.
-
-`python -m aurora_lib.chat` talks in a terminal.
-"""
+"""The chat in a terminal: `python -m aurora_lib.chat`. Standard output holds the answers and nothing else."""
 
 import argparse
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -11,7 +9,9 @@ from contextlib import closing, contextmanager, redirect_stdout
 from pathlib import Path
 
 from aurora_lib.chat.session import ChatSession
+from aurora_lib.course import ScaleError, choose
 from aurora_lib.course.html import visible
+from aurora_lib.model import AdapterError, find_adapter, load_adapter, load_model, load_tokenizer
 
 COMMANDS = """\
 /reset      begin a new conversation
@@ -20,14 +20,14 @@ COMMANDS = """\
 /save FILE  write the conversation as JSON
 /quit       leave (so does Ctrl-D)
 Ctrl-C stops an answer; what was said so far stays."""
-# A terminal obeys more than escape codes: the C1 controls, and marks that turn the direction of writing around.
-OBEYED = [*range(0x80, 0xA0), 0x061C, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A)]
-OBEYED = {code: f"\\u{code:04x}" for code in OBEYED}
+# A terminal obeys more than escape codes: the C1 controls, and marks that turn the direction of writing
+# around.
+OBEYED = re.compile("[\x80-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 def printable(text: str) -> str:
     """`text` as it may go to a terminal: what a model writes is shown, and never obeyed."""
-    return visible(text).translate(OBEYED)
+    return OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", visible(text))
 
 
 def talk(session: ChatSession, lines: Iterable[str], write: Callable[[str], object]) -> None:
@@ -37,19 +37,18 @@ def talk(session: ChatSession, lines: Iterable[str], write: Callable[[str], obje
     """
     for line in lines:
         text = line.strip()
-        command, _, argument = text.partition(" ")
-        if command == "/quit":
+        if text == "/quit":
             return
         try:
             if text.startswith("/"):
-                write(_obey(session, command, argument.strip()) + "\n")
+                write(printable(_obey(session, *text.split(maxsplit=1))) + "\n")
             elif text:
                 _answer(session, text, write)
         except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: the GPU is full, say
             write(printable(f"[{error}]\n"))
 
 
-def _obey(session: ChatSession, command: str, argument: str) -> str:
+def _obey(session: ChatSession, command: str, argument: str = "") -> str:
     """Do what a command says, and say what was done."""
     if command == "/reset":
         session.reset()
@@ -58,12 +57,12 @@ def _obey(session: ChatSession, command: str, argument: str) -> str:
         session.adapter = command == "/tuned"
         return f"[the {command[1:]} model answers from here on]"
     if command == "/save":
-        if not argument:
-            return "[name a file: /save talk.json]"
-        return printable(f"[saved as {session.save(Path(argument).expanduser())}]")
-    return (
-        COMMANDS if command == "/help" else printable(f"[there is no {command}; /help lists what there is]")
-    )
+        return (
+            f"[saved as {session.save(Path(argument).expanduser())}]"
+            if argument
+            else "[name a file: /save a.json]"
+        )
+    return COMMANDS if command == "/help" else f"[there is no {command}; /help lists what there is]"
 
 
 def _answer(session: ChatSession, text: str, write: Callable[[str], object]) -> None:
@@ -80,12 +79,11 @@ def _answer(session: ChatSession, text: str, write: Callable[[str], object]) -> 
 
 @contextmanager
 def _interrupts() -> Iterator[list[int]]:
-    """Ctrl-C fills the list, so that it ends an answer between two tokens; pressed again, it ends the program as ever."""
+    """Ctrl-C fills the list, so that an answer ends between two tokens; again, it ends the program."""
     seen: list[int] = []
 
     def note(number, frame):
-        if seen:
-            raise KeyboardInterrupt
+        signal.signal(signal.SIGINT, before)
         seen.append(number)
 
     before = signal.signal(signal.SIGINT, note)
@@ -96,65 +94,43 @@ def _interrupts() -> Iterator[list[int]]:
 
 
 def _typed(session: ChatSession) -> Iterator[str]:
-    """Lines from the keyboard, or from a pipe, where no prompt is shown; Ctrl-C drops the line that is being typed."""
+    """Lines from the keyboard, or from a pipe, without a prompt; Ctrl-C drops the line being typed."""
     while True:
         try:
             yield input(f"{'tuned' if session.adapter else 'base'}> " if sys.stdin.isatty() else "")
         except KeyboardInterrupt:
             if not sys.stdin.isatty():
-                return
+                raise
             print("\n[/quit or Ctrl-D leaves]")
         except EOFError:
             return
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The terminal chat: the model and the adapter are those of the notebooks (AURORA_SCALE, AURORA_ADAPTER)."""
-    parser = argparse.ArgumentParser(
-        prog="python -m aurora_lib.chat",
-        description=f"{main.__doc__}\n\n{COMMANDS}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--base", action="store_true", help="begin with the base model")
+    """Talk to the model and the adapter of the notebooks (AURORA_SCALE, AURORA_ADAPTER)."""
+    shown = dict(prog="python -m aurora_lib.chat", description=main.__doc__, epilog=COMMANDS)
+    parser = argparse.ArgumentParser(**shown, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", dest="adapter", action="store_false", help="begin with the base model")
     parser.add_argument("--system", default="", help="a line put before the first question")
-    parser.add_argument(
-        "--temperature", type=float, default=0.0, help="0: always the likeliest token (default)"
-    )
+    parser.add_argument("--temperature", type=float, default=0.0, help="0: always the likeliest token")
     parser.add_argument("--seed", type=int, default=0, help="of the sampling above temperature 0")
     asked = parser.parse_args(arguments)
-
-    from aurora_lib.course.scale import ScaleError, choose
-    from aurora_lib.model.adapters import AdapterError, find_adapter, load_adapter
-    from aurora_lib.model.nf4 import load_model
-    from aurora_lib.model.tokenizer import load_tokenizer
 
     for stream in (sys.stdin, sys.stdout):  # a byte that is no UTF-8 must not end the talk
         stream.reconfigure(encoding="utf-8", errors="replace")
     try:
-        with redirect_stdout(sys.stderr):  # standard output holds the answers and nothing else
+        with redirect_stdout(sys.stderr):
             scale = choose()
             place = find_adapter(scale)
             model = load_adapter(load_model(scale.base_model, **scale.loading), place)
             tokenizer = load_tokenizer(scale.base_model, revision=scale.revision)
     except (ScaleError, AdapterError, OSError) as error:
         sys.exit(str(error))
-    session = ChatSession(
-        model,
-        tokenizer,
-        system=asked.system,
-        max_new_tokens=scale.max_new_tokens,
-        temperature=asked.temperature,
-        seed=asked.seed,
-        adapter=not asked.base,
-    )
+    session = ChatSession(model, tokenizer, max_new_tokens=scale.max_new_tokens, **vars(asked))
     if sys.stdin.isatty():
         print(COMMANDS)
-
-    def write(text: str) -> None:
-        print(text, end="", flush=True)
-
     try:
-        talk(session, _typed(session), write)
+        talk(session, _typed(session), lambda text: print(text, end="", flush=True))
     except KeyboardInterrupt:
         sys.exit(130)
 

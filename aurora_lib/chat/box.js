@@ -1,5 +1,6 @@
-// The front of box.py. Texts reach the page as text nodes only, so nothing a model or a reader writes can become HTML.
+// The front of box.py. Texts reach the page as text nodes only, so nothing that is written can become HTML.
 
+const SPEAKERS = { user: "You", assistant: "Model", system: "System" };
 const FIELDS = {
   system: ["System line", { type: "text" }],
   temperature: ["Temperature (0: the likeliest token)", { type: "number", min: 0, step: 0.1 }],
@@ -16,14 +17,22 @@ function element(tag, attributes = {}, ...children) {
   return made;
 }
 
-function bubble({ role, name, content, forgotten }) {
+function bubble({ role, content }) {
+  const speaker = element("b", {}, SPEAKERS[role]);
   const text = element("div", { class: "aurora-chat-text", dir: "auto" }, content || "…");
-  const classes = `aurora-chat-bubble aurora-chat-${role}${forgotten ? " aurora-chat-forgotten" : ""}`;
-  return element("div", { class: classes }, element("b", {}, name), text);
+  return element("div", { class: `aurora-chat-bubble aurora-chat-${role}` }, speaker, text);
 }
 
 function render({ model, el }) {
   const send = (action, rest = {}) => model.send({ action, ...rest });
+  const log = element("div", { class: "aurora-chat-log", role: "log", "aria-label": "Chat", tabindex: 0 });
+  const entry = element("textarea", {
+    class: "aurora-chat-entry",
+    rows: 2,
+    dir: "auto",
+    "aria-label": "Message",
+    placeholder: "你好 / Hello   (Enter sends, Shift+Enter breaks the line)",
+  });
   const button = (label, action) => {
     const made = element("button", { type: "button", class: `aurora-chat-${action}` }, label);
     made.addEventListener("click", () => {
@@ -32,30 +41,21 @@ function render({ model, el }) {
     });
     return made;
   };
-
-  const log = element("div", { class: "aurora-chat-log", role: "log", "aria-label": "Conversation", tabindex: 0 });
-  const entry = element("textarea", {
-    class: "aurora-chat-entry",
-    rows: 2,
-    dir: "auto",
-    "aria-label": "Message",
-    placeholder: "你好 / Hello   (Enter sends, Shift+Enter breaks the line)",
-  });
-  const buttons = {
-    ask: button("Send", "ask"),
-    stop: button("Stop", "stop"),
-    regenerate: button("Regenerate", "regenerate"),
-    reset: button("New conversation", "reset"),
-  };
+  const sending = button("Send", "ask");
+  const stop = button("Stop", "stop");
+  const regenerate = button("Regenerate", "regenerate");
+  const reset = button("New conversation", "reset");
   const status = element("span", { class: "aurora-chat-status" });
   const trouble = element("div", { class: "aurora-chat-trouble", role: "alert" });
   const inputs = {};
-  const fields = element("fieldset", { "aria-label": "Settings" });
+  const fields = element("fieldset", { class: "aurora-chat-row", "aria-label": "Settings" });
   for (const name of Object.keys(model.get("settings"))) {
     const [label, attributes] = FIELDS[name];
     const input = (inputs[name] = element("input", { ...attributes, name }));
-    const checkbox = attributes.type === "checkbox";
-    input.addEventListener("change", () => send("change", { name, value: checkbox ? input.checked : input.value }));
+    input.addEventListener("change", () => {
+      send("change", { name, value: input.type === "checkbox" ? input.checked : input.value });
+      drawSettings(); // as they are, until the kernel has taken the new one
+    });
     fields.append(element("label", {}, element("span", {}, label), input));
   }
   el.classList.add("aurora-chat");
@@ -66,67 +66,48 @@ function render({ model, el }) {
     log,
     trouble,
     element("div", { class: "aurora-chat-row" }, entry),
-    element("div", { class: "aurora-chat-row" }, ...Object.values(buttons), status),
+    element("div", { class: "aurora-chat-row" }, sending, stop, regenerate, reset, status),
     element("details", {}, element("summary", {}, "Settings"), fields),
   );
 
   function ask() {
-    if (!model.get("busy") && entry.value.trim()) send("ask", { text: entry.value });
+    if (model.get("busy") || !entry.value.trim()) return;
+    send("ask", { text: entry.value });
+    entry.value = "";
   }
 
   entry.addEventListener("keydown", (event) => {
-    // while an input method composes, Enter chooses characters; 229 is how Safari says so for the Enter that ends it
-    const composing = event.isComposing || event.keyCode === 229;
-    if (event.key !== "Enter" || composing) return;
+    // while an input method composes, Enter chooses characters; Safari marks the Enter that ends it with 229
+    if (event.key !== "Enter" || event.isComposing || event.keyCode === 229) return;
     event.preventDefault();
     // inserted by hand, as JupyterLab forbids line breaks by Shift+Enter in every text box of a cell
     if (event.shiftKey) entry.setRangeText("\n", entry.selectionStart, entry.selectionEnd, "end");
     else ask();
   });
 
-  function toEnd(change) {
-    const reading = log.scrollHeight - log.scrollTop - log.clientHeight > 40;
+  function keepEnd(change) {
+    const reading = log.scrollHeight - log.scrollTop - log.clientHeight > 40; // further up, and left there
     change();
     if (!reading) log.scrollTop = log.scrollHeight;
   }
 
-  function drawTranscript() {
-    toEnd(() => {
-      log.replaceChildren();
-      let above = false;
-      for (const message of model.get("transcript")) {
-        if (above && !message.forgotten)
-          log.append(element("div", { class: "aurora-chat-window" }, "above: no longer in the context window"));
-        above = message.forgotten;
-        log.append(bubble(message));
-      }
-    });
-    log.hidden = !log.children.length;
+  function draw() {
+    const busy = model.get("busy");
+    const bubbles = model.get("transcript").map(bubble);
+    const asked = bubbles.some((one) => !one.matches(".aurora-chat-system"));
+    if (busy) bubbles.push(bubble({ role: "assistant", content: model.get("answer") }));
+    if (busy) bubbles.at(-1).classList.add("aurora-chat-partial");
+    keepEnd(() => log.replaceChildren(...bubbles));
+    log.setAttribute("aria-busy", busy); // read aloud once it is whole
+    sending.disabled = fields.disabled = busy;
+    stop.disabled = !busy;
+    regenerate.disabled = busy || !asked;
+    reset.disabled = !busy && !asked;
   }
 
   function drawAnswer() {
-    toEnd(() => {
-      const last = log.querySelector(":scope > .aurora-chat-partial");
-      if (!model.get("busy")) last?.remove();
-      else if (last) last.querySelector(".aurora-chat-text").textContent = model.get("answer") || "…";
-      else {
-        const made = bubble({ role: "assistant", name: model.get("speaker"), content: model.get("answer") });
-        made.classList.add("aurora-chat-partial");
-        log.append(made);
-      }
-    });
-  }
-
-  function drawState() {
-    const busy = model.get("busy");
-    const asked = model.get("transcript").some((message) => message.role !== "system");
-    log.setAttribute("aria-busy", busy); // read aloud once it is whole
-    buttons.ask.disabled = fields.disabled = busy;
-    buttons.stop.disabled = !busy;
-    buttons.regenerate.disabled = busy || !asked;
-    buttons.reset.disabled = !busy && !asked;
-    status.textContent = model.get("status");
-    trouble.textContent = model.get("trouble");
+    const text = log.querySelector(":scope > .aurora-chat-partial > .aurora-chat-text");
+    if (text) keepEnd(() => (text.textContent = model.get("answer") || "…"));
   }
 
   function drawSettings() {
@@ -136,31 +117,19 @@ function render({ model, el }) {
     }
   }
 
-  function draw() {
-    drawTranscript();
-    drawAnswer();
-    drawState();
-  }
-
   const listeners = {
     "change:transcript": draw,
     "change:busy": draw,
     "change:answer": drawAnswer,
-    "change:status": drawState,
-    "change:trouble": drawState,
     "change:settings": drawSettings,
-    "msg:custom": ({ taken, refused, settings }) => {
-      if (settings) drawSettings();
-      if (taken && entry.value.startsWith(taken)) entry.value = entry.value.slice(taken.length);
-      if (refused && !entry.value) entry.value = refused;
-    },
+    "change:status": () => (status.textContent = model.get("status")),
+    "change:trouble": () => (trouble.textContent = model.get("trouble")),
+    "msg:custom": ({ refused }) => (entry.value ||= refused),
   };
-  for (const [name, listener] of Object.entries(listeners)) model.on(name, listener);
-  draw();
-  drawSettings();
-  return () => {
-    for (const [name, listener] of Object.entries(listeners)) model.off(name, listener);
-  };
+  for (const [name, listener] of Object.entries(listeners)) {
+    model.on(name, listener);
+    if (name !== "msg:custom") listener();
+  }
 }
 
 export default { render };

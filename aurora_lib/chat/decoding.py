@@ -1,8 +1,9 @@
 """One token after another: the decoding step, its cache of keys and values, and its words as they come.
 
-`Decoder` keeps what it has computed and computes only what is new, whether that is the next token of an answer or the
-next turn of a conversation. On a CPU the cache grows; on CUDA it has a fixed size and stays where it is, so that the
-step of one token, some thousand small kernels in Mixtral-8x7B, can be replayed as one CUDA graph.
+`Decoder` keeps what it has computed and computes only what is new, whether that is the next token of an
+answer or the next turn of a conversation. On a CPU the cache grows. On CUDA it has a fixed size and stays
+where it is, so that the step of one token, some thousand small kernels in Mixtral-8x7B, can be replayed as
+one CUDA graph.
 """
 
 import codecs
@@ -13,16 +14,12 @@ from contextlib import nullcontext
 from itertools import takewhile
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import DynamicCache, PreTrainedModel, StaticCache
 
-# PEFT switches an adapter for the whole model, and a base and a tuned session may answer in two threads at once
+# PEFT switches an adapter for the whole model, and a base and a tuned session may answer in two threads at
+# once
 ONE_AT_A_TIME = threading.RLock()
 SMALLEST_ROOM = 256  # tokens of a fixed cache
-
-
-class MergedAdapterError(ValueError):
-    """Something asked of a model that a merged adapter no longer allows, or a merge that cannot be."""
 
 
 class GrowingCache:
@@ -54,7 +51,7 @@ class FixedCache:
         self.places = torch.arange(room, device=model.device)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        """The logits `[batch, vocabulary]` after `ids` `[batch, tokens]`; those of a replayed graph hold until the next."""
+        """The logits `[batch, vocabulary]` after `ids` `[batch, tokens]`; a graph writes over its last."""
         if self.graph is None or ids.shape[1] > 1:
             return self._run(ids)
         self.token.copy_(ids)
@@ -78,10 +75,11 @@ class FixedCache:
             layer.cumulative_length.fill_(length)
 
     def capture(self) -> None:
-        """Record the step of one token as a CUDA graph, for `forward` to replay. Needs room for one more token.
+        """Record the step of one token as a CUDA graph, for `forward` to replay; needs room for one more.
 
-        Capturing wants: no wait for the device within the step (`nf4`'s path for few rows), every tensor in its place, a
-        warm-up on a stream of its own. Random numbers stay outside: sampling happens on the logits.
+        Capturing wants: no wait for the device within the step (`nf4`'s path for few rows), every tensor in
+        its place, a warm-up on a stream of its own. Random numbers stay outside: sampling happens on the
+        logits.
         """
         length = int(self.cache.get_seq_length())
         side = torch.cuda.Stream()
@@ -98,12 +96,17 @@ class FixedCache:
         self.graph = graph
 
 
+def can_capture(model: PreTrainedModel) -> bool:
+    """Whether the step of one token can be a CUDA graph: other experts than `nf4`'s wait for the device."""
+    return model.device.type == "cuda" and model.config._experts_implementation == "nf4"
+
+
 class Decoder:
     """Computes what follows a list of tokens, keeping the keys and values of the tokens it has seen.
 
-    `fixed` chooses the cache of a fixed size, captured as a CUDA graph where there is CUDA; by default that is so for
-    models of `nf4` on CUDA. Reusing a prefix gives the logits of computing everything, up to rounding: matrices of
-    other shapes add in another order.
+    `fixed` chooses the cache of a fixed size; by default that is so where its step can be captured. Reusing a
+    prefix gives the logits of computing everything, up to rounding: matrices of other shapes add in another
+    order.
     """
 
     def __init__(self, model: PreTrainedModel, *, fixed: bool | None = None):
@@ -114,37 +117,27 @@ class Decoder:
     def release(self) -> None:
         """Give back the keys, values and graph; what comes next is computed from its first token."""
         with ONE_AT_A_TIME:
+            self.cache: GrowingCache | FixedCache | None = None
             self._seen: list[int] = []
-            self._cache = self._state = None
-            self._adapters = _adapters(self.model)
             self.reused = 0  # tokens that the last call did not compute
 
     @torch.no_grad()
     def logits(self, ids: list[int], *, adapter: bool = True, room: int = 0) -> torch.Tensor:
-        """The logits `[vocabulary]` of the token after `ids`, which may grow to `room` tokens.
-
-        Raises MergedAdapterError for `adapter=False` on a merged model.
-        """
+        """The logits `[vocabulary]` of the token after `ids`, which may grow to `room` tokens."""
         with ONE_AT_A_TIME:
-            switched = hasattr(self.model, "disable_adapter") and not adapter
-            merged = any(part.merged for part in self._adapters)
-            state = adapter, merged
-            if self._cache is None or state != self._state or len(ids) >= self._cache.room:
+            if self.cache is None or adapter != self._adapter or len(ids) >= self.cache.room:
                 self.release()
-                if switched and merged:
-                    raise MergedAdapterError(
-                        "The adapter is merged into the 4-bit weights, so the base model is gone: load it afresh to "
-                        "answer with adapter=False."
-                    )
-                self._state, self._cache = state, self._new_cache(max(room, len(ids)) + 1)
-            self.reused = min(_common(self._seen, ids), len(ids) - 1)
+                self._adapter, self.cache = adapter, self._new_cache(max(room, len(ids)) + 1)
+            pairs = zip(self._seen, ids[:-1], strict=False)  # the last token is computed in any case
+            self.reused = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
             new = torch.tensor([ids[self.reused :]], device=self.model.device)
+            switched = hasattr(self.model, "disable_adapter") and not adapter
             try:
                 if self.reused < len(self._seen):
-                    self._cache.rewind(self.reused)
-                # on for one call only: a reader who pauses must not leave the adapter off for everybody else
+                    self.cache.rewind(self.reused)
+                # off for one call only: a reader who pauses must not leave the adapter off for everybody else
                 with self.model.disable_adapter() if switched else nullcontext():
-                    logits = self._cache.forward(new)[0]
+                    logits = self.cache.forward(new)[0]
                     self._seen = list(ids)
                     self._capture_once()
             except BaseException:  # also an interrupt: some layers may hold the new tokens, and some not
@@ -159,54 +152,34 @@ class Decoder:
         return FixedCache(self.model, max(SMALLEST_ROOM, 1 << (tokens - 1).bit_length()))
 
     def _capture_once(self) -> None:
-        if not self.fixed or self._cache.graph or not can_capture(self.model):
+        if not self.fixed or self.cache.graph or not can_capture(self.model):
             return
         try:
-            self._cache.capture()
+            self.cache.capture()
         except RuntimeError as error:
             self.fixed = False  # the next cache grows
-            self._cache.rewind(len(self._seen))
+            self.cache.rewind(len(self._seen))
             warnings.warn(f"Decoding goes on without a CUDA graph, slower: {error}", stacklevel=2)
 
 
-def can_capture(model: PreTrainedModel) -> bool:
-    """Whether the step of one token can be a CUDA graph: other experts than `nf4`'s wait for the device."""
-    return model.device.type == "cuda" and model.config._experts_implementation == "nf4"
-
-
-def _common(seen: list[int], ids: list[int]) -> int:
-    """How many tokens both begin with."""
-    if ids[: len(seen)] == seen:
-        return len(seen)
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(seen, ids, strict=False)))
-
-
-def merge(model: PreTrainedModel) -> None:
-    """Merge the adapter into the 4-bit weights it stands on: two small products fewer per layer, and another rounding.
-
-    The weights are dequantized, added to and quantized anew, so answers may change, and switching the adapter off, or
-    unmerging, would not give the base back. `tools/bench/chat.py` prints both sides. Raises MergedAdapterError for a
-    model without an adapter, or merged already.
-    """
-    if not hasattr(model, "merge_adapter") or any(part.merged for part in _adapters(model)):
-        raise MergedAdapterError(
-            "There is nothing to merge: the model has no adapter, or it is merged already."
-        )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Merge lora module to 4-bit")  # said above
-        model.merge_adapter()
-
-
-def _adapters(model: PreTrainedModel) -> list[BaseTunerLayer]:
-    return [part for part in model.modules() if isinstance(part, BaseTunerLayer)]
+def choose_token(
+    logits: torch.Tensor, temperature: float, top_p: float, generator: torch.Generator | None = None
+) -> int:
+    """The next token, from `logits [vocabulary]`: the likeliest at temperature 0, else a draw."""
+    if temperature == 0:
+        return logits.argmax().item()
+    probabilities, tokens = (logits.float() / temperature).softmax(-1).sort(descending=True)
+    likelier = probabilities.cumsum(-1) - probabilities  # what all likelier tokens take together
+    probabilities = probabilities.masked_fill(likelier >= top_p, 0)
+    return tokens[torch.multinomial(probabilities, 1, generator=generator)].item()
 
 
 class TextStream:
     """Turns tokens into text as they come, each in constant time; joined, the pieces are the whole text.
 
-    For tokenizers with byte pieces (Mixtral's and the tiny model's): bytes wait until their character is complete, and
-    bytes that are no character become one U+FFFD, as in `bytes.decode("utf-8", "replace")`. (The tokenizer's own `decode`
-    then also loses the good characters beside the bad bytes.)
+    For tokenizers with byte pieces (Mixtral's and the tiny model's). Bytes wait until their character is
+    complete, and bytes that are no character become one U+FFFD, as in `bytes.decode("utf-8", "replace")`.
+    (The tokenizer's own `decode` then also loses the good characters beside the bad bytes.)
     """
 
     def __init__(self, tokenizer):
@@ -218,17 +191,14 @@ class TextStream:
         """The text that `token` completes; may be empty."""
         if token in self.skipped:
             return ""
-        piece = (
-            self.tokenizer.convert_ids_to_tokens(token) or ""
-        )  # a model may have more rows than there are pieces
+        # a model may have more rows than there are pieces
+        piece = self.tokenizer.convert_ids_to_tokens(token) or ""
         byte = re.fullmatch("<0x([0-9A-F]{2})>", piece)
-        return self._show(bytes.fromhex(byte[1]) if byte else piece.replace("▁", " ").encode())
+        data = bytes.fromhex(byte[1]) if byte else piece.replace("▁", " ").encode()
+        if data and not self._begun:  # the tokenizer puts a space before the first word
+            self._begun, data = True, data.removeprefix(b" ")
+        return self._characters.decode(data)
 
     def finish(self) -> str:
         """What is left at the end: U+FFFD for a character cut off, else nothing."""
-        return self._show(b"", final=True)
-
-    def _show(self, data: bytes, final: bool = False) -> str:
-        if data and not self._begun:  # the tokenizer puts a space before the first word
-            self._begun, data = True, data.removeprefix(b" ")
-        return self._characters.decode(data, final)
+        return self._characters.decode(b"", final=True)

@@ -1,1 +1,33 @@
-"""Chinese rows to clean conversations."""
+"""From the files of three Chinese datasets to clean conversations to train on. Notebook 02 walks through it.
+
+Read in this order:
+
+- `sources`: the rows of a file, and the conversation in a row; what is none is set aside with its reason.
+- `edits` and `drops`: the cleaning steps, small functions of one conversation. `language`: of a text.
+- `duplicates`: equal and nearly equal conversations. `contamination`: benchmark questions among the rows.
+- `clean`: all steps over all rows, on several cores; every row is kept, or dropped with its step and reason.
+- `show`: what a cleaning did, row by row and as a card. `topics`: what the conversations are about.
+- `split`: long conversations in pieces that fit the training length.
+- `save_conversations` and `clean_conversations`: how notebook 02 hands them to the notebooks behind it.
+"""
+
+from aurora_lib.data import contamination, drops, duplicates, edits, show, sources, topics
+from aurora_lib.data.cleaning import clean
+from aurora_lib.data.conversations import clean_conversations, save_conversations
+from aurora_lib.data.languages import language
+from aurora_lib.data.splitting import split
+
+__all__ = [
+    "clean",
+    "clean_conversations",
+    "contamination",
+    "drops",
+    "duplicates",
+    "edits",
+    "language",
+    "save_conversations",
+    "show",
+    "sources",
+    "split",
+    "topics",
+]

@@ -1,4 +1,5 @@
-"""Drops: small pure functions that take a conversation and give a reason to leave it out, or None (paper, section 2)."""
+"""Drops: small pure functions of a conversation that give a reason to leave it out, or None (paper, section
+2)."""
 
 import re
 import unicodedata
@@ -30,7 +31,7 @@ REFUSAL = re.compile(
 )
 # 该指令无法由语言模型完成。 Only as the whole of a short answer: it may also be what was asked about.
 SHORT = 40  # characters
-# So many characters after a refusal are an answer all the same; fewer do where they begin with "but". Read off real rows.
+# So many characters after a refusal are an answer all the same; fewer do where they begin with "but".
 HELPFUL, HELPFUL_AFTER_BUT = 150, 60
 NOT_POSSIBLE = re.compile(
     r"\W*(?:<[^>]*>|N/A)?\W*(?:(?:该|此|这个?)(?:指令|任务)[^。]{0,10}(?:无法|不能)"
@@ -39,12 +40,10 @@ NOT_POSSIBLE = re.compile(
 TURNS_HELPFUL = re.compile(r"但|不过|然而|以下|如果|例如|However|but I can", re.I)
 # Where the user asks for a text, "sorry, I cannot" may be that text.
 ASKS_FOR_TEXT = re.compile(
-    r"翻译|译成|译为|改写|重写|改为|造句|道歉|拒绝|扮演|模拟|台词|写[一封个出篇首]|续写|对话|translate|rewrite|write",
-    re.I,
+    r"(?i)翻译|译成|译为|改写|重写|改为|造句|道歉|拒绝|扮演|模拟|台词|写[一封个出篇首]|续写|对话|translate|rewrite|write"
 )
 ASKS_FOR_ENGLISH = re.compile(
-    r"[英法德俄意][文语語]|译[英成为]|[英中]译|翻[英中译成]|[中汉]译|双语|雙語|外语|[西葡]班?牙?语|拉丁|翻译|翻譯|english|translat",
-    re.I,
+    r"(?i)[英法德俄意][文语語]|译[英成为]|[英中]译|翻[英中译成]|[中汉]译|双语|雙語|外语|[西葡]班?牙?语|拉丁|翻译|翻譯|english|translat"
 )
 LATIN_WORD = re.compile(r"(?<![A-Za-z])[a-z]{2,}")
 WORD = re.compile(r"[(\"'“‘*]*[A-Za-z]+(?:['’-][A-Za-z]+)*[.,;:!?)\"'”’*]*")
@@ -53,17 +52,15 @@ SMALL_WORD = re.compile(
 )
 # Where a sign or a drawing was asked for, it is an answer.
 ASKS_FOR_SIGNS = re.compile(
-    r"符号|标点|运算符|括号|引号|注释|分隔|打印|输出|代码|画|图案|图形|表情|字符|按键|print|output|draw|symbol|ascii|emoji",
-    re.I,
+    r"(?i)符号|标点|运算符|括号|引号|注释|分隔|打印|输出|代码|画|图案|图形|表情|字符|按键|print|output|draw|symbol|ascii|emoji"
 )
 MORSE = re.compile(r"(?=.*[.·])(?=.*[-—])[.·—\-/|\s]+", re.S)
-# A text that stops at a comma, an open bracket, "3.", "4. 工作：" or "以下几种：" was cut off: whoever wrote it reached a limit.
+# A text that stops at a comma, an open bracket, "3.", "4. 工作：" or "以下几种：" was cut off at some limit.
 UNFINISHED = re.compile(
     r"(?:[，、]|[（(《“「【]|\n\s*(?:\d{1,2}[.、]|[-*•]|#+)|\n\s*\d{1,2}[.、]\s*[^\n]{1,10}[：:]|以下[^\n。]{0,12}[：:])$"
 )
 ASKS_TO_REPEAT = re.compile(
-    r"重复|遍|次|循环|连续|拼|乘法|口诀|表格|HTML|CSS|SQL|代码|歌|诗|繞|绕口令|二进制|repeat|times|loop|code",
-    re.I,
+    r"(?i)重复|遍|次|循环|连续|拼|乘法|口诀|表格|HTML|CSS|SQL|代码|歌|诗|繞|绕口令|二进制|repeat|times|loop|code"
 )
 COMPRESSIBLE = 0.3  # ordinary Chinese text shrinks to half
 REPEATED = 0.85  # share of 30 characters in a row that are there twice; poems with a refrain stay below 0.8
@@ -116,7 +113,8 @@ def refusal(messages: Messages) -> str | None:
 
 
 def wrong_language(messages: Messages) -> str | None:
-    """Drop where a Chinese question has an English (or Japanese) answer and nobody asked for that or brought some."""
+    """Drop where a Chinese question has an English (or Japanese) answer and nobody asked for that or brought
+    some."""
     asked = "\n".join(message["content"] for message in messages if message["role"] != "assistant")
     if language(asked) != "zh" or ASKS_FOR_ENGLISH.search(asked) or LATIN_WORD.search(asked):
         return None
@@ -142,8 +140,8 @@ def _is_english_prose(text: str) -> bool:
 
 
 def truncated(messages: Messages) -> str | None:
-    """Drop where the last answer stops in the middle: on a comma, an open bracket, an empty list item, an unclosed
-    code fence, or in the middle of a sentence after many whole ones."""
+    """Drop where the last answer stops in the middle: on a comma, an open bracket, an empty list item, an
+    unclosed code fence, or in the middle of a sentence after many whole ones."""
     answer = messages[-1]["content"].rstrip()
     last = answer[answer.rfind("\n") + 1 :]
     if len(answer) < 60:

@@ -1,16 +1,18 @@
-"""Equal and nearly equal conversations: fingerprints, shingles, MinHash and bands (Broder 1997; Leskovec et al., ch. 3).
+"""Equal and nearly equal conversations: shingles, MinHash and bands (Broder 1997; Leskovec et al., chapter
+3).
 
-Two texts with Jaccard similarity J agree in one MinHash value with probability J, in all `ROWS` values of one band with
-J^ROWS, and in at least one of `BANDS` bands with 1 - (1 - J^ROWS)^BANDS: the S-curve. Pairs that share a band are
-*candidates*; they are verified on their true similarity.
+Two texts with Jaccard similarity J agree in one MinHash value with probability J, in all `ROWS` values of one
+band with J^ROWS, and in at least one of `BANDS` bands with 1 - (1 - J^ROWS)^BANDS: the S-curve. Pairs that
+share a band are *candidates*; they are verified on their true similarity.
 """
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import numpy as np
 import xxhash
+from datasets import Dataset
 from rapidfuzz.distance import Indel, Levenshtein
 from rensa import RMinHash
 
@@ -19,9 +21,10 @@ from aurora_lib.data.edits import Messages
 SHINGLE = 5  # characters
 PERMUTATIONS = 128
 BANDS, ROWS = 32, 4
+BATCH = 2_000  # conversations
 SIMILAR = 0.7  # Jaccard similarity of shingles from which on two conversations are near duplicates
 ALIKE = 0.6  # where the questions differ, so alike must the answers be
-HARDLY_EDITED = 0.9  # so are those with this share of characters in common: one change in a short text breaks many shingles
+HARDLY_EDITED = 0.9  # or share of characters in common: one change in a short text breaks many shingles
 UNIMPORTANT = re.compile(r"[\s，。！？、；：,!?;:\"'“”‘’…~～]+")
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: spreads neighbouring code points
@@ -39,7 +42,8 @@ def plain(messages: Messages) -> str:
 
 
 def shingles(text: str) -> np.ndarray:
-    """A 64-bit hash of every SHINGLE characters in a row of `text`, [characters - 4] (of the whole text where it is shorter)."""
+    """A 64-bit hash of every SHINGLE characters in a row, [characters - 4] (of the whole of a shorter
+    text)."""
     points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32).astype(np.uint64)
     count = max(1, len(points) - SHINGLE + 1)
     return chained((points[i : i + count] for i in range(min(SHINGLE, len(points)))), count)
@@ -60,13 +64,13 @@ def jaccard(a: str, b: str) -> float:
     return len(one & other) / len(one | other)
 
 
-def signatures(texts: Iterable[np.ndarray], seed: int = 0) -> np.ndarray:
-    """MinHash of each array of shingles: [texts, PERMUTATIONS] uint32."""
-    hashed = [np.ascontiguousarray(text) for text in texts]
-    if not hashed:
-        return np.zeros((0, PERMUTATIONS), np.uint32)
-    edges = np.cumsum([0, *map(len, hashed)], dtype=np.uint64)
-    matrix = RMinHash.digest_matrix_from_flat_token_hashes(np.concatenate(hashed), edges, PERMUTATIONS, seed)
+def signatures(texts: list[np.ndarray]) -> np.ndarray:
+    """MinHash of each array of shingles: [texts, PERMUTATIONS] uint32.
+
+    rensa computes on threads, which a fork does not copy: never call this in a forked process, it would hang.
+    """
+    edges = np.cumsum([0, *map(len, texts)], dtype=np.uint64)
+    matrix = RMinHash.digest_matrix_from_flat_token_hashes(np.concatenate(texts), edges, PERMUTATIONS, 0)
     return np.array(matrix.to_rows(), np.uint32)
 
 
@@ -77,7 +81,7 @@ def bands(signature: np.ndarray) -> np.ndarray:
 
 
 def same(a: Messages, b: Messages) -> bool:
-    """Whether two candidates are near duplicates: similar as a whole, and not another question with its own answer."""
+    """Whether two candidates are near duplicates: similar, and not another question with its own answer."""
     text_a, text_b = plain(a), plain(b)
     if (
         Indel.normalized_similarity(text_a, text_b, score_cutoff=HARDLY_EDITED) == 0
@@ -108,40 +112,47 @@ def _other_numbers(a: str, b: str) -> bool:
 
 
 def _replaced(a: str, b: str) -> set[tuple[str, str]]:
-    """What stands in `b` where something else stood in `a`; not looked for in long texts, where it costs and tells little."""
+    """What stands in `b` where something else stood in `a`; in long texts it costs much and tells little."""
     if max(len(a), len(b)) > 2_000:
         return set()
     edits = Levenshtein.opcodes(a, b)
     return {(a[e.src_start : e.src_end], b[e.dest_start : e.dest_end]) for e in edits if e.tag == "replace"}
 
 
-def exact(marks: list[bytes]) -> dict[int, int]:
-    """Of equal fingerprints the first stays: {position of the copy: position of the first}."""
+def exact(rows: Dataset) -> dict[int, int]:
+    """Of equal conversations the first stays: {position of the copy: position of the first}."""
     first, copies = {}, {}
+    marks = (fingerprint(m) for part in rows.select_columns("messages").iter(BATCH) for m in part["messages"])
     for i, mark in enumerate(marks):
         if first.setdefault(mark, i) != i:
             copies[i] = first[mark]
     return copies
 
 
-def near(band: np.ndarray, size: np.ndarray, messages: Callable[[int], Messages]) -> dict[int, int]:
-    """Near duplicates among conversations with these bands [n, BANDS] and answers of `size` [n] characters.
+def near(rows: Dataset) -> dict[int, int]:
+    """Near duplicates among conversations: {position dropped: position kept}.
 
-    Of a pair the one with the longer answers stays, of equal ones the first: {position dropped: position kept}. A
-    conversation goes only if it resembles one that stays, so that a chain of small changes does not take all with it.
+    Of a pair the one with the longer answers stays, of equal ones the first. A conversation goes only if it
+    resembles one that stays, so that a chain of small changes does not take all with it.
     """
-    shared = np.zeros(len(band), bool)
-    for column in band.T:
+    sizes, banded = [], [np.zeros((0, BANDS), np.uint64)]
+    for part in rows.select_columns("messages").iter(BATCH):
+        banded.append(bands(signatures([shingles(plain(messages)) for messages in part["messages"]])))
+        for messages in part["messages"]:
+            sizes.append(sum(len(turn["content"]) for turn in messages if turn["role"] == "assistant"))
+    banded, sizes = np.concatenate(banded), np.array(sizes, int)
+    shared = np.zeros(len(rows), bool)
+    for column in banded.T:
         _, inverse, count = np.unique(column, return_inverse=True, return_counts=True)
         shared |= count[inverse] > 1
     order = np.flatnonzero(shared)
-    order = order[np.argsort(-size[order], kind="stable")]
+    order = order[np.argsort(-sizes[order], kind="stable")]
     kept: dict[tuple[int, int], list[int]] = defaultdict(list)
     copies = {}
     for i in order.tolist():
-        keys = list(enumerate(band[i].tolist()))
+        keys, messages = list(enumerate(banded[i].tolist())), rows[i]["messages"]
         candidates = sorted({j for key in keys for j in kept.get(key, ())})
-        found = next((j for j in candidates if same(messages(i), messages(j))), None)
+        found = next((j for j in candidates if same(messages, rows[j]["messages"])), None)
         if found is not None:
             copies[i] = found
         else:

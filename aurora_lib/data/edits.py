@@ -1,4 +1,4 @@
-"""Edits: small pure functions that take a text or a conversation and give it back mended (paper, section 2)."""
+"""Edits: small pure functions that give a text or a conversation back mended (paper, section 2)."""
 
 import html.entities
 import re
@@ -7,8 +7,6 @@ from collections.abc import Callable
 from functools import cache, partial
 
 import ftfy
-from stdnum import luhn
-from stdnum.cn import ric
 
 from aurora_lib.data.languages import KANA
 
@@ -35,10 +33,8 @@ NOTHING = {
     "无需输入",
     "不需要输入",
     "未输入",
-    "无输出",
-    "输入：无",
-    "输入:无",
 }
+NOTHING |= {"无输出", "输入：无", "输入:无"}
 VAGUE = {"无", "none", "n/a", "不适用"}
 STRAY_NO_INPUT = re.compile(r"^\s*[<‹《](?:no ?input|无输入|没有输入)[>›》]\s*(?=\S)", re.I)
 MARKS = ' \t`<>()（）[]【】"“”.。'
@@ -48,30 +44,25 @@ LEAK = re.compile(
     r"(?:^|\n)\s*(?:#{2,3}\s*(?:Instruction|Response|Input|Human|Assistant|指令|指示|输入|输出|回复|回答)\s*[:：]"
     r"|Below is an instruction that describes a task|(?:Human|Assistant)\s*: )"
     # self-instruct went on to its next example: "11. 说明：... 11. 输入：..."
-    r"|(?:^|\n)(?:#{2,3}\s*\n\s*)?\d{1,2}\s*[.、]\s*(?:说明|指令|Instruction)\s*[:：](?=[\s\S]*?\n\s*\d{1,2}\s*[.、]\s*(?:输入|Input))"
+    r"|(?:^|\n)(?:#{2,3}\s*\n\s*)?\d{1,2}\s*[.、]\s*(?:说明|指令|Instruction)\s*[:：]"
+    r"(?=[\s\S]*?\n\s*\d{1,2}\s*[.、]\s*(?:输入|Input))"
     r"|<\|(?:im_start|im_end|endoftext|user|assistant|eot_id)\|>|\[/?INST\]|<</?SYS>>"
 )
 LABEL = re.compile(
     r"\s*(?:#{2,3}\s*(?:Response|回复|回答|输出)\s*[:：]|<\|(?:im_start|assistant)\|>(?:assistant)?)\s*"
 )
 ABOUT_PROMPTS = re.compile(
-    r"prompt|提示词|模板|template|format|chatml|token|instruct|微调|对话|dialog|剧本|采访|markdown|###|<\|",
-    re.I,
+    r"(?i)prompt|提示词|模板|template|format|chatml|token|instruct|微调|对话|dialog|剧本|采访|markdown|###|<\|"
 )
 ESCAPES = {r"\n": "\n", r"\t": "\t", r"\"": '"'}
 ESCAPE = re.compile(r"\\[nt\"]")
 CODE = re.compile(r"[{}<>=\\]{2}|[;{]\s*$|```|print|def |正则|转义|regex|代码|JSON", re.I | re.M)
-EMAIL = re.compile(
-    r"(?<![\w.+-])[\w.+-]*\w@(?!example\.)[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,}(?![\w-])", re.A
-)
-MOBILE = re.compile(r"(?<![\d.])(?:\+?86[- ]?)?1[3-9]\d(?:[- ]?\d{4}){2}(?![\d.]\d|\d)")
-TEST_CARDS = {"4242424242424242", "4111111111111111", "5555555555554444"}  # in every payment tutorial
 ABOUT_TRADITIONAL = re.compile(r"繁[体體]|正[体體][中字]|[简簡][体體]字|traditional chinese", re.I)
-LONG_NUMBER = re.compile(r"(?<![\d.])\d{15,19}[Xx]?(?![\d.]\d|\d)")
 
 
 def escapes(text: str) -> str:
-    """A text without a line break but with `\\n` in it was escaped twice: `\\n`, `\\t` and `\\"` become what they stand for."""
+    """A text without a line break but with `\\n` in it was escaped twice: `\\n`, `\\t` and `\\"` become what
+    they stand for."""
     if r"\n" not in text or "\n" in text or CODE.search(text):
         return text
     return ESCAPE.sub(lambda found: ESCAPES[found[0]], text)
@@ -105,12 +96,10 @@ def _character(entity: re.Match) -> str:
 
 
 def no_input(messages: Messages) -> Messages:
-    """A question's last line, or an answer's first word in brackets, that says "no input" goes: it stood for an empty field."""
-    mended = {
-        "user": _without_no_input,
-        "assistant": lambda text: STRAY_NO_INPUT.sub("", text),
-        "system": str,
-    }
+    """A question's last line, or an answer's first word in brackets, that says "no input" goes: it stood for
+    an empty field."""
+    answer = partial(STRAY_NO_INPUT.sub, "")
+    mended = {"user": _without_no_input, "assistant": answer, "system": str}
     return [m | {"content": mended[m["role"]](m["content"])} for m in messages]
 
 
@@ -121,7 +110,8 @@ def _without_no_input(text: str) -> str:
 
 
 def prompt_leak(messages: Messages) -> Messages:
-    """An answer loses the `### Response:` before it and the next `### Instruction:` behind it, unless prompts are the subject."""
+    """An answer loses the `### Response:` before it and the next `### Instruction:` behind it, unless prompts
+    are the subject."""
     if not any(LEAK.search(m["content"]) for m in messages if m["role"] == "assistant"):
         return messages
     if any(ABOUT_PROMPTS.search(m["content"]) for m in messages if m["role"] == "user"):
@@ -143,7 +133,8 @@ def trailing_question(messages: Messages) -> Messages:
 
 
 def to_simplified(messages: Messages) -> Messages:
-    """Traditional characters become simplified ones (OpenCC's t2s), unless they are the subject; Japanese is left alone."""
+    """Traditional characters become simplified ones (OpenCC's t2s), unless they are the subject; Japanese is
+    left alone."""
     if any(ABOUT_TRADITIONAL.search(message["content"]) for message in messages):
         return messages
     return on_every_text(lambda text: text if KANA.search(text) else _opencc().convert(text), messages)
@@ -156,35 +147,14 @@ def _opencc():
     return opencc.OpenCC("t2s")
 
 
-def mask_personal(messages: Messages) -> Messages:
-    """E-mail addresses, mainland mobile numbers, identity and bank card numbers (their check digits right) become `[...]`."""
-    return on_every_text(_masked, messages)
-
-
-def _masked(text: str) -> str:
-    if "@" in text:
-        text = EMAIL.sub("[邮箱]", text)
-    if not re.search(r"\d{4}", text):
-        return text
-    return MOBILE.sub("[手机号]", LONG_NUMBER.sub(_masked_number, text))
-
-
-def _masked_number(found: re.Match) -> str:
-    number = found[0]
-    if ric.is_valid(number):
-        return "[身份证号]"
-    card = number.isdigit() and len(number) >= 16 and luhn.is_valid(number) and number not in TEST_CARDS
-    return "[银行卡号]" if card else number
-
-
 # In this order: an edit may uncover what the next one finds.
 TEXT_EDITS: list[Callable[[str], str]] = [escapes, mojibake, invisible]
 EDITS: list[Callable[[Messages], Messages]] = [html_entities, no_input, prompt_leak, trailing_question]
-OPTIONAL: list[Callable[[Messages], Messages]] = [to_simplified, mask_personal]
+OPTIONAL: list[Callable[[Messages], Messages]] = [to_simplified]
 
 
 def edit(messages: Messages, options: tuple[str, ...] = ()) -> tuple[Messages, list[dict]]:
-    """The conversation after every edit, and what each changed: `step`, `turn` (from 1), `before`, `after` (40 characters).
+    """The conversation after every edit, and what each changed: `step`, `turn` (from 1), `before`, `after`.
 
     `options` names steps of OPTIONAL to take as well. Editing again changes nothing.
     """
@@ -216,9 +186,8 @@ def _changes(step: str, before: Messages, after: Messages) -> list[dict]:
     found = []
     for turn, (old, new) in enumerate(zip((message["content"] for message in before), texts, strict=True), 1):
         if old != new:
-            at = next(
-                (i for i, pair in enumerate(zip(old, new, strict=False)) if pair[0] != pair[1]), len(new)
-            )
+            pairs = enumerate(zip(old, new, strict=False))
+            at = next((i for i, (was, now) in pairs if was != now), len(new))
             window = slice(max(0, at - 10), at + 30)
             found.append(dict(step=step, turn=turn, before=old[window], after=new[window]))
     return found

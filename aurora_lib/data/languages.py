@@ -8,8 +8,8 @@ LATIN = re.compile(r"[A-Za-z\u00c0-\u024f]+(?:['’][a-z]+)?")
 LETTER = re.compile(r"[^\W\d_]")
 # Formulas, code and addresses have letters but no language.
 NOT_PROSE = re.compile(
-    r"```.*?(?:```|\Z)|`[^`\n]*`|\$[^$\n\u4e00-\u9fff]*\$|\\[A-Za-z]+|https?://[\x21-\x7e]+|<[/!a-zA-Z][^<>\n]*>",
-    re.S,
+    r"(?s)```.*?(?:```|\Z)|`[^`\n]*`|\$[^$\n\u4e00-\u9fff]*\$|\\[A-Za-z]+"
+    r"|https?://[\x21-\x7e]+|<[/!a-zA-Z][^<>\n]*>"
 )
 
 

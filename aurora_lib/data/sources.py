@@ -1,38 +1,48 @@
-"""Rows -> conversations: one reader for the layouts of the paper's three released datasets (section 3.1)."""
+"""Rows -> conversations: one reader for the layouts of the paper's three released datasets (section 3.1).
 
+`read_rows` finds the rows of a file, in whatever state they are; `_messages` finds the conversation in a row.
+A new kind of file belongs into the first, a new layout of a row into the second.
+"""
+
+import atexit
+import codecs
 import hashlib
+import json
+import mmap
 import re
+import shutil
+import tempfile
+import uuid
 import warnings
 from collections.abc import Iterator
-from itertools import islice
+from contextlib import contextmanager
+from functools import cache
+from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
-import pyarrow as pa
+import datasets
+import orjson
 from datasets import Dataset, Features, List, Value
+from datasets.fingerprint import Hasher
 
-from aurora_lib.course.scale import DATA
-from aurora_lib.data import arrow_files
-from aurora_lib.data import rows as json_rows
-from aurora_lib.data.rows import DataError
+from aurora_lib.course import DATA
 
 # name: (the released file, patterns of samples and parts of it, repository and folder on the hub)
+ALPACA, ALPACA_GPT4 = "alpaca_data_zh_51k.json", "alpaca_gpt4_data_zh.json"
+SHAREGPT = ("shareAI/ShareGPT-Chinese-English-90k", "sharegpt_jsonl/")
 SOURCES = {
-    "alpaca_zh": ("alpaca_data_zh_51k.json", ("alpaca_zh*", "alpaca_data_zh*"), "llamafactory/alpaca_zh", ""),
+    "alpaca_zh": (ALPACA, ("alpaca_zh*", "alpaca_data_zh*"), "llamafactory/alpaca_zh", ""),
     "alpaca_gpt4_zh": (
-        "alpaca_gpt4_data_zh.json",
+        ALPACA_GPT4,
         ("alpaca_gpt4_zh*", "alpaca_gpt4_data_zh*"),
         "llamafactory/alpaca_gpt4_zh",
         "",
     ),
-    "sharegpt_zh": (
-        "common_zh_70k.jsonl",
-        ("sharegpt_zh*", "common_zh*"),
-        "shareAI/ShareGPT-Chinese-English-90k",
-        "sharegpt_jsonl/",
-    ),
+    "sharegpt_zh": ("common_zh_70k.jsonl", ("sharegpt_zh*", "common_zh*"), *SHAREGPT),
 }
-# SHA-1 of the released files as LLaMA-Factory's data/dataset_info.json lists them (two states of the second). For
-# ShareGPT none is listed. What the hub holds under these names was not compared with them.
+# SHA-1 of the released files as LLaMA-Factory's data/dataset_info.json lists them (two states of the second).
+# For ShareGPT none is listed. What the hub holds under these names was not compared with them.
 RELEASED = {
     "alpaca_zh": {"e655af3db557a4197f7b0cf92e1986b08fae6311"},
     "alpaca_gpt4_zh": {
@@ -40,48 +50,73 @@ RELEASED = {
         "3eaa3bda364ccdd59925d7448a698256c31ef845",
     },
 }
-TURN = {"role": Value("string"), "content": Value("string")}
-FEATURES = Features(dict.fromkeys(("id", "source", "category"), Value("string")) | {"messages": List(TURN)})
+TURNS = List({"role": Value("string"), "content": Value("string")})
+FEATURES = Features(dict.fromkeys(("id", "source", "category"), Value("string")) | {"messages": TURNS})
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 CHINESE_KEYS = {"指示": "instruction", "指令": "instruction", "输入": "input", "输出": "output"}
-AGAIN = "Download it again, or point AURORA_DATA at a complete copy."
-SURROGATE = re.compile(r"[\ud800-\udfff]")
+KINDS = {bool: "a truth value", int: "a number", float: "a number", str: "text", list: "a list"}
 MOST_CHARACTERS = 200_000  # of one conversation; what is longer is a dump, not a talk
-BATCH = 2_000  # rows
+LONGEST_ROW = 8 << 20  # bytes; a longer row is no conversation, and must not fill the memory
+LOOK = 1 << 12  # bytes in which the end of an array's row is looked for first
+CHUNK = 1 << 25  # bytes of a file that may stay in memory behind the present row
+STOPS = "the file stops in the middle of this row"
+TOO_LONG = f"the row is longer than {LONGEST_ROW >> 20} MiB"
+AGAIN = "Download it again, or point AURORA_DATA at a complete copy."
+JSON = json.JSONDecoder(strict=False)  # strict would refuse raw tabs and line breaks inside a text
+SPACE, NEXT_ROW = re.compile(rb"\s*"), re.compile(rb"\}\s*(,)\s*\{")
+SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
-class _NotAConversation(ValueError):
-    """Why one row is no conversation."""
+class DataError(ValueError):
+    """Data that cannot be used; the message names the file, the row and the remedy."""
 
 
-def load(name: str, path: str | Path | None = None, *, revision: str | None = None) -> Dataset:
+class Unreadable(ValueError):
+    """Why one row is no conversation; in `Row.value`, why it is no JSON value."""
+
+
+class Row(NamedTuple):
+    """A row of a file: its first line (from 1), the beginning of its text (100 characters), its value."""
+
+    line: int
+    text: str
+    value: object
+
+
+def load(name: str, path: str | Path | None = None) -> Dataset:
     """One source as conversations: columns `id, source, category, messages` (a list of `{role, content}`).
 
     `path` is a file, a folder, None for the bundled sample, or "hub" for the released file from the Hugging
-    Face hub, at `revision` where one is given (see `files`). Rows that are no conversation are left out and
-    listed by `rejected`, the cut-off last row of a truncated file among them: loaded + rejected == rows in the
-    file. Files are streamed, a row at a time. Raises DataError for an unknown name, and for a file that is
-    missing, empty or not UTF-8.
+    Face hub. Rows that are no conversation are left out and listed by `rejected`: loaded + rejected == rows
+    in the file. Raises DataError for an unknown name, and for a file that is missing, empty or not UTF-8.
     """
-    tables = _tables(name, path, files(name, path, revision=revision))
-    return Dataset.from_file(str(arrow_files.write(tables, FEATURES.arrow_schema)))
+    chosen = files(name, path)
+    folder = Path(path) if path not in (None, "hub") and Path(path).is_dir() else None
+    names = [f"{name}:{file.relative_to(folder) if folder else file.name}" for file in chosen]
+
+    def rows() -> Iterator[dict]:
+        for file, named in zip(chosen, names, strict=True):
+            for number, (row, messages) in enumerate(_conversations(file), 1):
+                if isinstance(messages, list):
+                    category = row.value.get("category")
+                    category = category if isinstance(category, str) else ""
+                    yield dict(id=f"{named}[{number}]", source=name, category=category, messages=messages)
+
+    made_of = (Path(__file__).read_bytes(), names, [_sha1(file) for file in chosen])
+    return on_disk(rows(), FEATURES, Hasher.hash(made_of))
 
 
-def _tables(name: str, path: str | Path | None, chosen: list[Path]) -> Iterator[pa.Table]:
-    """The conversations of one source, BATCH at a time."""
-    for file in chosen:
-        within = file.relative_to(path) if path not in (None, "hub") and Path(path).is_dir() else file.name
-        good = (
-            dict(id=f"{name}:{within}[{number}]", source=name, category=_category(row), messages=messages)
-            for number, (_, _, row, messages) in enumerate(_conversations(file), 1)
-            if isinstance(messages, list)
-        )
-        while batch := list(islice(good, BATCH)):
-            yield pa.Table.from_pylist(batch, FEATURES.arrow_schema)
+def rejected(name: str, path: str | Path | None = None) -> list[dict]:
+    """What `load` leaves out: dicts of `file`, `line` (from 1), `reason` and `row`, how its text begins.
 
-
-def _category(row: dict) -> str:
-    return row["category"] if isinstance(row.get("category"), str) else ""
+    Raises DataError for an unknown name, and for a file that is missing, empty or not UTF-8.
+    """
+    return [
+        {"file": str(file), "line": row.line, "reason": reason, "row": row.text[:80]}
+        for file in files(name, path)
+        for row, reason in _conversations(file)
+        if isinstance(reason, str)
+    ]
 
 
 def table(rows: list[dict], features: Features = FEATURES) -> Dataset:
@@ -89,23 +124,43 @@ def table(rows: list[dict], features: Features = FEATURES) -> Dataset:
     return Dataset.from_dict({name: [row[name] for row in rows] for name in features}, features=features)
 
 
-def rejected(path: str | Path | None = None) -> list[dict]:
-    """The rows that are no conversation: dicts of `file`, `line` (from 1), `reason`, `row` (80 characters).
+def on_disk(rows: Iterator[dict], features: Features, fingerprint: str | None = None) -> Dataset:
+    """`rows` in a file that is mapped into memory and goes with this process.
 
-    `path` is a file, or a folder in which the files of all three sources are read; None is the bundled rows.
-    Raises DataError as `load` does.
+    Equal fingerprints promise equal rows: what was made of them is found again. Raises what `rows` raises.
     """
-    path = Path(path or DATA / "rows")
-    chosen = [file for name in SOURCES for file in _in_folder(name, path)] if path.is_dir() else [path]
-    return [
-        {"file": str(file), "line": line, "reason": messages, "row": text[:80]}
-        for file in chosen
-        for line, text, _, messages in _conversations(file)
-        if isinstance(messages, str)
-    ]
+    first = next(rows, None)
+    if first is None:
+        return table([], features)
+    place = dict(cache_dir=tempfile.mkdtemp(dir=room()), fingerprint=fingerprint or uuid.uuid4().hex)
+    try:
+        with no_bars():  # told the features, `datasets` would check every row, and take four times as long
+            return Dataset.from_generator(lambda: chain([first], rows), **place)
+    except datasets.exceptions.DatasetGenerationError as error:
+        raise error.__cause__ or error from None
 
 
-def files(name: str, path: str | Path | None = None, *, revision: str | None = None) -> list[Path]:
+@cache
+def room() -> str:
+    """A folder for this process's Arrow files; it goes when the process ends."""
+    folder = tempfile.mkdtemp(prefix="aurora-rows-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+@contextmanager
+def no_bars() -> Iterator[None]:
+    """Without the progress bars of `datasets`, one for each small step."""
+    off = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not off:
+            datasets.enable_progress_bars()
+
+
+def files(name: str, path: str | Path | None = None) -> list[Path]:
     """The files `load` reads: `path` itself or, in a folder at any depth, the released file or parts of it.
 
     Raises DataError for an unknown name, and where there is nothing to read.
@@ -113,7 +168,7 @@ def files(name: str, path: str | Path | None = None, *, revision: str | None = N
     if name not in SOURCES:
         raise DataError(f"There is no source {name!r}. The three are: {', '.join(SOURCES)}.")
     if path == "hub":
-        return [_download(name, revision)]
+        return [_download(name)]
     path = Path(path or DATA / "rows")
     released, parts, *_ = SOURCES[name]
     if not path.exists():
@@ -134,80 +189,178 @@ def _in_folder(name: str, folder: Path) -> list[Path]:
     return whole[:1] or sorted(found)
 
 
-def _download(name: str, revision: str | None) -> Path:
+def _download(name: str) -> Path:
     """The released file, fetched as a file: our own reader then treats its bad rows as it does anywhere."""
     from huggingface_hub import hf_hub_download
 
     released, _, repository, folder = SOURCES[name]
     try:
-        file = Path(hf_hub_download(repository, folder + released, repo_type="dataset", revision=revision))
+        file = Path(hf_hub_download(repository, folder + released, repo_type="dataset"))
     except Exception as error:  # offline, moved, disk full: many kinds, and one remedy for all of them
         raise DataError(
             f"{released} could not be had from the Hugging Face hub ({repository}: {type(error).__name__}). "
             "Check the network, set HF_ENDPOINT to a mirror, or set AURORA_DATA to a folder that has it."
         ) from error
-    with file.open("rb") as content:
-        found = hashlib.file_digest(content, "sha1").hexdigest()
+    found = _sha1(file)
     if name in RELEASED and found not in RELEASED[name]:
         warnings.warn(
-            f"{released} is not the file the paper's stack used: its SHA-1 is {found}. Its counts will differ; "
-            "name an older revision, or set AURORA_DATA to a folder with the original.",
+            f"{released} is not the file the paper's stack used: its SHA-1 is {found}. "
+            "Its counts will differ. If you have the original, set AURORA_DATA to its folder.",
             stacklevel=2,
         )
     return file
 
 
-def _conversations(file: Path) -> Iterator[tuple[int, str, object, list[dict] | str]]:
-    """Each row as line, beginning of its text, value, and its messages or the reason why it has none."""
-    good, spoilt = 0, None
-    for line, text, row in json_rows.read(file):
+def _sha1(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha1").hexdigest()
+
+
+def read_rows(file: Path) -> Iterator[Row]:
+    """Each row of a JSON array or of JSON Lines; the file is mapped, so that memory does not grow with it.
+
+    The value is an Unreadable where the row is broken, cut off or over LONGEST_ROW; the rows behind it are
+    still found. Bytes that are not UTF-8 become lone surrogates, which spoil their own row and no other.
+    Raises DataError where the file is missing or empty.
+    """
+    if not file.exists():
+        raise DataError(f"{file} does not exist. Check the path, or AURORA_DATA.")
+    with file.open("rb") as opened:
+        size = file.stat().st_size
+        view = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
+    begin = SPACE.match(view, 3 if view[:3] == codecs.BOM_UTF8 else 0).end()
+    if begin == size:
+        raise DataError(f"{file} is empty. {AGAIN}")
+    is_array = view[begin : begin + 1] == b"[" and file.suffix != ".jsonl"
+    line, counted, kept = 1, 0, 0
+    for start, end, value in (_array if is_array else _lines)(view, begin):
+        line, counted = line + view[counted:start].count(b"\n"), start
+        if start - kept > CHUNK and hasattr(view, "madvise"):  # what lies behind need not stay in memory
+            kept = start - start % mmap.PAGESIZE
+            view.madvise(mmap.MADV_DONTNEED, 0, kept)
+        yield Row(line, _decoded(view[start : min(end, start + 400)]).strip()[:100], value)
+
+
+def _lines(view: mmap.mmap, at: int) -> Iterator[tuple[int, int, object]]:
+    """Where each row of JSON Lines begins and ends, and its value."""
+    while at < len(view):
+        end = view.find(b"\n", at)
+        end = len(view) if end < 0 else end
+        if end - at > LONGEST_ROW:
+            yield at, end, Unreadable(TOO_LONG)
+        elif content := view[at:end].strip():
+            value = _parsed(content)
+            cut_off = isinstance(value, Unreadable) and end == len(view) and content.startswith(b"{")
+            yield at, end, Unreadable(STOPS) if cut_off else value
+        at = end + 1
+
+
+def _array(view: mmap.mmap, at: int) -> Iterator[tuple[int, int, object]]:
+    """Where each row of a JSON array begins and ends, and its value."""
+    at += 1  # the opening bracket
+    while not _closes(view, at := SPACE.match(view, at).end()):
+        value, end = _value(view, at) if at < len(view) else (Unreadable(STOPS), at)
+        yield at, end, value
+        if end == len(view) and isinstance(value, Unreadable):
+            return
+        at = end + (view[end : end + 1] == b",")
+
+
+def _closes(view: mmap.mmap, at: int) -> bool:
+    """Whether the bracket at `at` is the last character of the file."""
+    return view[at : at + 1] == b"]" and SPACE.match(view, at + 1).end() == len(view)
+
+
+def _value(view: mmap.mmap, at: int) -> tuple[object, int]:
+    """The value of an array that begins at `at`, and the place of the comma or bracket behind it."""
+    look = min(LOOK, LONGEST_ROW)
+    while True:
+        text = _decoded(view[at : at + look])
         try:
-            messages = _messages(row)
+            value, broken = JSON.raw_decode(text)
+            stop = at + len(text[:broken].encode("utf-8", "surrogateescape"))
+            end = SPACE.match(view, stop).end()
+            if end == len(view) or view[end : end + 1] == b"," or _closes(view, end):
+                return value, end
+            found = Unreadable("not valid JSON (Expecting ',' delimiter)")
+        except (ValueError, RecursionError) as error:
+            found = _unreadable(error)
+            broken = len(text) if "Unterminated" in str(error) else getattr(error, "pos", 0)
+        # only what breaks at the end of what we looked at may be whole in truth, up to the longest row there is
+        if broken < len(text) - 16 or look == LONGEST_ROW or at + look >= len(view):
+            break
+        look = min(8 * look, LONGEST_ROW)
+    # past the broken row: to the comma before the next `{`, or to the end of the file
+    following = NEXT_ROW.search(view, at)
+    end = following.start(1) if following else len(view)
+    if not following and not view[-1024:].rstrip().endswith(b"]"):
+        return Unreadable(STOPS), end
+    return Unreadable(TOO_LONG) if end - at > LONGEST_ROW else found, end
+
+
+def _parsed(content: bytes) -> object:
+    """A JSON value, or an Unreadable that says why it is none."""
+    try:
+        return orjson.loads(content)
+    except orjson.JSONDecodeError:  # strict; what Python's decoder forgives, we forgive
+        try:
+            return JSON.decode(_decoded(content))
+        except (ValueError, RecursionError) as error:
+            return _unreadable(error)
+
+
+def _decoded(content: bytes) -> str:
+    return content.decode("utf-8", "surrogateescape")
+
+
+def _unreadable(error: Exception) -> Unreadable:
+    deep = isinstance(error, RecursionError)
+    return Unreadable("nested too deeply" if deep else f"not valid JSON ({getattr(error, 'msg', error)})")
+
+
+def _conversations(file: Path) -> Iterator[tuple[Row, list[dict] | str]]:
+    """Each row with its messages, or the reason why it has none."""
+    good, spoilt = 0, None
+    for row in read_rows(file):
+        try:
+            messages = _messages(row.value)
             good += 1
-        except _NotAConversation as error:
+        except Unreadable as error:
             messages = str(error)
-            spoilt = spoilt or (line if SURROGATE.search(text) else None)
-            if messages == json_rows.STOPS:
-                warnings.warn(
-                    f"{file} stops in the middle, at line {line}; what came before is used. {AGAIN}",
-                    stacklevel=2,
-                )
-        yield line, text, row, messages
+            spoilt = spoilt or (row.line if SURROGATE.search(row.text) else None)
+        if messages == STOPS:
+            what = f"{file} stops in the middle, at line {row.line}; what came before is used."
+            warnings.warn(f"{what} {AGAIN}", stacklevel=2)
+        yield row, messages
     if spoilt and not good:
         raise DataError(f"{file} is not UTF-8 (line {spoilt}). Convert it to UTF-8, or check AURORA_DATA.")
 
 
 def _messages(row: object) -> list[dict]:
-    """The conversation in one row, whatever its layout. Raises _NotAConversation with the reason."""
-    if isinstance(row, json_rows.Unreadable):
-        raise _NotAConversation(str(row))
+    """The conversation in one row, whatever its layout. Raises Unreadable with the reason."""
+    if isinstance(row, Unreadable):
+        raise row
     if not isinstance(row, dict):
-        raise _NotAConversation(f"the row is {_kind(row)}, not an object")
+        raise Unreadable(f"the row is {_kind(row)}, not an object")
     row = {CHINESE_KEYS.get(key, key): value for key, value in row.items()}
     key = next((key for key in ("messages", "conversations", "conversation") if key in row), None)
     if key:
-        if isinstance(row[key], str) and row[key].lstrip().startswith("["):
-            row[key] = _parsed(row[key])  # a list that was written as JSON twice
-        if not isinstance(row[key], list):
-            raise _NotAConversation(f"`{key}` is {_kind(row[key])}, not a list of turns")
-        messages = [message for turn in row[key] for message in _turn(turn)]
+        turns = row[key]
+        if isinstance(turns, str) and turns.lstrip().startswith("["):  # a list that was written as JSON twice
+            turns = _parsed(turns.encode("utf-8", "surrogatepass"))
+        if not isinstance(turns, list):
+            raise Unreadable(f"`{key}` is {_kind(row[key])}, not a list of turns")
+        messages = [message for turn in turns for message in _turn(turn)]
     elif row.keys() & {"instruction", "input", "output"}:
         messages = _alpaca(row)
     else:
-        raise _NotAConversation(f"no known layout (its keys: {', '.join(row)[:60] or 'none'})")
+        raise Unreadable(f"no known layout (its keys: {', '.join(row)[:60] or 'none'})")
     for role in ("user", "assistant"):
         if not any(message["role"] == role for message in messages):
-            raise _NotAConversation(f"no {role} turn")
+            raise Unreadable(f"no {role} turn")
     if (characters := sum(len(message["content"]) for message in messages)) > MOST_CHARACTERS:
-        raise _NotAConversation(f"{characters:,} characters, more than {MOST_CHARACTERS:,}")
+        raise Unreadable(f"{characters:,} characters, more than {MOST_CHARACTERS:,}")
     return messages
-
-
-def _parsed(text: str) -> object:
-    try:
-        return json_rows.JSON.decode(text)
-    except (ValueError, RecursionError):
-        return text
 
 
 def _alpaca(row: dict) -> list[dict]:
@@ -216,46 +369,36 @@ def _alpaca(row: dict) -> list[dict]:
     if not isinstance(history, list) or not all(
         isinstance(pair, list) and len(pair) == 2 for pair in history
     ):
-        raise _NotAConversation("`history` is not a list of [question, answer] pairs")
+        raise Unreadable("`history` is not a list of [question, answer] pairs")
     about = _text(row, "input") if row.get("input") is not None else ""
     asked = "\n".join(filter(None, (_text(row, "instruction"), about)))
-    texts = [_text({"history": text}, "history") for pair in history for text in pair] + [
-        asked,
-        _text(row, "output"),
-    ]
+    texts = [_text({"history": text}, "history") for pair in history for text in pair]
+    texts += [asked, _text(row, "output")]
     return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
 
 
 def _turn(turn: object) -> list[dict]:
     """One turn: `{human, assistant}` is up to two messages, `{from, value}` and `{role, content}` are one."""
     if not isinstance(turn, dict):
-        raise _NotAConversation(f"a turn is {_kind(turn)}, not an object")
+        raise Unreadable(f"a turn is {_kind(turn)}, not an object")
     if "human" in turn:
         keys = ("human", "assistant") if turn.get("assistant") is not None else ("human",)
         return [{"role": ROLES[key], "content": _text(turn, key)} for key in keys]
     by, said = ("from", "value") if "from" in turn else ("role", "content")
     if not isinstance(turn.get(by), str) or turn[by] not in ROLES:
-        raise _NotAConversation(f"a turn is by {turn.get(by)!r:.40}: not a user, assistant or system")
+        raise Unreadable(f"a turn is by {turn.get(by)!r:.40}: not a user, assistant or system")
     return [{"role": ROLES[turn[by]], "content": _text(turn, said)}]
 
 
 def _text(holder: dict, key: str) -> str:
     if key not in holder:
-        raise _NotAConversation(f"`{key}` is missing")
+        raise Unreadable(f"`{key}` is missing")
     if not isinstance(holder[key], str):
-        raise _NotAConversation(f"`{key}` is {_kind(holder[key])}, not text")
+        raise Unreadable(f"`{key}` is {_kind(holder[key])}, not text")
     if SURROGATE.search(holder[key]):
-        raise _NotAConversation(f"`{key}` holds bytes that are not UTF-8, or half a surrogate pair")
+        raise Unreadable(f"`{key}` holds bytes that are not UTF-8, or half a surrogate pair")
     return holder[key]
 
 
 def _kind(value: object) -> str:
-    names = {
-        bool: "a truth value",
-        int: "a number",
-        float: "a number",
-        str: "text",
-        list: "a list",
-        dict: "an object",
-    }
-    return names.get(type(value), "null")
+    return "an object" if isinstance(value, dict) else KINDS.get(type(value), "null")

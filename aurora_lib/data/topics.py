@@ -1,38 +1,27 @@
-"""What a conversation is about: ShareGPT's free-text tags where there are any, else a small offline classifier.
+"""What a conversation is about: ShareGPT's free-text tags where there are any, else a small classifier.
 
 The paper's Figure 2 shows about 20 categories. The classifier needs no labelled rows: a self-written lexicon
-(`data/topics_lexicon.txt`) labels the conversations it is sure about, naive Bayes over characters learns from those what
-the lexicon does not know. `tools/record/topics.py` measures it; `results/topics.json` holds the accuracy.
+labels the conversations it is sure about, naive Bayes over characters learns from those what the lexicon does
+not know. `tools/record/topics.py` measures it; `results/topics.json` holds the accuracy.
 """
 
 import re
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import groupby
+from functools import cache
+from typing import NamedTuple
 
 import numpy as np
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.naive_bayes import ComplementNB
 
-from aurora_lib.course.scale import DATA
+from aurora_lib.course import DATA
 
-# lines of "topic: beginnings of words in tags | words of questions", each word in one topic only
-LEXICON = (DATA / "topics_lexicon.txt").read_text(encoding="utf-8")
-ENTRIES = re.findall(r"^([a-z ]+):([^|]+)\|([^:|]+)$", LEXICON, re.M)
-TOPICS = [topic for topic, *_ in ENTRIES] + ["other"]
-TAGS = {topic: re.compile(rf"\b(?:{'|'.join(tags.split())})", re.I) for topic, tags, _ in ENTRIES}
-OWNER = {word: number for number, (*_, words) in enumerate(ENTRIES) for word in words.split()}
-HAN = sorted(word for word in OWNER if not word.isascii())
-STARTING = {
-    first: sorted(words, key=len, reverse=True) for first, words in groupby(HAN, lambda word: word[0])
-}
 LATIN_WORD = re.compile(r"[a-z][a-z0-9+#]*|\d[a-z]+")
 # Code and sums are seen by their shape.
 SHAPES = {
-    TOPICS.index("computer"): re.compile(
+    "computer": re.compile(
         r"```|^\s*(?:def|import|#include|for|if|while|var|let|const)\b|\w\(\w*\)\s*[{:;]|</\w+>", re.M
     ),
-    TOPICS.index("mathematics"): re.compile(r"\d\s*[-+*/×÷^=]\s*[\dx(]|[a-z]\s*=\s*[\d?？]|f\(x\)"),
+    "mathematics": re.compile(r"\d\s*[-+*/×÷^=]\s*[\dx(]|[a-z]\s*=\s*[\d?？]|f\(x\)"),
 }
 UNIT = re.compile(r"[\u3400-\u9fff]|[A-Za-z]+|\d+")
 READ = 200  # characters of the questions, and of the answers, that are read
@@ -41,13 +30,36 @@ PER_TOPIC = 150  # examples; more would let the frequent topics drown the others
 HEARD = 1.0  # standard deviations of naive Bayes that one point of the lexicon is worth
 
 
+class Lexicon(NamedTuple):
+    """The words that tell a topic, from `data/topics_lexicon.txt`."""
+
+    topics: list[str]  # 19, and "other"
+    tags: dict[str, re.Pattern]  # topic: how its names in tags begin
+    owner: dict[str, int]  # word in a question: the number of its topic
+    starting: dict[str, list[str]]  # first character: the Chinese words that start with it, longest first
+
+
+@cache
+def lexicon() -> Lexicon:
+    """The file's lines are "topic: beginnings of words in tags | words of questions", each word in one
+    topic."""
+    text = (DATA / "topics_lexicon.txt").read_text(encoding="utf-8")
+    entries = re.findall(r"^([a-z ]+):([^|]+)\|([^:|]+)$", text, re.M)
+    tags = {topic: re.compile(rf"\b(?:{'|'.join(names.split())})", re.I) for topic, names, _ in entries}
+    owner = {word: number for number, (*_, words) in enumerate(entries) for word in words.split()}
+    starting = defaultdict(list)
+    for word in sorted((word for word in owner if not word.isascii()), key=len, reverse=True):
+        starting[word[0]].append(word)
+    return Lexicon([*tags, "other"], tags, owner, dict(starting))
+
+
 def normalise(tag: str) -> str:
     """ShareGPT's free-text tag as a topic: "Finance, Business: \\n\\n" is "finance"; "" where it fits none.
 
-    The first of several names counts; the order of LEXICON settles a name that fits two.
+    The first of several names counts; the order of the lexicon settles a name that fits two.
     """
     for name in re.split(r"[,，;:：/\n]+", tag):
-        for topic, pattern in TAGS.items():
+        for topic, pattern in lexicon().tags.items():
             if pattern.search(name):
                 return topic
     return ""
@@ -59,30 +71,31 @@ def text_of(messages: list[dict], role: str) -> str:
 
 
 def lexicon_scores(text: str) -> np.ndarray:
-    """Points per topic, [19]: the characters of its different words in `text` (2 for a Latin word), up to 3 a word."""
+    """Points per topic, [19]: the characters of its different words in `text`, up to 3 a word, 2 a Latin
+    word."""
+    topics, _, owner, starting = lexicon()
     text, found, at = text.lower(), set(), 0
     while at < len(text):
         # the longest word that starts here, so that 数学家 is not 数学 as well
-        word = next((word for word in STARTING.get(text[at], ()) if text.startswith(word, at)), text[at])
+        word = next((word for word in starting.get(text[at], ()) if text.startswith(word, at)), text[at])
         found.add(word)
         at += len(word)
-    scores = np.zeros(len(ENTRIES))
-    for word in OWNER.keys() & (found | set(LATIN_WORD.findall(text))):
-        scores[OWNER[word]] += 2 if word.isascii() else min(len(word), 3)
-    for number, shape in SHAPES.items():
-        scores[number] += 2 * bool(shape.search(text))
+    scores = np.zeros(len(topics) - 1)
+    for word in owner.keys() & (found | set(LATIN_WORD.findall(text))):
+        scores[owner[word]] += 2 if word.isascii() else min(len(word), 3)
+    for topic, shape in SHAPES.items():
+        scores[topics.index(topic)] += 2 * bool(shape.search(text))
     return scores
 
 
-@dataclass(frozen=True)
-class Classifier:
+class Classifier(NamedTuple):
     """Lexicon and naive Bayes together, as `fit` makes it."""
 
-    vectorizer: TfidfVectorizer
-    bayes: ComplementNB
+    vectorizer: "TfidfVectorizer"  # noqa: F821, scikit-learn is imported where it is used
+    bayes: "ComplementNB"  # noqa: F821
 
     def topics(self, conversations: Sequence[list[dict]], tags: Sequence[str] | None = None) -> list[str]:
-        """One of TOPICS for each conversation: what its tag says, else the classifier's answer from its questions.
+        """A topic for each conversation: what its tag says, else the classifier's answer from its questions.
 
         "other": fewer than eight characters or words, none of them in the lexicon ("你好", "继续").
         """
@@ -102,22 +115,23 @@ class Classifier:
         best = (learnt / (learnt.std(axis=1, keepdims=True) + 1e-9) + HEARD * known).argmax(axis=1)
         silent = ~known.any(axis=1)
         return [
-            "other" if quiet and len(UNIT.findall(text)) < 8 else TOPICS[number]
+            "other" if quiet and len(UNIT.findall(text)) < 8 else lexicon().topics[number]
             for text, number, quiet in zip(texts, best, silent, strict=True)
         ]
 
 
 def fit(conversations: Sequence[list[dict]], seed: int = 0, at_most: int = 20_000) -> Classifier:
-    """A classifier learnt from `conversations` (lists of `{role, content}`), of which `at_most` are drawn with `seed`.
+    """A classifier learnt from `conversations` (lists of messages), of which `at_most` are drawn with `seed`.
 
     With few or narrow conversations it is little more than the lexicon, whose own words are always examples.
     """
-    rng = np.random.default_rng(seed)
-    drawn = rng.permutation(len(conversations))[:at_most]
-    asked = [text_of(conversations[int(number)], "user") for number in drawn]
-    answered = [text_of(conversations[int(number)], "assistant") for number in drawn]
-    texts, labels, left = list(OWNER), list(OWNER.values()), [PER_TOPIC] * len(ENTRIES)
-    for question, answer in zip(asked, answered, strict=True):
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.naive_bayes import ComplementNB
+
+    owner = lexicon().owner
+    texts, labels, left = list(owner), list(owner.values()), [PER_TOPIC] * (len(lexicon().topics) - 1)
+    for number in np.random.default_rng(seed).permutation(len(conversations))[:at_most].tolist():
+        question, answer = (text_of(conversations[number], role) for role in ("user", "assistant"))
         scores = lexicon_scores(question) + 0.3 * lexicon_scores(answer)
         second, first = np.argsort(scores)[-2:]
         if scores[first] - scores[second] >= SURE and left[first]:

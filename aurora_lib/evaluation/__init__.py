@@ -1,36 +1,33 @@
-"""Where a score comes from."""
+"""Where a score comes from: notebook 05. Read in this order:
 
-from aurora_lib.evaluation.abilities import SkillResult, skills
-from aurora_lib.evaluation.benchmarks import TASKS, EvalError, load_questions, load_subjects
+- `benchmarks`: the questions, from the released files of C-Eval, CMMLU and MMLU; `EvalError`.
+- `fewshot`: a question with its examples as a prompt, and the log-probability of each answer.
+- `multiple_choice` (in `evaluate`): from a benchmark to its score, on one process or several.
+- `scores`: what a score is worth: `Score` with its interval, `paired` for two models, `plot`.
+- `probes`: facts asked in Chinese and in English, answered freely: `load_probes`, `probe`, `answers`, `says`.
+- `skills` (in `abilities`): sums and instructions, judged by rules. `metrics`: BLEU, ROUGE, perplexity.
+- `harness`: the same questions for lm-evaluation-harness.
+
+`accelerate launch -m aurora_lib.evaluation` scores on several GPUs.
+"""
+
+from aurora_lib.evaluation import benchmarks, fewshot, harness, metrics, probes, scores
+from aurora_lib.evaluation.abilities import skills
 from aurora_lib.evaluation.evaluate import multiple_choice
-from aurora_lib.evaluation.fewshot import cloze_prompt, letter_ids, letter_prompt
-from aurora_lib.evaluation.probes import OUTCOMES, ProbeResult, answers, load_probes, probe, says
-from aurora_lib.evaluation.scores import CATEGORIES, EvalResult, Paired, Score, paired, plot, wilson
-from aurora_lib.model.batching import encode
+from aurora_lib.evaluation.probes import load_probes, probe, says
+from aurora_lib.evaluation.scores import plot
 
 __all__ = [
-    "CATEGORIES",
-    "OUTCOMES",
-    "TASKS",
-    "EvalError",
-    "EvalResult",
-    "Paired",
-    "ProbeResult",
-    "Score",
-    "SkillResult",
-    "answers",
-    "cloze_prompt",
-    "encode",
-    "letter_ids",
-    "letter_prompt",
+    "benchmarks",
+    "fewshot",
+    "harness",
     "load_probes",
-    "load_questions",
-    "load_subjects",
+    "metrics",
     "multiple_choice",
-    "paired",
     "plot",
     "probe",
+    "probes",
     "says",
+    "scores",
     "skills",
-    "wilson",
 ]

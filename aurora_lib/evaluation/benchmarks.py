@@ -1,23 +1,38 @@
-"""The released files of C-Eval, CMMLU and MMLU: CSV rows -> questions, and every unusable row by name."""
+"""The questions: released files of C-Eval, CMMLU and MMLU, and every unusable row by name.
+
+`load_subjects` says which subjects a benchmark has, `load_questions` reads one of them. The files are in a
+local folder, or come from the Hugging Face hub and are then laid out as the release is.
+"""
 
 import csv
 import json
 import re
+import shutil
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
-from aurora_lib.course.scale import DATA
-from aurora_lib.evaluation import hub as hub_benchmarks
-from aurora_lib.evaluation.subjects import released
+import pandas as pd
+from huggingface_hub import cached_assets_path, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
+
+from aurora_lib.course import DATA
 
 LETTERS = "ABCD"
-# Per task: language of the prompt, split scored by default, file name. C-Eval's test answers are not public.
+# Per task: language of the prompt, split that is scored, file name. C-Eval's test answers are not public.
 TASKS = {
     "ceval": dict(language="zh", split="val", file="{subject}_{split}.csv"),
     "cmmlu": dict(language="zh", split="test", file="{subject}.csv"),
     "mmlu": dict(language="en", split="test", file="{subject}_{split}.csv"),
 }
-COLUMNS = ["question", "a", "b", "c", "d", "answer"]  # needed everywhere, and all there is in MMLU
+REPOSITORIES = {"ceval": "ceval/ceval-exam", "cmmlu": "haonan-li/cmmlu", "mmlu": "cais/mmlu"}
+HUB_SPLITS = {
+    "dev": "dev",
+    "val": "val",
+    "validation": "val",
+    "test": "test",
+}  # the hub's names -> the folders'
+COLUMNS = ["Question", *LETTERS, "Answer"]  # needed everywhere, and all there is in MMLU
 
 
 class EvalError(RuntimeError):
@@ -35,87 +50,112 @@ class Question:
     answer: str
 
 
+# ---- which files, which subjects
+
+
 def folder(task: str, root=None) -> Path:
     """The folder with the task's dev, val and test: below `root`, or `root` itself, or a download for "hub".
 
-    Raises EvalError.
+    Raises EvalError for an unknown task, and where there is no such folder.
     """
     if task not in TASKS:
         raise EvalError(f"There is no task {task!r}. Choose one of {', '.join(TASKS)}.")
-    problem, root = "", root or DATA / "benchmarks"
     if str(root) == "hub":
         try:
-            return hub_benchmarks.download(task)
+            return download(task)
         except OSError as error:
             problem = f"{error}."
     else:
-        root = Path(root).expanduser()
-        for path in (root / task, root):
-            another = path == root and root.name in set(TASKS) - {task}
-            if not another and ((path / "mapping.json").is_file() or (path / "dev").is_dir()):
+        root = Path(root or DATA / "benchmarks").expanduser()
+        candidates = [root / task] if root.name in set(TASKS) - {task} else [root / task, root]
+        for path in candidates:
+            if (path / "mapping.json").is_file() or (path / "dev").is_dir():
                 return path
         problem = f"{root} has no {task}/mapping.json and no {task}/dev."
     raise EvalError(
-        f"{problem} Set AURORA_BENCHMARKS (or root=...) to a local folder with the unpacked release: one CSV file per "
-        f"subject in {task}/dev and {task}/{TASKS[task]['split']}, as in LLaMA-Factory's evaluation folder."
+        f"{problem} Set AURORA_BENCHMARKS (or root=...) to a local folder with the unpacked release: "
+        f"one CSV file per subject in {task}/dev and {task}/{TASKS[task]['split']}, as LLaMA-Factory has it."
     )
 
 
+def file_name(task: str, subject: str, split: str) -> str:
+    """The file of a subject's split, below the task's folder."""
+    return f"{split}/{TASKS[task]['file'].format(subject=subject, split=split)}"
+
+
 def load_subjects(task: str, root=None) -> dict[str, dict[str, str]]:
-    """The task's subjects: subject -> {name, category}, by its mapping.json or else as released. Raises EvalError."""
+    """The task's subjects: subject -> {name, category}, by its mapping.json or else as released.
+
+    Raises EvalError for an unknown task, a missing folder, and a mapping.json that is none.
+    """
     path = folder(task, root) / "mapping.json"
     if not path.is_file():
         return released(task)
     try:
         mapping = json.loads(path.read_text(encoding="utf-8"))
-        return {
-            subject: {key: entry[key] for key in ("name", "category")} for subject, entry in mapping.items()
-        }
+        return {subject: {key: of[key] for key in ("name", "category")} for subject, of in mapping.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise EvalError(
-            f"{path} should map each subject to a name and a category ({error!r}); copy it anew."
-        ) from None
+        problem = f"{path} should map each subject to a name and a category ({error!r}); copy it anew."
+        raise EvalError(problem) from None
+
+
+@cache
+def released(task: str) -> dict[str, dict[str, str]]:
+    """The subjects as released, in alphabetical order; for copies without a mapping.json.
+
+    Sources: subject_mapping.json of hkust-nlp/ceval, src/categories.py of haonan-li/CMMLU, categories.py of
+    hendrycks/test. CMMLU's fifth category, "China specific", overlaps the other four and is left out, as in
+    LLaMA-Factory.
+    """
+    with Path(__file__).with_name("subjects.tsv").open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file, delimiter="\t") if row["task"] == task]
+    rows.sort(key=lambda row: row["subject"])
+    return {row["subject"]: dict(name=row["name"], category=row["category"]) for row in rows}
+
+
+# ---- from rows to questions
 
 
 def load_questions(task: str, subject: str, split: str, root=None) -> tuple[list[Question], list[dict]]:
     """One subject's usable questions of one split, and its skipped rows (file, line, subject, index, reason).
 
-    Raises EvalError for an unknown task, a missing file and C-Eval's unlabelled test split. Formats: the
-    released archives; C-Eval and CMMLU have a header and ids, MMLU has neither.
+    C-Eval and CMMLU files have a header and ids, MMLU files have neither. Raises EvalError for an unknown
+    task, a file that is missing or no CSV, and C-Eval's unlabelled test split.
     """
     if (task, split) == ("ceval", "test"):
-        raise EvalError("C-Eval publishes no answers for its test split; score split='val' instead.")
-    path = folder(task, root) / split / TASKS[task]["file"].format(subject=subject, split=split)
+        raise EvalError("C-Eval publishes no answers for its test split; score its val split instead.")
+    where = folder(task, root)
+    file = file_name(task, subject, split)
+    path = where / file
     if not path.is_file():
         raise EvalError(
-            f"{path} is missing; unpack {task} again, or leave {subject!r} out with subjects=[...]."
+            f"{path} is missing; unpack {task} again, or leave {subject!r} out of subjects=[...]."
         )
-    where = dict(file=f"{split}/{path.name}", line=None, subject=subject, index=None)
-    questions, skipped, lines = [], [], {}
+    where = dict(file=file, line=None, subject=subject, index=None)
+    questions, skipped, ids = [], [], {}
     # surrogateescape keeps undecodable bytes visible, so that one broken row does not take its file with it
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.reader(file)
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
+        reader = csv.reader(lines)
         try:
-            header = (
-                COLUMNS if task == "mmlu" else [name.strip().lower() or "id" for name in next(reader, [])]
-            )
-            index, begin = 0, reader.line_num + 1
+            header = COLUMNS
+            if task != "mmlu":
+                header = [name.strip().capitalize() or "Id" for name in next(reader, [])]
+            last = reader.line_num
             for row in reader:
-                line, begin = begin, reader.line_num + 1
+                line, last, index = last + 1, reader.line_num, len(questions) + len(skipped)
                 if not row:
                     continue
                 record = dict(zip(header, row, strict=False))
-                reason = _defect(header, row, record, lines)
-                if "id" in record:
-                    lines.setdefault(record["id"], line)
+                reason = _defect(header, row, record, ids)
+                if "Id" in record:
+                    ids.setdefault(record["Id"], line)
                 if reason:
-                    if begin - line > 1:  # an opening quote without an end swallows the rows below it
-                        reason += f"; the row goes on to line {begin - 1}: is a quote left open?"
+                    if last > line:  # an opening quote without an end swallows the rows below it
+                        reason += f"; the row goes on to line {last}: is a quote left open?"
                     skipped.append(where | dict(line=line, index=index, reason=reason))
                 else:
                     text, *choices, answer = (record[name].strip() for name in COLUMNS)
                     questions.append(Question(subject, index, text, tuple(choices), answer))
-                index += 1
         except csv.Error as error:
             raise EvalError(f"{path}, line {reader.line_num}: {error}; repair or replace the file.") from None
     if not questions and not skipped:
@@ -123,24 +163,65 @@ def load_questions(task: str, subject: str, split: str, root=None) -> tuple[list
     return questions, skipped
 
 
-def _defect(header: list[str], row: list[str], record: dict, lines: dict) -> str | None:
-    """Why a row cannot be scored, or None; `lines` holds the line of every id seen before."""
-    absent = [_name(column) for column in COLUMNS if column not in record]
-    if absent:
+def _defect(header: list[str], row: list[str], record: dict[str, str], ids: dict[str, int]) -> str | None:
+    """Why a row cannot be scored, or None; `ids` holds the line of every id seen before."""
+    if absent := [name for name in COLUMNS if name not in record]:
         return f"missing column {', '.join(absent)}"
     if len(row) > len(header):
         return f"{len(row)} cells for {len(header)} columns"
-    if any(re.search("[\udc80-\udcff]", cell) for cell in row):
+    if re.search("[\udc80-\udcff]", "".join(row)):
         return "broken encoding (not UTF-8)"
-    empty = [_name(column) for column in COLUMNS if not record[column].strip()]
-    if empty:
+    if empty := [name for name in COLUMNS if not record[name].strip()]:
         return f"empty {', '.join(empty)}"
-    if record["answer"].strip() not in tuple(LETTERS):
-        return f"answer {record['answer']!r} is not one of A, B, C, D"
-    if "id" in record and record["id"] in lines:
-        return f"duplicate id {record['id']!r}, first on line {lines[record['id']]}"
+    if record["Answer"].strip() not in tuple(LETTERS):
+        return f"answer {record['Answer']!r} is not one of A, B, C, D"
+    if "Id" in record and record["Id"] in ids:
+        return f"duplicate id {record['Id']!r}, first on line {ids[record['Id']]}"
     return None
 
 
-def _name(column: str) -> str:
-    return column.upper() if len(column) == 1 else column
+# ---- the hub
+
+
+@cache
+def download(task: str) -> Path:
+    """The folder of a downloaded task, in the hub's cache; made once for each commit of its repository.
+
+    Raises OSError, in one sentence, without a network or where the repository holds something else than
+    expected.
+    """
+    repository = REPOSITORIES[task]
+    wanted = ["*.zip", *(f"*/{split}-*.parquet" for split in HUB_SPLITS)]
+    try:
+        source = snapshot_download(
+            repository, repo_type="dataset", allow_patterns=wanted, ignore_patterns=["all/*", "auxiliary*"]
+        )
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise OSError(f"{repository} could not be downloaded ({type(error).__name__})") from error
+    made = cached_assets_path("aurora", namespace=task, subfolder=Path(source).name)
+    if not (made / "complete").is_file():
+        for archive in Path(source).glob("*.zip"):  # the released files themselves
+            shutil.unpack_archive(archive, made)
+        for file in Path(source).glob("*/*.parquet"):
+            subject, split = file.parent.name, HUB_SPLITS.get(file.name.split("-")[0])
+            if subject in released(task) and split:
+                (made / split).mkdir(parents=True, exist_ok=True)
+                _rewrite(task, file, made / file_name(task, subject, split))
+        if missing := [
+            name for name in released(task) if not (made / file_name(task, name, "dev")).is_file()
+        ]:
+            raise OSError(f"{repository} as downloaded lacks {len(missing)} subjects, such as {missing[0]}")
+        (made / "complete").touch()
+    return made
+
+
+def _rewrite(task: str, parquet: Path, target: Path) -> None:
+    """A file of the hub in the columns of the release; MMLU has no header, and numbers answers on the hub."""
+    table = pd.read_parquet(parquet)
+    if task == "mmlu":
+        letter = dict(enumerate(LETTERS))
+        rows = [
+            [row.question, *row.choices, letter.get(row.answer, row.answer)] for row in table.itertuples()
+        ]
+        table = pd.DataFrame(rows)
+    table.to_csv(target, index=False, header=task != "mmlu")

@@ -1,23 +1,28 @@
-"""Five-shot multiple choice on C-Eval, CMMLU and MMLU: from a released file to a score.
+"""From a benchmark to a score, in four steps: read the questions, build prompts, score them, judge.
 
-A score here always comes with its n, its 95 % interval and the chance line, and with the rows it left out.
-The mechanism is in `fewshot`, the files are in `benchmarks`, the statistics in `scores`; free answers are in `probes`
-and `skills`.
+The files are in `benchmarks`, the mechanism is in `fewshot`, what a score is worth in `scores`. Scores are
+kept on disk as they are made, so that an interrupted evaluation goes on where it stopped.
 """
 
+import contextlib
+import hashlib
+import json
 import math
-import os
-from functools import lru_cache
+from pathlib import Path
 
-from accelerate import PartialState
-from accelerate.utils import gather_object
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import distributed
 from tqdm.auto import tqdm
 
-from aurora_lib.evaluation.benchmarks import LETTERS, TASKS, EvalError, folder, load_questions, load_subjects
-from aurora_lib.evaluation.cache import ScoreCache
-from aurora_lib.evaluation.fewshot import SYSTEM, Group, candidates, logprobs, read
+from aurora_lib.evaluation import benchmarks, fewshot
+from aurora_lib.evaluation.benchmarks import LETTERS, TASKS, EvalError, load_questions
+from aurora_lib.evaluation.fewshot import Candidate, Group
 from aurora_lib.evaluation.scores import EvalResult
-from aurora_lib.model.batching import padding, ready
+from aurora_lib.model import batching
+
+SAMPLE = 256  # at least so many elements of each weight identify it
+PASSING = ("use_cache", "output_router_logits", "_name_or_path", "transformers_version")  # change no score
 
 
 def multiple_choice(
@@ -26,146 +31,166 @@ def multiple_choice(
     task: str,
     *,
     root=None,
-    split: str | None = None,
     subjects: list[str] | None = None,
     shots: int = 5,
-    language: str | None = None,
-    batch_size: int = 8,
     scoring: str = "letter",
+    batch_size: int = 8,
     cache=None,
     progress: bool = True,
 ) -> EvalResult:
     """Few-shot multiple choice as the paper scored it (section 4.2), or by cloze.
 
-    `task`: "ceval", "cmmlu" or "mmlu". `root`: the folder that holds the task's folder, or that folder, or "hub"
-    for a download; the bundled questions by default. `split`: val for C-Eval, whose test answers are not public, test
-    for the others. `language` of the words around the question: "zh" or "en", by default the task's own. The examples
-    are the first `shots` of the subject's dev file; where a prompt is longer than the model's context, they are
-    dropped from the front. (LLaMA-Factory, which the paper used, shuffles the examples anew for every question.)
+    `task`: "ceval", "cmmlu" or "mmlu". `root`: the folder that holds the task's folder, or that folder, or
+    "hub" for a download; the bundled questions by default. The examples are the first `shots` of the
+    subject's dev file. (The paper's stack, LLaMA-Factory, shuffles them anew for every question.)
 
     `scoring`: "letter" takes the likeliest of A, B, C, D as the next token. "cloze" lists no options: it
     takes the choice with the highest log-likelihood, summed over its tokens, as the answer in a chat.
 
-    `cache`: a folder for the scores as they are made; run again after an interruption, only what is missing is
-    scored. Under `accelerate launch` the subjects are shared out, and every process returns the whole result.
+    `cache`: a folder for the scores as they are made; run again, only what is missing is scored. Under
+    `accelerate launch` the subjects are shared out, and every process returns the whole result.
 
-    Raises EvalError for an unknown task, subject, language or scoring, a missing file, C-Eval's test split,
-    and when no row at all can be scored. Unusable rows are skipped and listed in the result.
+    Unusable rows are skipped and listed in the result. Raises EvalError for an unknown task, subject or
+    scoring, a missing file, and when no row at all can be scored.
     """
-    known = load_subjects(task, root)
-    split, language = split or TASKS[task]["split"], language or TASKS[task]["language"]
-    subjects = list(known) if subjects is None else list(subjects)
-    for kind, values, allowed in (
-        ("language", [language], SYSTEM),
-        ("scoring", [scoring], ("letter", "cloze")),
-        ("subject", subjects, known),
-    ):
+    known, where = benchmarks.load_subjects(task, root), benchmarks.folder(task, root)
+    subjects = list(known) if subjects is None else subjects
+    for kind, values, allowed in (("scoring", [scoring], fewshot.SCORING), ("subject", subjects, known)):
         for value in values:
             if value not in allowed:
                 raise EvalError(f"There is no {kind} {value!r} in {task}. Choose from: {', '.join(allowed)}.")
-
-    where, template = folder(task, root), tokenizer.chat_template if scoring == "cloze" else None
-    sources = sorted([*where.glob("mapping.json"), *where.glob("*/*.csv")])
-    files = tuple((str(path), path.stat().st_mtime_ns) for path in sources)
+    chosen = {subject: known[subject] for subject in subjects}
+    split, language = TASKS[task]["split"], TASKS[task]["language"]
     limit = model.config.max_position_embeddings
-    groups, skipped = _prompts(
-        tokenizer, template, files, task, where, split, tuple(subjects), shots, language, scoring, limit
-    )
+
+    groups, skipped = [], []
+    for subject, entry in chosen.items():
+        # read
+        examples, unusable = load_questions(task, subject, "dev", where) if shots else ([], [])
+        questions, unusable_too = load_questions(task, subject, split, where)
+        skipped += unusable + unusable_too
+        # build prompts, all with the same examples, which are then read once
+        few, settings = tuple(examples[:shots]), (entry["name"], language, scoring, limit)
+        group, too_long = fewshot.subject_group(
+            tokenizer, tokenizer.chat_template, tuple(questions), few, *settings
+        )
+        groups += [group] if group else []
+        for question, length in too_long:
+            row = dict(file=benchmarks.file_name(task, subject, split), line=None, subject=subject)
+            reason = f"{length} tokens, and the model's context has {limit}; ask with fewer shots"
+            skipped.append(row | dict(index=question.index, reason=reason))
     if not groups:
         first = f"; the first is {skipped[0]['file']}: {skipped[0]['reason']}" if skipped else ""
         raise EvalError(f"No question of {task} {split} can be scored: {len(skipped)} rows skipped{first}.")
 
-    predictions = {}
-    scores = _scores(model, tokenizer, groups, batch_size, cache, f"{task} {scoring}", progress)
-    for group, asked in zip(groups, scores, strict=True):
-        for question, values in zip(group.questions, asked, strict=True):
-            prediction = LETTERS[values.index(max(values))]
-            row = dict(subject=question.subject, index=question.index, prediction=prediction)
-            row |= dict(answer=question.answer, correct=prediction == question.answer, shots=group.shots)
-            predictions[question.subject, question.index] = row | dict(logprobs=values)
-    place = {subject: i for i, subject in enumerate(subjects)}
-    ordered = [predictions[key] for key in sorted(predictions, key=lambda key: (place[key[0]], key[1]))]
-    chosen = {subject: known[subject] for subject in subjects}
-    return EvalResult(task, split, scoring, shots, where, chosen, ordered, [dict(row) for row in skipped])
+    # score, then judge
+    scored = score(model, tokenizer, groups, f"{task} {scoring}", batch_size, cache, progress)
+    return EvalResult(task, scoring, shots, where, chosen, judge(groups, scored), skipped)
 
 
-@lru_cache(maxsize=4)  # base and tuned model, one after the other, read the same prompts
-def _prompts(
-    tokenizer, template, files, task, where, split, subjects, shots, language, scoring, limit
-) -> tuple[list[Group], list[dict]]:
-    """All questions as groups with a common prefix, and the rows that cannot be asked.
+def score(
+    model, tokenizer, groups, label, batch_size=8, cache=None, progress=True
+) -> list[list[list[float]]]:
+    """Per group and question, the log-probabilities of its four candidates.
 
-    `template` and `files` (names and times) only tell apart what was built from others.
+    `cache`: the folder of kept scores; `label` names the file and the progress bar. Raises EvalError where
+    the model computes no numbers.
     """
-    names, groups, skipped = load_subjects(task, where), [], []
-    for subject in subjects:
-        examples, unusable = load_questions(task, subject, "dev", where) if shots else ([], [])
-        questions, unusable_too = load_questions(task, subject, split, where)
-        skipped += unusable + unusable_too
-        few = examples[:shots]
-        file = f"{split}/{TASKS[task]['file'].format(subject=subject, split=split)}"
-        while questions:
-            four = candidates(tokenizer, questions, few, names[subject]["name"], language, scoring)
-            lengths = [max(len(context) + len(ids) for context, ids in each) for each in four]
-            measured = list(zip(questions, four, lengths, strict=True))
-            if asked := [(question, each) for question, each, length in measured if length <= limit]:
-                groups.append(Group.of(subject, len(few), asked))
-            too_long = [(question, length) for question, _, length in measured if length > limit]
-            if not few:
-                reason = f"tokens without any example, and the model's context has {limit}"
-                for question, length in too_long:
-                    row = dict(file=file, line=None, subject=subject, index=question.index)
-                    skipped.append(row | dict(reason=f"{length} {reason}"))
-                break
-            questions, few = [question for question, _ in too_long], few[1:]
-    return groups, skipped
-
-
-def _scores(model, tokenizer, groups, batch_size, folder, label, progress) -> list[list[list[float]]]:
-    """Per group and question, the log-probabilities of its four candidates."""
-    rank, processes = _process()
-    share = _share(groups, rank, processes)
-    store = ScoreCache(folder, label, model, rank)
-    found = [store.known(group) for group in groups]
-    total, done = sum(len(found[g]) for g in share), sum(four is not None for g in share for four in found[g])
-    bar = tqdm(total=total, initial=done, desc=label, unit="question", disable=not progress or rank > 0)
-    with ready(model), bar:
-        for g in share:
-            group, cache = groups[g], None
+    launched = distributed.is_initialized()
+    rank, processes = (distributed.get_rank(), distributed.get_world_size()) if launched else (0, 1)
+    mine = share(groups, rank, processes)
+    keys = [[question_key(group.prefix, four) for four in group.rest] for group in groups]
+    kept = KeptScores(Path(cache, f"{label.replace(' ', '-')}-{model_key(model)}.jsonl") if cache else None)
+    total, known = sum(len(keys[g]) for g in mine), sum(key in kept for g in mine for key in keys[g])
+    bar = tqdm(total=total, initial=known, desc=label, unit="question", disable=not progress or rank > 0)
+    with batching.ready(model), bar:
+        for g in mine:
+            group, prefix = groups[g], None
             for batch in group.batches(batch_size):
-                batch = [i for i in batch if found[g][i] is None]
+                batch = [i for i in batch if keys[g][i] not in kept]
                 if not batch:
                     continue
-                cache = cache or read(model, group.prefix)
-                values = logprobs(model, cache, [group.rest[i] for i in batch], padding(tokenizer))
+                prefix = prefix or fewshot.read_prefix(model, group.prefix)
+                asked = [group.rest[i] for i in batch]
+                values = fewshot.logprobs(model, prefix, asked, batching.padding(tokenizer))
                 if any(math.isnan(value) for four in values for value in four):
-                    where = f"{label}, {group.subject}: the model's output"
+                    where = f"{label}, {group.questions[0].subject}: the model's output"
                     raise EvalError(f"{where} is not a number; load the model in bfloat16 or float32.")
-                store.add(group, batch, values)
-                for i, four in zip(batch, values, strict=True):
-                    found[g][i] = four
+                kept.add({keys[g][i]: four for i, four in zip(batch, values, strict=True)})
                 bar.update(len(batch))
-    if processes > 1:
-        for g, scored in gather_object([(g, found[g]) for g in share]):
-            found[g] = scored
-    return found
+    if launched:
+        everyone = [None] * processes
+        distributed.all_gather_object(everyone, dict(kept))
+        for scores in everyone:
+            kept.update(scores)
+    return [[kept[key] for key in each] for each in keys]
 
 
-def _process() -> tuple[int, int]:
-    """This process's rank, and how many there are: one, unless `accelerate launch` or torchrun started several."""
-    state = PartialState() if int(os.environ.get("WORLD_SIZE") or 1) > 1 else None
-    return (state.process_index, state.num_processes) if state else (0, 1)
+def judge(groups: list[Group], scored: list[list[list[float]]]) -> list[dict]:
+    """A row for each question, in the order of groups: the likeliest candidate is the prediction."""
+    rows = []
+    for group, values in zip(groups, scored, strict=True):
+        for question, four in zip(group.questions, values, strict=True):
+            said = LETTERS[four.index(max(four))]
+            row = dict(
+                subject=question.subject, index=question.index, prediction=said, answer=question.answer
+            )
+            rows.append(row | dict(correct=said == question.answer, logprobs=four))
+    return rows
 
 
-def _share(groups: list[Group], rank: int, processes: int) -> list[int]:
-    """Which groups this process scores, those with the longest prompts first: too little memory shows at once.
+def share(groups: list[Group], rank: int, processes: int) -> list[int]:
+    """Which groups this process scores: whole groups, so that no prefix is read twice, dealt out by length.
 
-    Whole groups, so that no prefix is read twice: each in turn, the largest first, to the process with least to do.
+    The longest prefix comes first: it needs most memory, and too little shows at once.
     """
     cost = [len(g.prefix) + sum(len(context) for four in g.rest for context, _ in four) for g in groups]
-    load, shares = [0] * processes, [[] for _ in range(processes)]
-    for g in sorted(range(len(groups)), key=lambda g: -cost[g]):
-        least = load.index(min(load))
-        shares[least].append(g)
-        load[least] += cost[g]
-    return sorted(shares[rank], key=lambda g: -len(groups[g].prefix))
+    mine = sorted(range(len(groups)), key=lambda g: -cost[g])[rank::processes]
+    return sorted(mine, key=lambda g: -len(groups[g].prefix))
+
+
+# ---- scores kept on disk
+
+
+class KeptScores(dict):
+    """Key of a question -> log-probabilities of its candidates; also in a file, unless `path` is None.
+
+    A question's key is a digest of the very ids the model reads, and the file's name has one of the model's
+    weights: so nothing stale is taken for fresh. All processes append to the same file.
+    """
+
+    def __init__(self, path: Path | None):
+        self.path = path
+        for line in path.read_bytes().splitlines() if path and path.is_file() else []:
+            with contextlib.suppress(ValueError, TypeError):  # a line that a kill cut off does not count
+                self.update(json.loads(line))
+
+    def add(self, scores: dict[str, list[float]]) -> None:
+        """Keep a batch in one write. It begins with a line break: no line cut off earlier can spoil it."""
+        self.update(scores)
+        if self.path:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("ab", buffering=0) as file:
+                file.write(b"\n" + json.dumps(scores).encode())
+
+
+def question_key(prefix: list[int], four: list[Candidate]) -> str:
+    """32 hex digits for a question: a digest of the ids of its prompt, and of what is scored after it."""
+    return hashlib.blake2b(json.dumps([prefix, four]).encode(), digest_size=16).hexdigest()
+
+
+def model_key(model) -> str:
+    """16 hex digits for a model: configuration, weights (a sample of each) and the state of its adapters."""
+    settings = {name: value for name, value in model.config.to_dict().items() if name not in PASSING}
+    digest = hashlib.blake2b(json.dumps(settings, sort_keys=True, default=str).encode(), digest_size=8)
+    for name, weight in model.named_parameters():
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        if not weight.is_meta:
+            flat = weight.detach().flatten()
+            sample = flat[:: max(1, len(flat) // SAMPLE)].contiguous()
+            digest.update(sample.cpu().view(torch.uint8).numpy().tobytes())
+    for name, module in model.named_modules():
+        if isinstance(module, BaseTunerLayer):  # an adapter that is switched off still has its weights
+            state = module.disable_adapters, module.active_adapters, module.merged_adapters
+            digest.update(f"{name} {state} {getattr(module, 'scaling', None)}".encode())
+    return digest.hexdigest()

@@ -1,22 +1,25 @@
 """Few-shot scoring, bottom up: a prompt, its token ids, and the log-probability of what may follow it.
 
-The prompts of one subject begin alike: the same examples, four to five times as long as the question. `Group` keeps that
-beginning apart; the model reads it once, and every batch of questions goes on from its keys and values (KV cache).
+The prompts of one subject begin alike: the same examples, four to five times as long as the question. `Group`
+keeps that beginning apart. The model reads it once, and every batch of questions goes on from its keys and
+values (KV cache).
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
 from aurora_lib.evaluation.benchmarks import LETTERS, Question
-from aurora_lib.model.batching import chat_prompt, encode_all, shared_length
+from aurora_lib.model import batching
 
 SYSTEM = {
     "en": "The following are multiple choice questions (with answers) about {subject}.",
     "zh": "以下是中国关于{subject}考试的单项选择题，请选出其中的正确答案。",
 }
 ANSWER = {"en": "\nAnswer: ", "zh": "\n答案："}
+SCORING = ("letter", "cloze")
 Candidate = tuple[list[int], list[int]]  # the ids of a context, and of what may follow it
 
 
@@ -41,12 +44,12 @@ def cloze_prompt(tokenizer, question: Question, examples: list[Question]) -> str
     for q in examples:
         right = q.choices[LETTERS.index(q.answer)]
         messages += [{"role": "user", "content": q.text}, {"role": "assistant", "content": right}]
-    return chat_prompt(tokenizer, [*messages, {"role": "user", "content": question.text}])
+    return batching.chat_prompt(tokenizer, [*messages, {"role": "user", "content": question.text}])
 
 
-def part(alone: list[int], whole: list[int]) -> Candidate:
-    """`whole`, the ids of a context with its continuation, cut where they leave those of the context alone."""
-    same = shared_length([alone, whole])
+def split_ids(alone: list[int], whole: list[int]) -> Candidate:
+    """The ids of a context with its continuation, cut where they leave those of the context alone."""
+    same = batching.shared_length([alone, whole])
     return whole[:same], whole[same:]
 
 
@@ -57,47 +60,46 @@ def letter_ids(tokenizer, language: str) -> list[list[int]]:
     """
     stem = ANSWER[language].rstrip()
     space = ANSWER[language][len(stem) :]
-    alone, *wholes = encode_all(tokenizer, [stem, *(stem + space + letter for letter in LETTERS)])
-    return [part(alone, whole)[1] for whole in wholes]
+    alone, *wholes = batching.encode_all(tokenizer, [stem, *(stem + space + letter for letter in LETTERS)])
+    return [split_ids(alone, whole)[1] for whole in wholes]
 
 
 def candidates(tokenizer, questions, examples, subject_name, language, scoring) -> list[list[Candidate]]:
     """Per question four (context, continuation): by "letter" the letters, by "cloze" the choices' texts."""
+    if not questions:
+        return []
     if scoring == "letter":
         letters = letter_ids(tokenizer, language)
         prompts = [letter_prompt(question, examples, subject_name, language) for question in questions]
-        return [[(context, ids) for ids in letters] for context in encode_all(tokenizer, prompts)]
+        return [[(context, ids) for ids in letters] for context in batching.encode_all(tokenizer, prompts)]
     prompts = [cloze_prompt(tokenizer, question, examples) for question in questions]
-    texts = [[p, *(f"{p} {text}" for text in q.choices)] for p, q in zip(prompts, questions, strict=True)]
-    return [
-        [part(alone, whole) for whole in wholes]
-        for alone, *wholes in (encode_all(tokenizer, five) for five in texts)
-    ]
+    texts = [f"{p} {choice}" for p, q in zip(prompts, questions, strict=True) for choice in q.choices]
+    alone, wholes = batching.encode_all(tokenizer, prompts), iter(batching.encode_all(tokenizer, texts))
+    return [[split_ids(context, next(wholes)) for _ in LETTERS] for context in alone]
 
 
 @dataclass(frozen=True)
 class Group:
-    """Questions of one subject with equally many examples; the ids all their prompts begin with are kept once.
+    """Questions whose prompts begin with the same ids, `prefix`; those are kept once, and read once.
 
-    `prefix` and, for each question, `rest`: its four candidates, whose contexts go on where the prefix ends.
+    `rest` has the four candidates of each question, with contexts that go on where the prefix ends.
     """
 
-    subject: str
-    shots: int
     prefix: list[int]
     questions: list[Question]
     rest: list[list[Candidate]]
 
     @classmethod
-    def of(cls, subject: str, shots: int, asked: list[tuple[Question, list[Candidate]]]) -> "Group":
+    def of(cls, asked: list[tuple[Question, list[Candidate]]]) -> "Group":
+        """`asked`: each question with its four candidates, whose contexts are whole."""
         contexts = [context for _, four in asked for context, _ in four]
         # one id must stay: the model's output after it is what the first id of a continuation is scored by
-        start = min(shared_length(contexts), min(map(len, contexts)) - 1)
+        start = min(batching.shared_length(contexts), min(map(len, contexts)) - 1)
         rest = [[(context[start:], ids) for context, ids in four] for _, four in asked]
-        return cls(subject, shots, contexts[0][:start], [question for question, _ in asked], rest)
+        return cls(contexts[0][:start], [question for question, _ in asked], rest)
 
     def batches(self, size: int) -> list[list[int]]:
-        """Places of its questions in batches of at most `size` rows, longest first, so that little is padding."""
+        """Places of its questions in batches of at most `size` rows, longest first: little is padding."""
         inputs = [{tuple(context + ids[:-1]) for context, ids in four} for four in self.rest]
         longest = [max(map(len, rows)) for rows in inputs]
         order = sorted(range(len(longest)), key=lambda i: -longest[i])
@@ -105,11 +107,28 @@ class Group:
         return [order[i : i + size] for i in range(0, len(order), size)]
 
 
+@lru_cache(maxsize=256)  # base and tuned model, one after the other, read the same prompts
+def subject_group(tokenizer, template, questions, examples, subject_name, language, scoring, limit):
+    """The questions as a group, or None, and (question, tokens) of those with more than `limit` tokens.
+
+    `template` is the tokenizer's chat template: with another one, a cloze prompt is another.
+    """
+    fitting, too_long = [], []
+    asked = candidates(tokenizer, questions, examples, subject_name, language, scoring)
+    for question, four in zip(questions, asked, strict=True):
+        length = max(len(context) + len(ids) for context, ids in four)
+        if length <= limit:
+            fitting.append((question, four))
+        else:
+            too_long.append((question, length))
+    return Group.of(fitting) if fitting else None, too_long
+
+
 # ---- from token ids to log-probabilities
 
 
 class PrefixLayer(DynamicLayer):
-    """One attention layer's keys and values `[1, heads, prefix, head_dim]`: written once, then read by any batch."""
+    """A layer's keys and values `[1, heads, prefix, head_dim]`: written once, then read by any batch."""
 
     def update(self, keys, values, *args, **kwargs):
         if not self.is_initialized:
@@ -118,7 +137,7 @@ class PrefixLayer(DynamicLayer):
         return tuple(torch.cat([old.expand(len(new), -1, -1, -1), new], dim=-2) for old, new in pairs)
 
 
-def read(model, prefix: list[int]) -> Cache | None:
+def read_prefix(model, prefix: list[int]) -> Cache | None:
     """Run the prefix once; what comes back stands for it in any number of later calls of the model."""
     if not prefix:
         return None
@@ -130,8 +149,9 @@ def read(model, prefix: list[int]) -> Cache | None:
 def logprobs(model, cache: Cache | None, batch: list[list[Candidate]], pad: int) -> list[list[float]]:
     """Natural log P(ids | prefix, context), summed over the ids, of each candidate: `[len(batch)][4]`.
 
-    Candidates with the same input, as the four letters have, are one row. Rows are padded on the right, where no
-    token that counts can see it. The head computes logits only at the places where a continuation is scored.
+    Candidates with the same input, as the four letters have, are one row. Rows are padded on the right, where
+    no token that counts can see it. The head computes logits only at the places where a continuation is
+    scored.
     """
     rows, places = {}, {}
     for context, ids in (candidate for four in batch for candidate in four):
@@ -140,12 +160,10 @@ def logprobs(model, cache: Cache | None, batch: list[list[Candidate]], pad: int)
         for i in range(len(context) - 1, len(tokens)):
             places.setdefault((row, i), len(places))
     longest = max(map(len, rows))
-    inputs = torch.tensor(
-        [[*tokens, *[pad] * (longest - len(tokens))] for tokens in rows], device=model.device
-    )
+    padded = [[*tokens, *[pad] * (longest - len(tokens))] for tokens in rows]
     keep = sorted({i for _, i in places})
     logits = model(
-        input_ids=inputs,
+        input_ids=torch.tensor(padded, device=model.device),
         past_key_values=cache,
         use_cache=cache is not None,
         logits_to_keep=torch.tensor(keep, device=model.device),

@@ -1,12 +1,15 @@
-"""The same questions for lm-evaluation-harness: an independent program to check our scores with (see notebooks/lm_evaluation_harness.md)."""
+"""The same questions for lm-evaluation-harness: an independent program to check our scores with.
+
+How to run it: notebooks/lm_evaluation_harness.md.
+"""
 
 import json
 from pathlib import Path
 
-from aurora_lib.evaluation.benchmarks import LETTERS, TASKS, load_questions
+from aurora_lib.evaluation.benchmarks import LETTERS, TASKS, EvalError, load_questions
 from aurora_lib.evaluation.fewshot import letter_prompt
-from aurora_lib.evaluation.scores import EvalError, EvalResult
-from aurora_lib.model.batching import encode
+from aurora_lib.evaluation.scores import EvalResult
+from aurora_lib.model import batching
 
 YAML = """task: aurora_{task}
 dataset_path: json
@@ -25,34 +28,33 @@ metric_list:
 
 
 def export(result: EvalResult, tokenizer, folder: str | Path) -> Path:
-    """Write the prompts behind a letter `result`, token for token, as the harness's task `aurora_<task>` into `folder`.
+    """Write the prompts of a letter `result`, token for token, as the harness's task `aurora_<task>`.
 
-    `<task>.jsonl` has a line per question (`prompt`, `target` 0 to 3, in the order of `result.predictions`), and
-    `<task>.yaml` describes it; returns the latter. Raises EvalError for a cloze result, and where this tokenizer would
-    read a prompt as other tokens than we do.
+    `<task>.jsonl` has a line per question (`prompt`, `target` 0 to 3, in the order of `result.predictions`),
+    and `<task>.yaml` describes it; returns the latter. Raises EvalError for a cloze result, and where this
+    tokenizer would read a prompt as other tokens than we do.
     """
     if result.scoring != "letter":
         raise EvalError(f"Only letter scores can be exported, and this one is {result.scoring}.")
-    folder, language = Path(folder).resolve(), TASKS[result.task]["language"]
+    task, language, split = result.task, TASKS[result.task]["language"], TASKS[result.task]["split"]
+    scored = {(row["subject"], row["index"]) for row in result.predictions}
+    lines = []
+    for subject, entry in result.subjects.items():
+        examples = load_questions(task, subject, "dev", result.root)[0][: result.shots]
+        for question in load_questions(task, subject, split, result.root)[0]:
+            if (subject, question.index) not in scored:
+                continue
+            text = letter_prompt(question, examples, entry["name"], language)
+            prompt = tokenizer.bos_token + text  # the harness leaves <s> to the tokenizer, and ours adds none
+            if tokenizer(prompt, add_special_tokens=False).input_ids != batching.encode(tokenizer, text):
+                raise EvalError(
+                    f"{subject} {question.index}: the harness would read other tokens than we do."
+                )
+            lines.append(json.dumps({"prompt": prompt, "target": LETTERS.index(question.answer)}) + "\n")
+    folder = Path(folder).resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    shots = {(row["subject"], row["index"]): row["shots"] for row in result.predictions}
-    path = folder / f"{result.task}.jsonl"
-    with path.open("w", encoding="utf-8") as file:
-        for subject, entry in result.subjects.items():
-            examples = load_questions(result.task, subject, "dev", result.root)[0][: result.shots]
-            for question in load_questions(result.task, subject, result.split, result.root)[0]:
-                if (used := shots.get((subject, question.index))) is None:
-                    continue  # it was not scored
-                text = letter_prompt(question, examples[len(examples) - used :], entry["name"], language)
-                prompt = (
-                    tokenizer.bos_token + text
-                )  # the harness leaves <s> to the tokenizer, and ours adds none
-                if tokenizer(prompt, add_special_tokens=False).input_ids != encode(tokenizer, text):
-                    raise EvalError(
-                        f"{subject} {question.index}: the harness would read other tokens than we do."
-                    )
-                file.write(json.dumps({"prompt": prompt, "target": LETTERS.index(question.answer)}) + "\n")
+    questions, described = folder / f"{task}.jsonl", folder / f"{task}.yaml"
+    questions.write_text("".join(lines), encoding="utf-8")
     delimiter = " " if language == "en" else ""
-    described = folder / f"{result.task}.yaml"
-    described.write_text(YAML.format(task=result.task, questions=path, delimiter=delimiter), encoding="utf-8")
+    described.write_text(YAML.format(task=task, questions=questions, delimiter=delimiter), encoding="utf-8")
     return described

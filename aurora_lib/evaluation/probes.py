@@ -4,13 +4,12 @@ import json
 import re
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from pathlib import Path
 
-from aurora_lib.course.scale import DATA
+from aurora_lib.course import DATA
 from aurora_lib.data.languages import language as language_of
 from aurora_lib.evaluation.benchmarks import EvalError
 from aurora_lib.evaluation.scores import Score
-from aurora_lib.model.batching import batches, chat_prompt, encode, left_pad, ready
+from aurora_lib.model import batching
 
 OUTCOMES = {
     "in_language": "answered in {}",
@@ -20,53 +19,34 @@ OUTCOMES = {
 
 
 def answers(
-    model,
-    tokenizer,
-    prompts: list[str],
-    *,
-    max_new_tokens: int = 64,
-    batch_size: int = 16,
-    progress: bool = False,
+    model, tokenizer, prompts: list[str], *, max_new_tokens=64, batch_size=16, progress=False
 ) -> list[str]:
     """The model's greedy answer to each prompt (a user's message), in the order of `prompts`."""
-    rows = [
-        encode(tokenizer, chat_prompt(tokenizer, [{"role": "user", "content": text}])) for text in prompts
-    ]
-    said = [""] * len(rows)
-    with ready(model):
-        for batch in batches(rows, batch_size, progress, "answers"):
-            inputs = left_pad([rows[i] for i in batch], tokenizer, model.device)
-            out = model.generate(
-                **inputs,
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.eos_token_id,
-            )
-            new = tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-            for i, text in zip(batch, new, strict=True):
+    asked = [[{"role": "user", "content": text}] for text in prompts]
+    rows = batching.encode_all(tokenizer, [batching.chat_prompt(tokenizer, messages) for messages in asked])
+    said, end = [""] * len(rows), tokenizer.eos_token_id
+    settings = dict(max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=end, pad_token_id=end)
+    with batching.ready(model):
+        for batch in batching.batches(rows, batch_size, progress, "answers"):
+            inputs = batching.left_pad([rows[i] for i in batch], tokenizer, model.device)
+            new = model.generate(**inputs, **settings)[:, inputs["input_ids"].shape[1] :]
+            for i, text in zip(batch, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
                 said[i] = text.strip()
     return said
 
 
-def load_probes(held_out: bool | None = None, path=None) -> list[dict]:
+def load_probes(held_out: bool | None = None) -> list[dict]:
     """The bundled probes: id, relation, held_out, and en and zh with question, answer, key.
 
-    `held_out`: True for the facts tuning never shows, False for the others, None for all. Raises EvalError.
+    `held_out`: True for the facts tuning never shows, False for the others, None for all. Raises EvalError
+    where the file is missing or damaged.
     """
-    path = Path(path or DATA / "probes.jsonl")
-    if not path.is_file():
-        raise EvalError(f"{path} is missing; restore it with `git checkout -- data`.")
-    probes = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            item = json.loads(line)
-            [item[side][key] for side in ("en", "zh") for key in ("question", "answer", "key")]
-            if held_out in (None, item["held_out"]):
-                probes.append(item)
-        except (ValueError, KeyError, TypeError) as error:
-            raise EvalError(f"{path}, line {number} is no probe ({error!r}); restore the file.") from None
-    return probes
+    path = DATA / "probes.jsonl"
+    try:
+        probes = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [item for item in probes if held_out in (None, item["held_out"])]
+    except (OSError, ValueError, KeyError) as error:
+        raise EvalError(f"{path}: {error!r}; restore it with `git checkout -- data`.") from None
 
 
 def says(answer: str, question: str, key: str) -> bool:
@@ -94,12 +74,15 @@ class ProbeResult:
 
     rows: list[dict]
 
+    def hits(self, asked: str, what: str) -> list[bool]:
+        """In the order of probes. `asked`: "zh" or "en"; `what`: "in_language", "correct" or "understood"."""
+        return [row[what] for row in self.rows if row["asked"] == asked]
+
     def score(self, asked: str, what: str) -> Score:
-        """`asked`: "zh" or "en"; `what`: "in_language", "correct" or "understood"."""
-        return Score.of(row[what] for row in self.rows if row["asked"] == asked)
+        return Score.of(self.hits(asked, what))
 
     def languages(self, asked: str) -> dict[str, Score]:
-        """Of the answers to prompts in `asked`, how many came in zh, in en, mixed (both), or in neither (other)."""
+        """Of the answers to prompts in `asked`, how many came in zh, en, mixed (both), or other (neither)."""
         spoken = [row["language"] for row in self.rows if row["asked"] == asked]
         return {name: Score.of(each == name for each in spoken) for name in ("zh", "en", "mixed", "other")}
 
@@ -116,25 +99,21 @@ class ProbeResult:
 
 
 def probe(
-    model, tokenizer, probes: list[dict] | None = None, *, max_new_tokens=40, batch_size=32, progress=True
+    model, tokenizer, probes: list[dict] | None = None, *, max_new_tokens=40, progress=True
 ) -> ProbeResult:
     """Ask every probe in Chinese and in English (by default those held out of tuning); judge the answers."""
     probes = load_probes(held_out=True) if probes is None else probes
     asked = [(item, side) for side in ("zh", "en") for item in probes]
-    said = answers(
-        model,
-        tokenizer,
-        [item[side]["question"] for item, side in asked],
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        progress=progress,
-    )
+    questions = [item[side]["question"] for item, side in asked]
+    settings = dict(max_new_tokens=max_new_tokens, batch_size=32, progress=progress)
     rows = []
-    for (item, side), answer in zip(asked, said, strict=True):
-        question, expected = item[side]["question"], item[side]["answer"]
-        spoken, right = language_of(answer), {k: says(answer, question, item[k]["key"]) for k in ("zh", "en")}
-        row = dict(id=item["id"], relation=item["relation"], held_out=item["held_out"], asked=side)
-        row |= dict(question=question, expected=expected, answer=answer, language=spoken)
+    for (item, side), answer in zip(asked, answers(model, tokenizer, questions, **settings), strict=True):
+        question, spoken = item[side]["question"], language_of(answer)
+        right = {each: says(answer, question, item[each]["key"]) for each in ("zh", "en")}
+        row = {name: item[name] for name in ("id", "relation", "held_out")}
+        row |= dict(
+            asked=side, question=question, expected=item[side]["answer"], answer=answer, language=spoken
+        )
         row |= dict(in_language=spoken == side, correct=spoken == side and right[side])
         rows.append(row | dict(understood=any(right.values())))
     return ProbeResult(rows)

@@ -1,27 +1,24 @@
-"""What a share of right answers is worth: intervals, averages, a paired test between two models, and the plot."""
+"""What a share of right answers is worth: intervals, averages, a paired test of two models, the plot."""
 
 import math
 import textwrap
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from aurora_lib.evaluation.benchmarks import LETTERS, EvalError
+import pandas as pd
+from scipy.stats import binomtest
+
+from aurora_lib.evaluation.benchmarks import LETTERS, TASKS, EvalError
 
 CATEGORIES = ("STEM", "Social Sciences", "Humanities", "Other")
+CHANCE = 1 / len(LETTERS)
 Z = 1.959964  # standard errors on either side that hold 95 % of a normal distribution
 
 
-def wilson(correct: int, n: int, z: float = Z) -> tuple[float, float]:
+def wilson(correct: int, n: int) -> tuple[float, float]:
     """The 95 % Wilson score interval of a share `correct / n`, both ends in 0..1; (0, 1) when n is 0."""
-    if n == 0:
-        return 0.0, 1.0
-    share, shrink = correct / n, 1 + z * z / n
-    centre = (share + z * z / (2 * n)) / shrink
-    half = z / shrink * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    # rounding must not push an end past the share itself: plots draw the differences
-    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
+    return tuple(binomtest(correct, n).proportion_ci(method="wilson")) if n else (0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -51,38 +48,25 @@ class Score:
 
 @dataclass(frozen=True)
 class EvalResult:
-    """One model on one task. `accuracy` weighs all questions alike: the micro average, which the paper's numbers are.
+    """One model on one task.
 
-    `predictions` has a dict per scored question: subject, index, prediction, answer, correct, shots (examples
-    that fitted the context) and logprobs (natural logarithms, one per choice). `skipped` has a dict per row
-    left out: file, line, subject, index, reason. `root` is the folder the questions came from.
+    `predictions` has a dict per scored question: subject, index, prediction, answer, correct, and logprobs
+    (natural logarithms, one per choice). `skipped` has a dict per row left out: file, line, subject, index,
+    reason. `root` is the folder the questions came from; `subjects` are as `load_subjects` gives.
     """
 
     task: str
-    split: str
     scoring: str
     shots: int
     root: Path
     subjects: dict[str, dict[str, str]]
     predictions: list[dict]
     skipped: list[dict]
-    chance: float = 1 / len(LETTERS)
 
     @property
     def overall(self) -> Score:
+        """All right answers over all questions: the micro average, which the paper's numbers are."""
         return Score.of(row["correct"] for row in self.predictions)
-
-    @property
-    def accuracy(self) -> float:
-        return self.overall.accuracy
-
-    @property
-    def n(self) -> int:
-        return self.overall.n
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        return self.overall.interval
 
     @property
     def by_subject(self) -> dict[str, Score]:
@@ -92,16 +76,11 @@ class EvalResult:
     def by_category(self) -> dict[str, Score]:
         return self._by(lambda subject: self.subjects[subject]["category"], CATEGORIES)
 
-    def _by(self, key, order) -> dict[str, Score]:
-        groups = {name: [] for name in order}
+    def _by(self, name_of, order) -> dict[str, Score]:
+        hits = {name: [] for name in order}
         for row in self.predictions:
-            groups.setdefault(key(row["subject"]), []).append(row["correct"])
-        return {name: Score.of(hits) for name, hits in groups.items() if hits}
-
-    @property
-    def micro(self) -> float:
-        """All right answers over all questions: the same as `accuracy`, and what the paper's numbers are."""
-        return self.accuracy
+            hits.setdefault(name_of(row["subject"]), []).append(row["correct"])
+        return {name: Score.of(each) for name, each in hits.items() if each}
 
     @property
     def macro(self) -> float:
@@ -109,40 +88,29 @@ class EvalResult:
         scores = self.by_subject.values()
         return sum(score.accuracy for score in scores) / len(scores)
 
-    @property
-    def shots_used(self) -> dict[int, int]:
-        """Questions by number of examples in the prompt: fewer than asked where the context is too short."""
-        return dict(Counter(row["shots"] for row in self.predictions))
-
-    def table(self):
-        """Categories, then the two averages: a data frame of accuracy, both ends of the interval (per cent), and n."""
-        import pandas as pd
-
+    def table(self) -> pd.DataFrame:
+        """Categories, then the two averages: accuracy and both ends of the interval (per cent), and n."""
         rows = {
             name: [100 * share for share in (score.accuracy, *score.interval)] + [score.n]
             for name, score in (self.by_category | {"micro average (the paper's)": self.overall}).items()
         }
-        rows["macro average, over subjects"] = [100 * self.macro, math.nan, math.nan, self.n]
-        rows["chance"] = [100 * self.chance, math.nan, math.nan, self.n]
+        rows["macro average, over subjects"] = [100 * self.macro, math.nan, math.nan, self.overall.n]
+        rows["chance"] = [100 * CHANCE, math.nan, math.nan, self.overall.n]
         return pd.DataFrame.from_dict(rows, orient="index", columns=["accuracy", "low", "high", "n"])
 
     def __str__(self) -> str:
-        fewer = self.n - self.shots_used.get(self.shots, 0)
         notes = f"; {len(self.skipped)} rows skipped" if self.skipped else ""
-        notes += f"; {fewer} questions with fewer shots" if fewer else ""
-        return (
-            f"{self.task} {self.split}, {self.shots}-shot {self.scoring}: {self.overall}, macro {self.macro:.3f}, "
-            f"chance {self.chance:.2f}{notes}"
-        )
+        name = f"{self.task} {TASKS[self.task]['split']}, {self.shots}-shot {self.scoring}"
+        return f"{name}: {self.overall}, macro {self.macro:.3f}, chance {CHANCE:.2f}{notes}"
 
 
 @dataclass(frozen=True)
 class Paired:
     """Two models on the same `n` questions: what `a` alone and what `b` alone got right decides between them.
 
-    `difference` is accuracy of b less that of a, `interval` its 95 % interval (Agresti and Min 2005: half a question
-    is added to each of the four cells), `p` the two-sided exact McNemar probability of a split at least this uneven
-    if both were equally good. `unmatched` counts questions that only one of them was asked.
+    `difference` is accuracy of b less that of a, `interval` its 95 % interval (Agresti and Min 2005: half a
+    question is added to each of the four cells), `p` the two-sided exact McNemar probability of a split at
+    least this uneven if both were equally good. `unmatched` counts questions that only one of them was asked.
     """
 
     only_a: int
@@ -162,54 +130,50 @@ class Paired:
 
     @property
     def p(self) -> float:
-        discordant, fewer = self.only_a + self.only_b, min(self.only_a, self.only_b)
-        tail = ways = 1  # ways to choose k of the questions, in whole numbers, from k = 0 on
-        for k in range(fewer):
-            ways = ways * (discordant - k) // (k + 1)
-            tail += ways
-        return min(1.0, 2 * tail / 2**discordant)
+        discordant = self.only_a + self.only_b
+        return float(binomtest(self.only_b, discordant).pvalue) if discordant else 1.0
 
     def __str__(self) -> str:
         low, high = self.interval
         notes = f"; {self.unmatched} questions asked of one model only" if self.unmatched else ""
         return (
-            f"{self.difference:+.3f} [{low:+.3f}, {high:+.3f}] on n={self.n}: {self.only_b} right only after, "
-            f"{self.only_a} only before, exact McNemar p={self.p:.3g}{notes}"
+            f"{self.difference:+.3f} [{low:+.3f}, {high:+.3f}] on n={self.n}: {self.only_b} right only "
+            f"after, {self.only_a} only before, exact McNemar p={self.p:.3g}{notes}"
         )
 
 
-def paired(a: EvalResult, b: EvalResult) -> Paired:
-    """Compare two models (`a` before, `b` after) question by question, which sees far less noise than two intervals.
+def paired(a: EvalResult | list[bool], b: EvalResult | list[bool]) -> Paired:
+    """Compare two models (`a` before, `b` after) question by question: far less noise than two intervals.
 
-    Raises EvalError where they answered different tasks or share no question.
+    Given are two results of `multiple_choice`, or what was right in two lists in the same order. Raises
+    EvalError where the two share no question.
     """
-    one, two = ({(row["subject"], row["index"]): row for row in side.predictions} for side in (a, b))
+    one, two = _hits(a), _hits(b)
     both = one.keys() & two.keys()
-    same = (a.task, a.split) == (b.task, b.split) and all(
-        one[key]["answer"] == two[key]["answer"] for key in both
-    )
-    if not same or not both:
-        raise EvalError(
-            f"{a.task} {a.split} in {a.root} and {b.task} {b.split} in {b.root} are not the same questions; compare "
-            f"two results on the same files."
-        )
-    only_a, only_b = (
-        sum(x[key]["correct"] and not y[key]["correct"] for key in both) for x, y in ((one, two), (two, one))
-    )
+    if not both:
+        raise EvalError("These two were not asked the same questions: compare one task, on the same files.")
+    only_a, only_b = sum(one[q] > two[q] for q in both), sum(two[q] > one[q] for q in both)
     return Paired(only_a, only_b, n=len(both), unmatched=len(one.keys() ^ two.keys()))
 
 
-def plot(series: dict[str, dict], *, chance: float | None = 0.25, title: str = "", ax=None):
+def _hits(side: EvalResult | list[bool]) -> dict:
+    """Question -> whether it was answered rightly; a question whose answer was changed is another one."""
+    if isinstance(side, EvalResult):
+        return {(side.task, r["subject"], r["index"], r["answer"]): r["correct"] for r in side.predictions}
+    return dict(enumerate(side))
+
+
+def plot(series: dict[str, dict], *, chance: float | None = CHANCE, title: str = ""):
     """Bars with 95 % intervals, a colour per series, and the band that guessing gives; returns the axes.
 
-    `series`: name -> {label: EvalResult or Score}, like
-    {"base": base.by_category, "tuned": tuned.by_category}. The band is chance +- 1.96 standard errors at the
-    smallest n; `chance=None` draws none. Labels should be Latin: a font with Chinese cannot be assumed.
+    `series`: name -> {label: Score}, like {"base": base.by_category, "tuned": tuned.by_category}. The band is
+    chance +- 1.96 standard errors at the smallest n; `chance=None` draws none. Labels should be Latin: a font
+    with Chinese cannot be assumed.
     """
     import matplotlib.pyplot as plt
 
     labels = list(dict.fromkeys(label for scores in series.values() for label in scores))
-    ax = ax or plt.subplots(figsize=(max(4.5, 0.6 * len(labels) * (1 + len(series))), 3.6))[1]
+    _, ax = plt.subplots(figsize=(max(4.5, 0.6 * len(labels) * (1 + len(series))), 3.6))
     width = 0.8 / len(series)
     for i, (name, scores) in enumerate(series.items()):
         at = [labels.index(label) + (i - (len(series) - 1) / 2) * width for label in scores]
@@ -219,7 +183,7 @@ def plot(series: dict[str, dict], *, chance: float | None = 0.25, title: str = "
         ax.bar(at, heights, width * 0.92, yerr=[below, above], capsize=3, label=name)
     if chance is not None:
         smallest = min(score.n for scores in series.values() for score in scores.values())
-        half = 1.96 * math.sqrt(chance * (1 - chance) / smallest)
+        half = Z * math.sqrt(chance * (1 - chance) / smallest)
         ax.axhspan(max(0, chance - half), min(1, chance + half), color="grey", alpha=0.2, zorder=0)
         ax.axhline(chance, color="grey", linestyle="--", linewidth=1, label=f"chance (band: n={smallest})")
     wrapped = ["\n".join(textwrap.wrap(label, 18, replace_whitespace=False)) for label in labels]

@@ -1,4 +1,7 @@
-"""The notebooks' exercises, one module of checkers a notebook; `checking` says how a checker is written."""
+"""The notebooks' exercises: `check` says what is likely wrong with an answer, or that it is right.
+
+Read `checking` first, which says how a checker is written; then one module of checkers a notebook.
+"""
 
 import pkgutil
 from importlib import import_module

@@ -1,11 +1,12 @@
-"""Checkers for the notebooks' exercises: they say what is likely wrong, greet an untouched stub, and raise nothing.
+"""How an answer is checked: say what is likely wrong, greet an untouched stub (`...`), and raise nothing.
 
-A stub is `...`, as a value or as what a function returns. A checker takes the answer and returns None when it is right,
-else a sentence that helps.
+A checker takes the answer and yields, look by look, None or a sentence that helps; the first one is told.
+Typical mistakes are known by their results, `{sentence: result}`.
 """
 
+import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from numbers import Real
 
@@ -20,7 +21,7 @@ class Exercise:
     difficulty: int
     minutes: int
     trains: str
-    checker: Callable[[object], str | None]
+    checker: Callable[[object], Iterator[str | None]]
 
 
 EXERCISES: dict[str, Exercise] = {}
@@ -37,7 +38,7 @@ def exercise(id: str, difficulty: int, minutes: int, trains: str):
 
 
 class Untouched(Exception):
-    pass
+    """The answer is still the stub."""
 
 
 def check(id: str, answer) -> None:
@@ -55,12 +56,12 @@ def verdict(id: str, answer) -> tuple[str, str]:
     try:
         if answer is ...:
             raise Untouched
-        problem = task.checker(answer)
+        problem = next(filter(None, task.checker(answer)), None)
     except Untouched:
         about = f"{'★' * task.difficulty}, {task.minutes} min, trains: {task.trains}"
         return "untouched", f"Exercise {id} ({about}). Replace the `...` and run again."
     except Exception as error:
-        problem = _trouble(answer, error)
+        problem = trouble(answer, error)
     if problem:
         starts_with_a_name = "_" in problem.split()[0]
         told = problem if starts_with_a_name else problem[0].upper() + problem[1:]
@@ -69,12 +70,13 @@ def verdict(id: str, answer) -> tuple[str, str]:
 
 
 class Watched:
-    """A learner's function: notices an untouched stub, and remembers whether it was running and what it returned."""
+    """A learner's function: it gets copies, and remembers whether it was running and what it returned."""
 
     def __init__(self, function):
         self.function, self.running, self.value = function, False, None
 
     def __call__(self, *args):
+        args = copy.deepcopy(args)  # an answer may change what it is given
         self.running = True
         self.value = self.function(*args)
         self.running = False
@@ -83,8 +85,8 @@ class Watched:
         return self.value
 
 
-def _trouble(answer, error: Exception) -> str:
-    """What to say of `error`: the learner's function raised it, or gave a checker something it cannot look at."""
+def trouble(answer, error: Exception) -> str:
+    """What to say of `error`: the answer raised it, or gave a checker something it cannot look at."""
     if not isinstance(answer, Watched):
         return f"a {type(answer).__name__} is not what is asked for ({error})."
     if answer.running:
@@ -96,27 +98,36 @@ def _trouble(answer, error: Exception) -> str:
     )
 
 
+def normal(*shape: int) -> torch.Tensor:
+    """Random numbers that are the same at every check; the notebook's own random numbers stay as they are."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(math.prod(shape)))
+
+
 def plain(answer):
     """A tensor of one element as a Python number, anything else as it is."""
     return answer.item() if isinstance(answer, torch.Tensor) and answer.numel() == 1 else answer
 
 
-def number(answer, right: float, mistakes: dict[float, str], tolerance: float = 1e-3) -> str | None:
-    """Compare a number with the right one and with the results of typical mistakes, all within a relative tolerance."""
+def close(a, b, tolerance: float = 1e-5) -> bool:
+    """Whether two numbers or tensors (shapes too) agree, within an absolute tolerance."""
+    a, b = (torch.as_tensor(value, dtype=torch.float32) for value in (a, b))
+    return a.shape == b.shape and torch.allclose(a, b, atol=tolerance)
+
+
+def compare(made, right, mistakes: dict[str, object], otherwise: str | None = None, same=close) -> str | None:
+    """None where `made` is `same` as `right`, else the sentence of the mistake that it is, or `otherwise`."""
+    if same(made, right):
+        return None
+    return next((why for why, wrong in mistakes.items() if same(made, wrong)), otherwise)
+
+
+def number(answer, right: float, mistakes: dict[str, float], tolerance: float = 1e-3) -> str | None:
+    """`compare` of two numbers, within a relative tolerance; for anything but a number it says so."""
     answer = plain(answer)
     if isinstance(answer, Watched):
         return "a number is wanted, and this is a function. Call it."
     if isinstance(answer, bool) or not isinstance(answer, Real):
         return f"a number is wanted, and this is a {type(answer).__name__}."
-    answer = float(answer)
-    if math.isclose(answer, right, rel_tol=tolerance):
-        return None
-    for value, why in mistakes.items():
-        if math.isclose(answer, value, rel_tol=tolerance):
-            return why
-    return f"{answer:g} is too {'small' if answer < right else 'large'}. Write out the formula term by term."
-
-
-def close(a, b: torch.Tensor) -> bool:
-    a = torch.as_tensor(a, dtype=torch.float32)
-    return a.shape == b.shape and torch.allclose(a, b.float(), atol=1e-5)
+    too = "small" if answer < right else "large"
+    otherwise = f"{float(answer):g} is too {too}. Write out the formula term by term."
+    return compare(answer, right, mistakes, otherwise, lambda a, b: math.isclose(a, b, rel_tol=tolerance))

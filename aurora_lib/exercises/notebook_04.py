@@ -1,66 +1,66 @@
 """Checkers of notebook 04: fine-tuning."""
 
 import math
+import random
 
 import torch
 
-from aurora_lib.exercises.checking import exercise
+from aurora_lib.exercises.checking import compare, exercise, normal
 
 
 @exercise("04.1", 1, 6, "what the loss sees")
-def _labels(labels):
-    ids, mask = torch.tensor([1, 5, 6, 7, 2]), torch.tensor([0, 0, 0, 1, 1])
-    made = torch.as_tensor(labels(ids.clone(), mask.clone()))
-    if made.shape != ids.shape:
-        return "labels are as long as the ids."
-    if torch.equal(made, torch.tensor([-100, -100, -100, 7, 2])):
-        return None
-    if torch.equal(made, ids * mask):
-        return "0 is a token like any other; the loss skips the label -100."
-    if torch.equal(made, torch.tensor([1, 5, 6, -100, -100])):
-        return "the other way round: the mask is 1 where the assistant speaks, and that is what is learned."
-    if torch.equal(made, torch.tensor([-100, -100, 7, 2, -100])):
-        return "do not shift: the model's loss compares each label with the prediction before it by itself."
-    if made[-1] == -100:
-        return "the end token belongs to the answer: without it the model never learns to stop."
-    return f"for ids {ids.tolist()} and mask {mask.tolist()} this gave {made.tolist()}."
+def labels(labels):
+    first = torch.tensor([1, 5, 6, 7, 2]), torch.tensor([0, 0, 0, 1, 1])
+    talks = [(normal(n).mul(99).abs().int().long() + 3, (normal(n, 2)[:, 0] > 0).long()) for n in (8, 13)]
+    for ids, mask in (first, *talks):
+        mask[0], mask[-1] = 0, 1
+        made, right = torch.as_tensor(labels(ids, mask)), torch.where(mask.bool(), ids, -100)
+        if made.shape != ids.shape:
+            yield "labels are as long as the ids."
+        mistakes = {
+            "0 is a token like any other; the loss skips the label -100.": ids * mask,
+            "the other way round: the mask is 1 where the assistant speaks, "
+            "and that is what is learned.": torch.where(mask.bool(), -100, ids),
+            "do not shift: the model's loss compares each label with the prediction before it "
+            "by itself.": torch.cat([right[1:], torch.tensor([-100])]),
+        }
+        otherwise = f"for ids {ids.tolist()} and mask {mask.tolist()} this gave {made.tolist()}."
+        if made[-1] == -100:
+            otherwise = "the end token belongs to the answer: without it the model never learns to stop."
+        yield compare(made, right, mistakes, otherwise, torch.equal)
 
 
 @exercise("04.2", 2, 6, "the cosine schedule")
-def _cosine(rate):
-    for step, right in ((0, 1.0), (50, 0.5), (100, 0.0), (25, 0.5 * (1 + math.cos(math.pi / 4)))):
-        value = float(rate(step, 100, 0.1)) / 0.1
-        if not math.isclose(value, right, abs_tol=1e-6):
-            if math.isclose(value * 0.1, right, abs_tol=1e-6):
-                return "that runs from 1; multiply by the peak."
-            if step == 0 and math.isclose(value, 2.0):
-                return "1 + cos starts at 2: halve it."
-            if step == 50 and math.isclose(value, math.cos(math.pi / 4) / 2 + 0.5, abs_tol=1e-6):
-                return "the whole run spans half a period: the angle goes from 0 to pi."
-            if step == 25 and math.isclose(value, 0.75, abs_tol=1e-6):
-                return "that is a straight line; the cosine falls slowly at both ends."
-            return f"at step {step} of 100 the rate should be {right:.4f} of its peak, not {value:.4f}."
-    return None
+def cosine(rate):
+    dice = random.Random(0)
+    others = [(dice.randint(10, 400), 500, dice.choice([1e-3, 5e-5])) for _ in range(4)]
+    for step, total, peak in ((0, 100, 0.1), (50, 100, 0.1), (100, 100, 0.1), (25, 100, 0.1), *others):
+        value, right = float(rate(step, total, peak)) / peak, (1 + math.cos(math.pi * step / total)) / 2
+        half_a_period = (1 + math.cos(math.pi / 2 * step / total)) / 2
+        mistakes = {
+            "that runs from 1; multiply by the peak.": right / peak,
+            "1 + cos starts at 2: halve it.": 2 * right,
+            "the whole run spans half a period: the angle goes from 0 to pi.": half_a_period,
+            "that is a straight line; the cosine falls slowly at both ends.": 1 - step / total,
+        }
+        otherwise = f"at step {step} of {total} the rate should be {right:.4f} of its peak, not {value:.4f}."
+        yield compare(value, right, mistakes, otherwise)
 
 
 @exercise("04.3", 3, 8, "why adapters stay in 32 bits")
-def _survives(survives):
+def survives(survives):
     for weight, update, right in (
         (1.0, 5e-5, False),
         (1.0, 0.01, True),
         (1e-4, 5e-5, True),
         (0.02, 5e-5, False),
         (1.0, 0.003, False),
-        (
-            1.9,
-            0.005,
-            True,
-        ),  # the same weight's size decides, by powers of two: no fixed share of the weight does
+        (1.9, 0.005, True),  # the spacing goes by powers of two: it is no fixed share of the weight
     ):
         if bool(survives(weight, update)) != right:
             if survives(1.0, 5e-5) and not survives(1.0, 0.01):
-                return "the other way round: True where the weight changes."
+                yield "the other way round: True where the weight changes."
             if survives(1.0, 5e-5):
-                return "with 32 or 64 bits everything survives. Make both numbers torch.bfloat16 first."
-            return f"in bfloat16 {weight} + {update} is {'another number' if right else 'the same number again'}."
-    return None
+                yield "with 32 or 64 bits everything survives. Make both numbers torch.bfloat16 first."
+            same = "another number" if right else "the same number again"
+            yield f"in bfloat16 {weight} + {update} is {same}."

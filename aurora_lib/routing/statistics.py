@@ -1,101 +1,87 @@
 """What a router's choices amount to, each figure beside what chance and random routers give.
 
-Two baselines. *Shuffled*: the same numbers with labels exchanged at random, in units that are really independent:
-whole texts where the label is one of texts, whole token types where it is one of pieces. *Random routers*: the same
-model with random routers. The same token always goes nearly the same way, so a random router too seems to know about
-languages; only what lies above both is about what this router has learnt.
+A measure takes a trace and returns a `Statistic`: one number per layer, and its baselines. Only what lies
+above both of them is about what this router has learnt.
+
+- *Shuffled*: the measure with the labels exchanged at random, in units that are really independent: whole
+  texts for a label of texts, whole token types for a label of pieces.
+- *Random routers*: the measure of the same model with random routers; `compare` adds it. The same token goes
+  nearly the same way in any router, so a random one too seems to know about languages.
 """
 
-from collections.abc import Callable, Sequence
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
+import pandas as pd
 import torch
+from scipy import stats
 from torch import Tensor
 
-from aurora_lib.routing.counts import slots_by_text
 from aurora_lib.routing.tracing import RoutingTrace
 
 LEVEL = 0.95
 PERMUTATIONS = 200
-BURN_IN = 20
+BURN_IN = 20  # deals of the co-activation's shuffle that are thrown away first
+_HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 
 
 @dataclass(frozen=True)
 class Statistic:
     """One number per layer and what chance makes of it.
 
-    value: `[layers]`; baselines: name -> `[draws, layers]`, the same number from every shuffle or random router;
+    value: `[layers]`; baselines: name -> `[draws, layers]`, the same from every shuffle or random router;
     interval: `[2, layers]`, where there is one: the 95 % interval over texts.
     """
 
     name: str
     value: Tensor
-    layers: list[str]
+    layers: list
     baselines: dict[str, Tensor] = field(default_factory=dict)
     interval: Tensor | None = None
 
     @property
-    def bits(self) -> Tensor:
-        """The value, where it is one in bits."""
-        return self.value
-
-    @property
-    def baseline(self) -> Tensor:
-        """Mean of the first baseline: `[layers]`."""
-        return next(iter(self.baselines.values())).double().mean(0).float()
-
-    @property
-    def upper(self) -> Tensor:
-        """What the first baseline stays under in 95 % of its draws, in all layers at once: `[layers]`."""
-        return bound(next(iter(self.baselines.values())))
-
-    @property
     def above(self) -> Tensor:
-        """Whether a layer lies above the bounds of every baseline: bool `[layers]`. Raises ValueError without one."""
+        """Whether a layer lies above the bounds of all baselines: bool `[layers]`. ValueError without one."""
         if not self.baselines:
-            raise ValueError(f"{self.name} has no baseline yet: pass it through routing.compare.")
+            raise ValueError(f"{self.name} has no baseline yet: pass it through `compare`.")
         return torch.stack([self.value > bound(draws) for draws in self.baselines.values()]).all(0)
 
-    def table(self):
-        """A DataFrame, a row per layer: value, mean and bound of each baseline, and whether it is above all of them."""
-        import pandas as pd
-
-        columns = {self.name: self.value.tolist()}
+    def table(self) -> pd.DataFrame:
+        """A row per layer: value, interval, mean and bound of each baseline, and whether it is above all."""
+        columns = {self.name: self.value}
+        if self.interval is not None:
+            columns |= {"low": self.interval[0], "high": self.interval[1]}
         for name, draws in self.baselines.items():
-            columns |= {
-                f"{name}: mean": draws.double().mean(0).tolist(),
-                f"{name}: bound": bound(draws).tolist(),
-            }
-        return pd.DataFrame(
-            columns | {"above": self.above.tolist()}, index=pd.Index(self.layers, name="layer")
-        )
+            columns |= {f"{name}: mean": draws.double().mean(0), f"{name}: bound": bound(draws)}
+        columns["above"] = self.above
+        layers = pd.Index(self.layers, name="layer")
+        return pd.DataFrame({name: column.tolist() for name, column in columns.items()}, index=layers)
 
     def __str__(self) -> str:
+        values = ", ".join(f"{value:.3g}" for value in self.value.tolist())
         draws = " and ".join(f"{len(each)} {name}" for name, each in self.baselines.items())
-        which = [layer for layer, above in zip(self.layers, self.above.tolist(), strict=True) if above]
-        values = [f"{value:.3g}" for value in self.value.tolist()]
-        shown = (
-            ", ".join(values) if len(values) < 7 else f"{min(values, key=float)} to {max(values, key=float)}"
-        )
-        return f"{self.name}: {shown}; above what {draws} give in {'layer ' + ', '.join(which) if which else 'no layer'}"
+        layers = [str(layer) for layer, above in zip(self.layers, self.above.tolist(), strict=True) if above]
+        where = f"layer {', '.join(layers)}" if layers else "no layer"
+        return f"{self.name}: {values}; above what {draws} give in {where}"
 
 
-def bound(draws: Tensor, level: float = LEVEL) -> Tensor:
-    """The value per layer, `[layers]`, that all layers of a draw stay under with probability `level`.
+def bound(draws: Tensor) -> Tensor:
+    """The value per layer, `[layers]`, that all layers stay under in 95 % of the draws `[draws, layers]`.
 
-    draws `[draws, layers]`. Many layers give chance many tries, so the bound is that of the most extreme layer, in
-    standard deviations. Source: Westfall and Young, 1993 (max-T). Few draws: the largest of them decides.
+    Many layers give chance many tries: the bound is that of the most extreme layer, in standard deviations.
+    Few draws: the largest decides. Source: Westfall and Young, 1993 (max-T).
     """
     draws = draws.double()
     mean, spread = draws.mean(0), draws.std(0, correction=0)
     z = torch.where(spread > 0, (draws - mean) / spread, 0.0)
-    return (mean + spread * z.amax(1).quantile(level, interpolation="higher")).float()
+    return (mean + spread * z.amax(1).quantile(LEVEL, interpolation="higher")).float()
 
 
-def compare(
-    measure: Callable[..., Statistic], trace: RoutingTrace, random: Sequence[RoutingTrace], **options
-) -> Statistic:
-    """`measure(trace, **options)` with the random routers' values, from `random_traces`, as one more baseline."""
+def compare(measure: Callable, trace: RoutingTrace, random: Sequence[RoutingTrace], **options) -> Statistic:
+    """`measure(trace, **options)` with its values for traces by random routers as one more baseline."""
     own = measure(trace, **options)
     drawn = torch.stack([measure(other, **options | {"permutations": 0}).value for other in random])
     return replace(own, baselines=own.baselines | {"random routers": drawn})
@@ -104,66 +90,160 @@ def compare(
 # ---- load
 
 
-def load(trace: RoutingTrace) -> Tensor:
+def expert_load(trace: RoutingTrace) -> Tensor:
     """Share of a layer's token slots that each expert serves: `[layers, experts]`, rows sum to one."""
-    counts = chosen_by(trace).sum(1)
+    counts = _chosen(trace).sum(1)
     return counts / counts.sum(-1, keepdim=True)
 
 
 def entropy(load: Tensor) -> Tensor:
     """Entropy of each layer's load in bits: `[layers]`; log2(experts) (3 for eight) if all work equally."""
-    return -torch.special.xlogy(load, load).sum(-1) / torch.log(torch.tensor(2.0))
+    return torch.special.entr(load).sum(-1) / math.log(2)
 
 
 def load_entropy(trace: RoutingTrace, *, permutations: int = 0) -> Statistic:
-    """`entropy(load(trace))`, to `compare` with random routers: shuffling cannot change a load."""
-    return Statistic("entropy of the load [bits]", entropy(load(trace)), names(trace))
+    """Entropy of the load, to `compare` with random routers: no permutation can change a load."""
+    return Statistic("entropy of the load [bits]", entropy(expert_load(trace)), trace.layers)
 
 
-def balance_loss(logits: Tensor, top_k: int, *, per_layer: bool = False) -> Tensor:
+def balance_loss(logits: Tensor, top_k: int) -> Tensor:
     """The load-balancing loss: experts * sum over e of f_e * P_e (Switch Transformer, 2101.03961, eq. 4).
 
-    f_e: share of tokens that chose e among their top_k (so f sums to top_k); P_e: mean probability of e.
-    Perfect balance gives top_k, all tokens on the same experts with certainty gives `experts`.
-
-    logits: `[layers, tokens, experts]`. Like transformers, pools the tokens of all layers before multiplying,
-    which can hide unbalanced layers; `per_layer=True` gives `[layers]` instead of one number.
+    f_e: share of tokens that chose e among their top_k; P_e: mean probability of e. Balance gives top_k.
+    logits: `[layers, tokens, experts]`. Like transformers, pools the tokens of all layers first.
     """
     probabilities = logits.float().softmax(-1)
     chosen = torch.zeros_like(probabilities).scatter_(2, probabilities.topk(top_k, dim=-1).indices, 1.0)
-    pooled = 1 if per_layer else (0, 1)
-    return logits.shape[-1] * (chosen.mean(pooled) * probabilities.mean(pooled)).sum(-1)
+    return logits.shape[-1] * (chosen.mean((0, 1)) * probabilities.mean((0, 1))).sum()
 
 
-def load_gap(
-    trace: RoutingTrace,
-    labels: Sequence[str],
-    *,
-    groups=("zh", "en"),
-    permutations: int = PERMUTATIONS,
-    seed: int = 0,
-) -> Statistic:
-    """Share of slots that would have to move to make the loads of two groups of texts equal (total variation).
+def load_by_group(trace: RoutingTrace, labels: Sequence[str]) -> dict[str, Tensor]:
+    """Load of each group of texts and the ends of its 95 % interval: `[load and ends, layers, experts]`.
 
-    `labels` has the group of each text; shuffling exchanges the labels of whole texts. Raises ValueError for a group
-    without texts.
+    labels: the group of each text. Raises ValueError if there is not one per text.
     """
-    slots, _ = slots_by_text(trace, labels)
-    member = torch.tensor([[label == group for label in labels] for group in groups], dtype=torch.float64)
+    slots, loads = _slots_by_text(trace, labels), {}
+    for group in dict.fromkeys(labels):
+        own = slots[torch.tensor([label == group for label in labels])]
+        loads[group] = ratio_interval(own, own[:, 0].sum(-1))
+    return loads
+
+
+def ratio_interval(totals: Tensor, sizes: Tensor) -> Tensor:
+    """Sum of totals / sum of sizes and the ends of its 95 % interval, nan for one text: float32 `[3, ...]`.
+
+    totals `[texts, ...]`, sizes `[texts]`, float64. Texts are the units: tokens of one text are alike, and to
+    count them as independent makes intervals several times too narrow. Source: the linearised variance of a
+    ratio of cluster totals (Cochran, 1977, 6.4).
+    """
+    texts, share = len(sizes), totals.sum(0) / sizes.sum()
+    rest = (totals - torch.einsum("t,...->t...", sizes, share)).square().sum(0)
+    error = (rest * texts / max(texts - 1, 1)).sqrt() / sizes.sum()
+    margin = error * float(stats.t.ppf((1 + LEVEL) / 2, texts - 1))
+    return torch.stack([share, (share - margin).clamp(min=0), (share + margin).clamp(max=1)]).float()
+
+
+def load_gap(trace: RoutingTrace, labels: Sequence[str], *, permutations: int = PERMUTATIONS) -> Statistic:
+    """Share of slots that would have to move to make the loads of zh and en texts equal (total variation).
+
+    labels: the language of each text; whole texts are shuffled. Raises ValueError if there is not one per
+    text, or no text in one of the two languages.
+    """
+    slots = _slots_by_text(trace, labels)
+    member = torch.tensor([[label == group for label in labels] for group in ("zh", "en")]).double()
     if not member.any(1).all():
-        raise ValueError(f"Each of the groups {groups} needs a text; the labels are {sorted(set(labels))}.")
+        raise ValueError(f"zh and en need a text each; the labels are {sorted(set(labels))}.")
     keep = member.any(0)
     slots, member = slots[keep], member[:, keep]
 
     def gap(member):
         one, other = torch.einsum("gt,tle->gle", member, slots)
-        return (one / one.sum(-1, keepdim=True) - other / other.sum(-1, keepdim=True)).abs().sum(-1) / 2
+        gaps = one / one.sum(-1, keepdim=True) - other / other.sum(-1, keepdim=True)
+        return (gaps.abs().sum(-1) / 2).float()
 
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     orders = (torch.randperm(member.shape[1], generator=generator) for _ in range(permutations))
-    draws = [gap(member[:, order]) for order in orders]
-    name = f"difference of load, {groups[0]} against {groups[1]} [share of slots]"
-    return statistic(name, gap(member), names(trace), {"shuffled texts": draws})
+    gaps = torch.stack([gap(member), *(gap(member[:, order]) for order in orders)])
+    name = "difference of load, zh against en [share of slots]"
+    return Statistic(name, gaps[0], trace.layers, {"shuffled texts": gaps[1:]})
+
+
+# ---- what the choice of experts tells (Cover and Thomas, Elements of Information Theory, chapter 2)
+
+
+def information(
+    trace: RoutingTrace, languages: Sequence[str], label: str, *, permutations: int = PERMUTATIONS
+) -> Statistic:
+    """Mutual information of a token slot's expert and its token's label, in bits per layer.
+
+    languages: one per text. label: "language", "script", "position" (0, 1, 2-3, 4-7, ...) or "token".
+    Language is shuffled over whole texts, script over whole token types, and position among the occurrences
+    of the same token: beyond `<s>` standing first. Raises ValueError if there is not one language per text.
+    """
+    _check(trace, languages)
+    labels, units, within = {
+        "language": ([languages[text] for text in trace.texts.tolist()], trace.texts, None),
+        "script": ([_script(token) for token in trace.tokens], trace.ids, None),
+        "position": ((trace.positions + 1).log2().long().tolist(), None, trace.ids),
+        "token": (trace.ids.tolist(), None, None),
+    }[label]
+    bits = _told(_chosen(trace), labels, units, within, permutations)
+    return Statistic(f"{label} in experts [bits]", bits[0], trace.layers, {"shuffled labels": bits[1:]})
+
+
+def agreement(trace: RoutingTrace, *, permutations: int = PERMUTATIONS) -> Statistic:
+    """Mutual information of the first expert of a layer and the experts of the next, in bits: `[layers - 1]`.
+
+    Shuffled among the occurrences of the same token: what two layers share beyond knowing which token it is.
+    """
+    chosen, firsts, nexts = _chosen(trace), trace.experts[:, :, 0].tolist(), range(1, len(trace.layers))
+    told = [_told(chosen[[i]], firsts[i - 1], None, trace.ids, permutations) for i in nexts]
+    layers = [f"{trace.layers[i - 1]}→{trace.layers[i]}" for i in nexts]
+    bits = torch.cat(told, dim=1)
+    return Statistic("agreement of adjacent layers [bits]", bits[0], layers, {"shuffled tokens": bits[1:]})
+
+
+def shuffles(labels: Tensor, units: Tensor | None, within: Tensor | None) -> Iterator[Tensor]:
+    """Labels `[tokens]` exchanged at random between units of the same stratum, again and again.
+
+    units `[tokens]`: tokens of one unit have one label and move together; by default each token for itself.
+    within `[tokens]`: the stratum of each token; by default there is one.
+    """
+    places = torch.arange(len(labels))
+    units = places if units is None else torch.unique(units, return_inverse=True)[1]
+    first = torch.full((int(units.max()) + 1,), len(labels)).scatter_reduce(0, units, places, "amin")
+    strata = torch.zeros_like(places) if within is None else torch.unique(within, return_inverse=True)[1]
+    own, strata = labels[first], strata[first]
+    home = strata.argsort(stable=True)
+    generator = torch.Generator().manual_seed(0)
+    while True:
+        order = (strata + torch.rand(len(strata), generator=generator, dtype=torch.float64)).argsort()
+        moved = torch.empty_like(own)
+        moved[home] = own[order]
+        yield moved[units]
+
+
+def _told(chosen: Tensor, labels: list, units, within, permutations: int) -> Tensor:
+    """Bits that `chosen [layers, tokens, experts]` tells of labels, then of shuffles: `[draws, layers]`."""
+    kinds = {kind: i for i, kind in enumerate(dict.fromkeys(labels))}
+    by_token = chosen.transpose(0, 1)
+
+    def bits(index):
+        table = by_token.new_zeros(len(kinds), *by_token.shape[1:]).index_add_(0, index, by_token).double()
+        cells = table / by_token[:, 0].sum()
+        both, of_labels, of_experts = map(torch.special.entr, (cells, cells.sum(2), cells.sum(0)))
+        nats = of_labels.sum(0) + of_experts.sum(1) - both.sum((0, 2))
+        return (nats / math.log(2)).clamp(min=0).float()
+
+    index = torch.tensor([kinds[label] for label in labels])
+    draws = islice(shuffles(index, units, within), permutations)
+    return torch.stack([bits(index), *map(bits, draws)])
+
+
+def _script(token: str) -> str:
+    if re.fullmatch("<.+>", token):
+        return "byte" if token.startswith("<0x") else "other"
+    return "zh" if _HAN.search(token) else "en" if re.search("[A-Za-z]", token) else "other"
 
 
 # ---- co-activation
@@ -171,72 +251,53 @@ def load_gap(
 
 @dataclass(frozen=True)
 class Coactivation(Statistic):
-    """Which experts work together: a Statistic of the whole layer, and its pairs, each `[layers, experts, experts]`.
+    """Which experts work together: a Statistic of whole layers, and their pairs `[layers, experts, experts]`.
 
-    pairs: tokens on which both worked; expected: the same if experts were picked independently, at their loads; low
-    and high: what chance stays between, for all pairs of a layer at once. The diagonals are 0.
+    lift: tokens on which both worked, in times what independent picks give; nan where none can be expected.
+    outside: whether a pair is beyond what chance gives for all pairs of a layer at once.
     """
 
-    pairs: Tensor | None = None
-    expected: Tensor | None = None
-    low: Tensor | None = None
-    high: Tensor | None = None
-
-    @property
-    def lift(self) -> Tensor:
-        """Pairs over expected pairs: 1 is independence, 2 twice as often as that, nan where none can be expected."""
-        return self.pairs / self.expected
+    lift: Tensor | None = None
+    outside: Tensor | None = None
 
 
-def coactivation(trace: RoutingTrace, *, permutations: int = PERMUTATIONS, seed: int = 0) -> Coactivation:
-    """How far the experts that share a token are from independent picks, in bits per pair of experts: `[layers]`.
+def coactivation(trace: RoutingTrace, *, permutations: int = PERMUTATIONS) -> Coactivation:
+    """How far the experts that share a token are from independent picks, in bits per pair of experts.
 
-    The shuffle re-deals experts between tokens: every token keeps as many, every expert keeps its load. Source: the
-    curveball algorithm (Strona et al., 2014). The number is a Kullback-Leibler divergence from the re-dealt pairs.
+    The number is a Kullback-Leibler divergence from re-dealt pairs: experts change hands between tokens, each
+    token keeps as many, each expert keeps its load. Source: the curveball algorithm (Strona et al., 2014).
     """
-    chosen = chosen_by(trace).bool()
-    generator = torch.Generator().manual_seed(seed)
-    dealt = chosen
+    generator = torch.Generator().manual_seed(0)
+    chosen = dealt = _chosen(trace).bool()
     for _ in range(BURN_IN):
-        dealt = _redeal(dealt, generator)
+        dealt = redeal(dealt, generator)
     # a divergence needs something to diverge from, also where no shuffles are asked for
     draws = []
     for _ in range(max(permutations, BURN_IN)):
-        dealt = _redeal(_redeal(dealt, generator), generator)
+        dealt = redeal(redeal(dealt, generator), generator)
         draws.append(_pairs(dealt))
     draws, pairs = torch.stack(draws), _pairs(chosen)
-    expected = draws.mean(0)
+    expected, spread = draws.mean(0), draws.std(0, correction=0)
 
     def divergence(pairs):
         p, q = pairs.flatten(-2), expected.flatten(-2) + 0.5 / len(draws)
         p, q = p / p.sum(-1, keepdim=True).clamp(min=1), q / q.sum(-1, keepdim=True)
-        return (torch.special.xlogy(p, p) - torch.special.xlogy(p, q)).sum(-1) / torch.log(torch.tensor(2.0))
+        return (torch.special.xlogy(p, p) - torch.special.xlogy(p, q)).sum(-1) / math.log(2)
 
-    spread = draws.std(0, correction=0)
     z = ((draws - expected).abs() / spread.clamp(min=1e-9)).flatten(-2).amax(-1)
     margin = z.quantile(LEVEL, dim=0, interpolation="higher")[:, None, None] * spread
-    baselines = {"re-dealt experts": divergence(draws)} if permutations else {}
     return Coactivation(
         name="co-activation of experts [bits]",
         value=divergence(pairs),
-        layers=names(trace),
-        baselines=baselines,
-        pairs=pairs,
-        expected=expected,
-        low=expected - margin,
-        high=expected + margin,
+        layers=trace.layers,
+        baselines={"re-dealt experts": divergence(draws)},
+        lift=pairs / expected,
+        outside=(pairs - expected).abs() > margin,
     )
 
 
-def _pairs(chosen: Tensor) -> Tensor:
-    """bool `[layers, tokens, experts]` -> how often two different experts share a token, `[layers, experts, experts]`."""
-    counts = chosen.float()
-    together = counts.transpose(1, 2) @ counts
-    return together * (1 - torch.eye(together.shape[-1]))
-
-
-def _redeal(chosen: Tensor, generator: torch.Generator) -> Tensor:
-    """Pair tokens at random; each pair shuffles the experts that only one of them has."""
+def redeal(chosen: Tensor, generator: torch.Generator) -> Tensor:
+    """Pair tokens at random; each pair shuffles what only one has: bool `[layers, tokens, experts]`."""
     half = chosen.shape[1] // 2
     order = torch.randperm(chosen.shape[1], generator=generator)[: 2 * half]
     one, other = chosen[:, order[:half]], chosen[:, order[half:]]
@@ -251,15 +312,28 @@ def _redeal(chosen: Tensor, generator: torch.Generator) -> Tensor:
     return dealt
 
 
-def chosen_by(trace: RoutingTrace) -> Tensor:
-    """How often each token uses each expert (0 or 1): float32 `[layers, tokens, experts]`."""
+def _pairs(chosen: Tensor) -> Tensor:
+    """How often two different experts share a token: `[layers, experts, experts]`."""
+    together = chosen.float().mT @ chosen.float()
+    return together * (1 - torch.eye(together.shape[-1]))
+
+
+# ---- counting
+
+
+def _chosen(trace: RoutingTrace) -> Tensor:
+    """Whether each token uses each expert (0 or 1): float32 `[layers, tokens, experts]`."""
     return torch.zeros_like(trace.logits).scatter_(2, trace.experts, 1.0)
 
 
-def names(trace: RoutingTrace) -> list[str]:
-    return [str(layer) for layer in trace.layers]
+def _check(trace: RoutingTrace, labels: Sequence) -> None:
+    texts = int(trace.texts.max()) + 1
+    if len(labels) != texts:
+        raise ValueError(f"{len(labels)} labels for {texts} texts: pass one label per text.")
 
 
-def statistic(name: str, value: Tensor, layers: list[str], draws: dict[str, list[Tensor]]) -> Statistic:
-    baselines = {kind: torch.stack(each).float() for kind, each in draws.items() if each}
-    return Statistic(name, value.float(), layers, baselines)
+def _slots_by_text(trace: RoutingTrace, labels: Sequence) -> Tensor:
+    """Token slots of every text by expert: float64 `[texts, layers, experts]`."""
+    _check(trace, labels)
+    chosen = _chosen(trace).double().transpose(0, 1)
+    return chosen.new_zeros(len(labels), *chosen.shape[1:]).index_add_(0, trace.texts, chosen)

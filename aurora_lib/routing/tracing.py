@@ -1,35 +1,33 @@
-"""Recording what every router chose: one text, many in batches, a generation with a cache, or counts only."""
+"""Record what every router chose, for one text or for many in padded batches."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
-from aurora_lib.model.batching import left_pad, padding, ready
-
-BATCH_TOKENS = 4096
+from aurora_lib.model import batching
 
 
 @dataclass(frozen=True)
 class RoutingTrace:
-    """The router's choices for one text or several, on the CPU; padded positions are not in it.
+    """The routers' choices for one text or several, on the CPU; padded positions are not in it.
 
     tokens: pieces as strings; a space is ▁, a byte-fallback piece is <0xE9>.
     experts: int64 `[layers, tokens, top_k]`, strongest first.
     weights: float32, same shape, renormalised: they sum to one for every token.
-    scores: float32, same shape: what the block multiplied by (equal to weights where the model renormalises).
     logits: float32 `[layers, tokens, experts]`.
     layers: which decoder layers these are (all of them in Mixtral).
-    ids, positions, texts: int64 `[tokens]`: token id, place in its text from 0, and which text (from 0) it is of.
+    ids, positions, texts: int64 `[tokens]`: token id, place in its text, and which text it is of, from 0.
     """
 
     tokens: list[str]
     experts: Tensor
     weights: Tensor
-    scores: Tensor
     logits: Tensor
     layers: list[int]
     ids: Tensor
@@ -39,225 +37,91 @@ class RoutingTrace:
 
 def routers(model: nn.Module) -> dict[str, nn.Module]:
     """The top-k routers of a model by module name, in order of depth; empty for a dense model."""
-    blocks = [(name, dict(module.named_children())) for name, module in model.named_modules()]
-    return {
-        f"{name}.{child}": module
-        for name, children in blocks
-        if "experts" in children
-        for child, module in children.items()
-        if child in ("gate", "router")
-    }
-
-
-def depth(name: str) -> int:
-    """The decoder layer that a router's module name says it is in."""
-    return int(re.findall(r"\.(\d+)\.", name)[-1])
+    blocks = [name for name, module in model.named_modules() if hasattr(module, "experts")]
+    names = {f"{block}.{child}" for block in blocks for child in ("gate", "router")}
+    return {name: module for name, module in model.named_modules() if name in names}
 
 
 @contextmanager
-def watching(model: nn.Module, visit: Callable[[str, Tensor, Tensor, Tensor], None]) -> Iterator[list[str]]:
-    """Calls `visit(router name, logits, scores, experts)`, each `[tokens, ...]`, at every forward of every router.
+def recording(model: nn.Module) -> Iterator[dict[str, list[tuple[Tensor, Tensor, Tensor]]]]:
+    """Collect (logits, scores, experts), each `[tokens, ...]`, of every forward of every router, by its name.
 
-    Yields the routers' names. The model's output is untouched, and the hooks go when the `with` ends, also by an
-    exception. Raises ValueError for a model without routers.
+    scores: what the block multiplies by. Padded positions are in it: it holds what the routers saw.
+    The model's output is untouched. Raises ValueError for a model without routers.
     """
     found = routers(model)
     if not found:
-        raise ValueError(
-            f"{type(model).__name__} has no top-k router: tracing needs a mixture-of-experts model."
-        )
+        raise ValueError(f"{type(model).__name__} has no top-k router: trace a mixture-of-experts model.")
+    records = {name: [] for name in found}
 
-    def hook(name):
-        def keep(module, inputs, output):
-            if not (isinstance(output, tuple) and len(output) == 3):
-                raise ValueError(
-                    f"{name} does not return (logits, weights, experts), so it cannot be traced."
-                )
-            visit(name, *(part.detach() for part in output))
+    def keep(name, module, inputs, output):
+        if not (isinstance(output, tuple) and len(output) == 3):
+            raise ValueError(f"{name} does not return (logits, weights, experts): it cannot be traced.")
+        records[name].append(tuple(part.detach() for part in output))
 
-        return keep
-
-    handles = [module.register_forward_hook(hook(name)) for name, module in found.items()]
+    handles = [router.register_forward_hook(partial(keep, name)) for name, router in found.items()]
     try:
-        yield list(found)
+        yield records
     finally:
         for handle in handles:
             handle.remove()
 
 
-@contextmanager
-def recording(model: nn.Module) -> Iterator[dict[str, list[tuple[Tensor, Tensor, Tensor]]]]:
-    """Collects (logits, scores, experts), each `[tokens, ...]`, of every forward, by router name.
-
-    Padded positions are in it: it holds what the routers saw. Raises ValueError for a model without routers.
-    """
-    records = {}
-    with watching(model, lambda name, *parts: records[name].append(parts)) as names:
-        records |= {name: [] for name in names}
-        yield records
-
-
 def trace(model: nn.Module, tokenizer, text: str) -> RoutingTrace:
-    """Run `text` through the model once, without dropout, and return what every router chose.
+    """What every router chose when the model reads `text` once, without dropout.
 
     A `<s>` goes in front where the tokenizer has one and the text does not begin with it, as in training.
     Raises ValueError for an empty text, one longer than the context, and a model without routers.
     """
-    return trace_many(model, tokenizer, [text])[0]
+    return trace_many(model, tokenizer, [text])
 
 
-def trace_many(
-    model: nn.Module, tokenizer, texts: Sequence[str], *, batch_tokens: int = BATCH_TOKENS
-) -> list[RoutingTrace]:
-    """The trace of every text, in their order, run in padded batches of at most `batch_tokens` positions.
+def trace_many(model: nn.Module, tokenizer, texts: Sequence[str], *, batch_tokens=4096) -> RoutingTrace:
+    """One trace of all texts, in their order, read in padded batches of at most `batch_tokens` positions.
 
-    `join` makes one trace of them. Raises ValueError as `trace` does.
+    Raises ValueError that names the text which is empty or too long, and for a model without routers.
     """
-    rows = encode(model, tokenizer, texts)
-    traces: list[RoutingTrace | None] = [None] * len(rows)
-    for batch in batches(rows, batch_tokens):
-        inputs, real = padded(model, tokenizer, [rows[i] for i in batch])
-        with recording(model) as records:
-            read(model, inputs)
-        layers = [depth(name) for name in records]
+    rows = _encode(model, tokenizer, texts)
+    device = next(model.parameters()).device
+    by_text = [()] * len(rows)
+    size = max(1, batch_tokens // max(map(len, rows)))
+    for batch in batching.batches(rows, size, progress=False, label="tracing"):
+        ids = [torch.tensor(rows[i]) for i in batch]
+        padded = pad_sequence(ids, batch_first=True, padding_value=batching.padding(tokenizer))
+        mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
+        inputs = {"input_ids": padded.to(device), "attention_mask": mask.to(device)}
+        with recording(model) as records, batching.ready(model):
+            # only the routers matter: nothing is cached, and the head computes one position
+            model(**inputs, use_cache=False, logits_to_keep=1)
+        real = mask.flatten().nonzero().squeeze(1).to(device)
         parts = [torch.stack([calls[0][i][real].cpu() for calls in records.values()]) for i in range(3)]
-        split = [part.split([len(rows[i]) for i in batch], dim=1) for part in parts]
+        split = [part.split([len(row) for row in ids], dim=1) for part in parts]
         for i, *own in zip(batch, *split, strict=True):
-            traces[i] = _trace(tokenizer, rows[i], *own, layers)
-    return traces
-
-
-def trace_generation(
-    model: nn.Module, tokenizer, prompts: Sequence[str], *, max_new_tokens: int = 32
-) -> list[RoutingTrace]:
-    """Traces of the prompts and of the greedy continuations, written in one batch with the key-value cache.
-
-    The tokens of an answer begin behind those of its prompt. A token is routed when it is read, so neither the
-    last one written nor an end token is in the trace. Raises ValueError as `trace` does.
-    """
-    rows = encode(model, tokenizer, prompts)
-    with recording(model) as records, ready(model):
-        inputs = left_pad(rows, tokenizer, _device(model))
-        ends = dict(eos_token_id=tokenizer.eos_token_id, pad_token_id=padding(tokenizer))
-        out = model.generate(
-            **inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, use_cache=True, **ends
-        )
-    width = inputs["input_ids"].shape[1]
-    # one call for the prompts, then one for each new token: as `[rows, positions, ...]`
-    seen = [
-        torch.stack(
-            [
-                torch.cat([c[i].view(len(rows), -1, c[i].shape[-1]).cpu() for c in calls], 1)
-                for calls in records.values()
-            ]
-        )
-        for i in range(3)
-    ]
-    layers, traces = [depth(name) for name in records], []
-    for number, (row, said) in enumerate(zip(rows, out[:, width:].tolist(), strict=True)):
-        written = said[: said.index(tokenizer.eos_token_id)] if tokenizer.eos_token_id in said else said
-        ids = row + written[: len(said) - 1]
-        first = width - len(row)
-        own = [part[:, number, first : first + len(ids)] for part in seen]
-        traces.append(_trace(tokenizer, ids, *own, layers))
-    return traces
-
-
-def join(traces: Sequence[RoutingTrace]) -> RoutingTrace:
-    """Several texts' traces by one model as one, tokens in order, for statistics over all of them."""
-    if not traces:
-        raise ValueError("There is no trace to join: pass at least one.")
-    parts = ("experts", "weights", "scores", "logits")
-    joined = {part: torch.cat([getattr(one, part) for one in traces], dim=1) for part in parts}
-    joined |= {part: torch.cat([getattr(one, part) for one in traces]) for part in ("ids", "positions")}
-    starts = [0]
-    for one in traces:
-        starts.append(starts[-1] + int(one.texts.max()) + 1)
-    texts = torch.cat([one.texts + start for one, start in zip(traces, starts[:-1], strict=True)])
-    tokens = [token for one in traces for token in one.tokens]
-    return RoutingTrace(tokens=tokens, layers=traces[0].layers, texts=texts, **joined)
-
-
-def select(trace: RoutingTrace, keep: Tensor) -> RoutingTrace:
-    """The part of a trace where the bool tensor `keep [tokens]` is true: without `<s>`, only the answer, ..."""
-    layered = {part: getattr(trace, part)[:, keep] for part in ("experts", "weights", "scores", "logits")}
-    flat = {part: getattr(trace, part)[keep] for part in ("ids", "positions", "texts")}
-    tokens = [token for token, kept in zip(trace.tokens, keep.tolist(), strict=True) if kept]
-    return RoutingTrace(tokens=tokens, layers=trace.layers, **layered, **flat)
-
-
-# ---- from texts to forwards
-
-
-def encode(model: nn.Module, tokenizer, texts: Sequence[str], first: int = 0) -> list[list[int]]:
-    """The token ids of every text, `<s>` in front. Raises ValueError that names the text which is empty or too long.
-
-    `first` is the number that the first of them goes by.
-    """
-    room = getattr(model.config, "max_position_embeddings", None)
-
-    def name(i):
-        return f"Text {first + i}" if first or len(texts) > 1 else "The text"
-
-    for i, text in enumerate(texts):
-        if not text:
-            raise ValueError(f"{name(i)} is empty: there is no token to route. Pass at least one character.")
-    rows = tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
-    start = tokenizer.bos_token_id
-    if start is not None:
-        rows = [row if row[:1] == [start] else [start, *row] for row in rows]
-    for i, row in enumerate(rows):
-        if not row:
-            raise ValueError(f"{name(i)} has no token for this tokenizer: leave it out.")
-        if room and len(row) > room:
-            raise ValueError(
-                f"{name(i)} has {len(row)} tokens, and the model reads {room}: cut it into pieces."
-            )
-    return rows
-
-
-def batches(rows: Sequence[list[int]], batch_tokens: int) -> Iterator[list[int]]:
-    """Indices of `rows`, texts of similar length together, so that little is padding."""
-    batch: list[int] = []
-    for i in sorted(range(len(rows)), key=lambda i: len(rows[i])):
-        if batch and (len(batch) + 1) * len(rows[i]) > batch_tokens:
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch
-
-
-def padded(model: nn.Module, tokenizer, rows: Sequence[list[int]]) -> tuple[dict[str, Tensor], Tensor]:
-    """The rows as one batch padded on the right, and the int64 places of what is no padding when it is flattened."""
-    device, longest = _device(model), max(map(len, rows))
-    ids = torch.tensor([row + [padding(tokenizer)] * (longest - len(row)) for row in rows])
-    mask = torch.arange(longest) < torch.tensor([len(row) for row in rows])[:, None]
-    inputs = {"input_ids": ids.to(device), "attention_mask": mask.long().to(device)}
-    return inputs, mask.flatten().nonzero().squeeze(1).to(device)
-
-
-def read(model: nn.Module, inputs: dict[str, Tensor]) -> None:
-    """One forward in evaluation mode, for the sake of the routers: logits of one position, nothing cached."""
-    # no inference mode: a reader's own hooks may go on computing with what they see
-    with ready(model), torch.inference_mode(False), torch.no_grad():
-        model(**inputs, use_cache=False, logits_to_keep=1)
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
-
-
-def _trace(tokenizer, ids: list[int], logits, scores, experts, layers: list[int]) -> RoutingTrace:
-    scores = scores.float()
+            by_text[i] = own
+    logits, scores, experts = (torch.cat(part, dim=1) for part in zip(*by_text, strict=True))
+    ids, lengths = [token for row in rows for token in row], torch.tensor([len(row) for row in rows])
     return RoutingTrace(
         tokens=tokenizer.convert_ids_to_tokens(ids),
         experts=experts.long(),
-        weights=scores / scores.sum(-1, keepdim=True),
-        scores=scores,
+        weights=scores.float() / scores.float().sum(-1, keepdim=True),
         logits=logits.float(),
-        layers=layers,
+        layers=[int(re.findall(r"\.(\d+)\.", name)[-1]) for name in routers(model)],
         ids=torch.tensor(ids),
-        positions=torch.arange(len(ids)),
-        texts=torch.zeros(len(ids), dtype=torch.int64),
+        positions=torch.cat([torch.arange(len(row)) for row in rows]),
+        texts=torch.arange(len(rows)).repeat_interleave(lengths),
     )
+
+
+def _encode(model: nn.Module, tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """The token ids of every text, `<s>` in front."""
+    if not texts:
+        raise ValueError("There is no text to trace: pass at least one.")
+    rows = batching.encode_all(tokenizer, list(texts))
+    room = getattr(model.config, "max_position_embeddings", None)
+    for i, (text, row) in enumerate(zip(texts, rows, strict=True)):
+        name = f"Text {i}" if len(texts) > 1 else "The text"
+        if not text:
+            raise ValueError(f"{name} is empty: there is no token to route. Pass at least one character.")
+        if room and len(row) > room:
+            raise ValueError(f"{name} has {len(row)} tokens, and the model reads {room}: cut it into pieces.")
+    return rows

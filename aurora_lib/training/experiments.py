@@ -17,7 +17,7 @@ from transformers import PrinterCallback
 from trl import SFTConfig
 
 from aurora_lib.course import Scale, write_whole
-from aurora_lib.data.languages import language
+from aurora_lib.data import language
 from aurora_lib.evaluation import probe
 from aurora_lib.model import load_model, load_tokenizer
 from aurora_lib.training.recipe import SEED, build_trainer, lora_config, sft_config

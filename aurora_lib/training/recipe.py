@@ -14,7 +14,7 @@ from transformers import AutoConfig, PreTrainedModel, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from aurora_lib.course import Scale, paper
-from aurora_lib.data.conversations import clean_conversations
+from aurora_lib.data import clean_conversations
 from aurora_lib.model import load_model, load_tokenizer, nf4, save_adapter
 from aurora_lib.training.callbacks import Meter, ZeroGradientAlarm
 from aurora_lib.training.planning import NOTHING, preflight

@@ -29,7 +29,7 @@ scale = aurora_lib.start("00")
 # %%
 from IPython.display import HTML
 
-from aurora_lib import chat
+from aurora_lib import chat, course
 from aurora_lib.model import load_model, load_tokenizer
 
 base = load_model(scale.base_model, **scale.loading)
@@ -37,7 +37,7 @@ tokenizer = load_tokenizer(scale.base_model, revision=scale.revision)
 session = chat.ChatSession(base, tokenizer, max_new_tokens=scale.max_new_tokens)
 for question in ("你好", "你是谁？", "我有点头疼。"):
     session.say(question)
-HTML(chat.to_html(session.messages))
+HTML(course.html.to_html(session.messages))
 
 # %% [markdown]
 # ## The cure

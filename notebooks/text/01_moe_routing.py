@@ -66,7 +66,8 @@ pd.DataFrame(
 
 # %%
 kept, same = logits.topk(2, dim=-1)
-ways = {"softmax, top-2, renormalise": weights, "top-2, softmax": kept.softmax(-1), "softmax, top-2, as it is": top}
+ways = {"softmax, top-2, renormalise": weights, "top-2, softmax": kept.softmax(-1)}
+ways["softmax, top-2, as it is"] = top
 for name, pair in ways.items():
     print(f"{name:<28} {pair[0, 0]:.3f} {pair[0, 1]:.3f}")
 assert torch.equal(same, chosen)
@@ -89,7 +90,10 @@ def route(x, router, top_k):
 
 
 def loop(x, weights, chosen, gate_up, down):
-    """One expert after the other; gate_up [experts, 2 * intermediate, hidden], down [experts, hidden, intermediate]."""
+    """One expert after the other.
+
+    gate_up [experts, 2 * intermediate, hidden]; down [experts, hidden, intermediate].
+    """
     output = torch.zeros_like(x)
     for expert in range(len(gate_up)):
         token, slot = torch.where(chosen == expert)  # gather: who chose this expert, as first or as second?
@@ -149,7 +153,9 @@ print("gradient of the four logits:", [round(g, 3) + 0.0 for g in scores.grad[0]
 # %%
 from transformers import AutoModelForCausalLM
 
-from aurora_lib.model.memory import MIXTRAL_8X7B
+from aurora_lib.model import memory
+
+MIXTRAL_8X7B = memory.MIXTRAL_8X7B
 
 
 def parameters(config, experts):
@@ -208,25 +214,25 @@ print(f"Mixtral-8x7B: {sparse:.1f} GFLOPs a token; if all eight experts ran, {de
 # Now a trained model: this scale's base. It reads facts in both languages, and `routing.trace_many` keeps what every router chose.
 
 # %%
-from aurora_lib import routing
-from aurora_lib.data import languages as language
-from aurora_lib.evaluation import probes
+from aurora_lib import evaluation, routing
 from aurora_lib.model import load_model, load_tokenizer
 
 base = load_model(scale.base_model, **scale.loading)
 tokenizer = load_tokenizer(scale.base_model, revision=scale.revision)
-texts = [fact[side]["answer"] for fact in probes.load_probes()[::4] for side in ("zh", "en")]
-trace = routing.join(routing.trace_many(base, tokenizer, texts))
-print(f"{len(texts)} texts, {len(trace.tokens)} tokens, {len(trace.layers)} layers, experts {list(trace.experts.shape)}")
+texts = [fact[side]["answer"] for fact in evaluation.load_probes()[::4] for side in ("zh", "en")]
+trace = routing.trace_many(base, tokenizer, texts)
+print(f"{len(texts)} texts, {len(trace.tokens)} tokens, {len(trace.layers)} layers,", end=" ")
+print(f"experts {list(trace.experts.shape)}")
 
 # %% [markdown]
 # Who gets how much? The *load* (负载) of an expert is its share of the token slots; a perfectly balanced layer would show the same number in every cell.
 
 # %%
-load = routing.load(trace)
-routing.plot_load(load)
+load = routing.expert_load(trace)
+routing.pictures.plot_load(load)
 idle = [(trace.layers[layer], expert) for layer, expert in (load == 0).nonzero().tolist()]
-print(f"experts that serve no slot at all (layer, expert): {idle}; the busiest serves {load.max().item():.0%} of its layer's")
+print(f"experts that serve no slot at all (layer, expert): {idle};", end=" ")
+print(f"the busiest serves {load.max().item():.0%} of its layer's")
 
 # %% [markdown]
 # Mixtral's experts take every token sent to them. Systems that spread experts over many GPUs often cannot: each expert has a buffer of fixed size, its *capacity* (容量),
@@ -286,7 +292,8 @@ print(f"layer by layer: {[round(v, 2) for v in by_layer]}")
 first = torch.randn(1000, 8) + torch.tensor([9.0] * 4 + [0.0] * 4)
 second = torch.randn(1000, 8) + torch.tensor([0.0] * 4 + [9.0] * 4)
 print(f"each layer alone: {balance_loss(first).item():.2f} and {balance_loss(second).item():.2f}")
-print(f"pooled, by the library: {load_balancing_loss_func((first, second), 8, 2).item():.2f}, and 2 is perfect balance")
+together = load_balancing_loss_func((first, second), 8, 2)
+print(f"pooled, by the library: {together.item():.2f}, and 2 is perfect balance")
 
 # %% [markdown]
 # Half of the experts of each layer do nothing, and the pooled loss finds nothing wrong: one layer's neglected expert is another layer's favourite.
@@ -348,7 +355,7 @@ other_layers = torch.ones(2**24)
 
 
 def seconds(work, *arguments, repeats=7):
-    """The best of a few, each with cold caches: in a whole model, the weights of other layers come in between."""
+    """The best of a few, each with cold caches: in a model, the weights of other layers come in between."""
     times = []
     for _ in range(repeats):
         other_layers.sum()
@@ -414,8 +421,9 @@ h100 = 989e12 / 3.35e12  # operations a second in bf16, bytes a second
 for tokens in (1, 16, 256, 4096):
     used = 8 * (1 - (1 - 2 / 8) ** tokens)  # expected, if routing were balanced
     intensity = tokens * 2 * 2 / (used * 2)  # 2 experts x 2 operations, against weights of 2 bytes
-    bound = f"{'below' if intensity < h100 else 'above'} {h100:.0f}: bound by {'memory' if intensity < h100 else 'arithmetic'}"
-    print(f"{tokens:>5} tokens: {used:.1f} experts read, {intensity:>5.0f} operations a byte, {bound}")
+    side, bound = ("below", "memory") if intensity < h100 else ("above", "arithmetic")
+    print(f"{tokens:>5} tokens: {used:.1f} experts read, {intensity:>5.0f} operations a byte,", end=" ")
+    print(f"{side} {h100:.0f}: bound by {bound}")
 print(f"crossing at about {h100 * 8 * 2 / 4:,.0f} tokens")
 
 # %% [markdown]
@@ -429,7 +437,8 @@ print(f"crossing at about {h100 * 8 * 2 / 4:,.0f} tokens")
 # %%
 from IPython.display import HTML
 
-HTML(routing.to_html(routing.trace(base, tokenizer, "法国的首都是巴黎。 The capital of France is Paris. 龘"), layer=0))
+sentence = routing.trace(base, tokenizer, "法国的首都是巴黎。 The capital of France is Paris. 龘")
+HTML(routing.pictures.tokens_to_html(sentence, layer=0))
 
 # %% [markdown]
 # One sentence proves nothing. The loads above are of all our texts; now to what they go with.
@@ -439,9 +448,12 @@ HTML(routing.to_html(routing.trace(base, tokenizer, "法国的首都是巴黎。
 # A tempting claim, and the bars below seem to support it: load by language, with 95 % intervals over texts.
 
 # %%
-languages = [language.language(text) for text in texts]
+from aurora_lib.data.languages import language
+from aurora_lib.routing import baselines, pictures, statistics
+
+languages = [language(text) for text in texts]
 last = len(trace.layers) - 1
-routing.plot_groups(routing.load_by_group(trace, languages), layers=sorted({0, last // 2, last}));
+pictures.plot_groups(trace, languages, layers=sorted({0, last // 2, last}));
 
 # %% [markdown]
 # Where intervals do not overlap, the two languages seem to be routed differently. But a router with *random* weights does that too: other tokens go other ways, and
@@ -450,15 +462,16 @@ routing.plot_groups(routing.load_by_group(trace, languages), layers=sorted({0, l
 # baseline is drawn so that chance passes it in at least one of the layers about one time in 20.
 
 # %%
-random_routers = routing.random_traces(base, tokenizer, texts)
-gap = routing.compare(routing.load_gap, trace, random_routers, labels=languages)
+twins = (baselines.random_router(base, seed) for seed in range(19))
+random_routers = [routing.trace_many(twin, tokenizer, texts) for twin in twins]
+gap = statistics.compare(statistics.load_gap, trace, random_routers, labels=languages)
 print(gap)
 
 
 def widest(trace):
     """The largest difference of an expert's load between the two languages, over all layers."""
-    load = routing.load_by_group(trace, languages).load
-    return (load[0] - load[1]).abs().max().item()
+    zh, en = (load for load, low, high in statistics.load_by_group(trace, languages).values())
+    return (zh - en).abs().max().item()
 
 
 wider = sum(widest(one) >= widest(trace) for one in random_routers)
@@ -476,14 +489,19 @@ gap.table().round(3)
 # *Mutual information* (互信息) says how many bits of a label a token's expert gives away: of its language, its script, its position, or of which token it is.
 
 # %%
-found = routing.information(trace, languages, random_routers)
-columns = ["bits", "shuffled: mean", "shuffled: bound", "random routers: mean", "random routers: bound", "above"]
-pd.concat({name: one.table().set_axis(columns, axis=1) for name, one in found.items()}, names=["label"]).round(3)
+found = {
+    label: statistics.compare(statistics.information, trace, random_routers, languages=languages, label=label)
+    for label in ("language", "script", "position", "token")
+}
+kinds = [f"{kind}: {what}" for kind in ("shuffled", "random routers") for what in ("mean", "bound")]
+columns = ["bits", *kinds, "above"]
+tables = {name: one.table().set_axis(columns, axis=1) for name, one in found.items()}
+pd.concat(tables, names=["label"]).round(3)
 
 # %%
 figure, axes = plt.subplots(2, 1, figsize=(7.5, 5), layout="constrained")
-routing.plot_statistic(found["script"], ax=axes[0])
-routing.plot_statistic(found["token"], ax=axes[1]);
+pictures.plot_statistic(found["script"], ax=axes[0])
+pictures.plot_statistic(found["token"], ax=axes[1]);
 
 # %% [markdown]
 # Read it in this order. Is the value above *shuffled*? Then routing and label go together. Is it above *random routers*? Only then has this router learnt
@@ -493,16 +511,14 @@ routing.plot_statistic(found["token"], ax=axes[1]);
 # the load's entropy (熵), all that could be told about an expert, with the bound of the random routers:
 
 # %%
-from aurora_lib.routing.statistics import bound
-
-everything = routing.entropy(load)
-of_random = torch.stack([routing.entropy(routing.load(one)) for one in random_routers])
+everything = statistics.entropy(load)
+of_random = torch.stack([statistics.entropy(routing.expert_load(one)) for one in random_routers])
 shares = {}
 for name in ("token", "language"):
     by_chance = found[name].baselines["random routers"] / of_random
     shares[name, "this router"] = found[name].value / everything
     shares[name, "random routers, mean"] = by_chance.mean(0)
-    shares[name, "random routers, bound"] = bound(by_chance)
+    shares[name, "random routers, bound"] = statistics.bound(by_chance)
 pd.DataFrame(shares, index=[f"layer {layer}" for layer in trace.layers]).T.map("{:.1%}".format)
 
 # %% [markdown]
@@ -512,10 +528,11 @@ pd.DataFrame(shares, index=[f"layer {layer}" for layer in trace.layers]).T.map("
 # agree, beyond both knowing the token?
 
 # %%
-together = routing.compare(routing.coactivation, trace, random_routers)
-agreement = routing.compare(routing.agreement, trace, random_routers)
-routing.plot_coactivation(together, layer=last // 2)
-tables = {name: one.table().set_axis(columns, axis=1) for name, one in (("pairs", together), ("layers", agreement))}
+together = statistics.compare(statistics.coactivation, trace, random_routers)
+agreement = statistics.compare(statistics.agreement, trace, random_routers)
+pictures.plot_coactivation(together, layer=last // 2)
+both = {"pairs": together, "layers": agreement}
+tables = {name: one.table().set_axis(columns, axis=1) for name, one in both.items()}
 pd.concat(tables, names=["measure"]).round(3)
 
 # %% [markdown]
@@ -524,9 +541,9 @@ pd.concat(tables, names=["measure"]).round(3)
 # ### What may be said of this model
 
 # %%
-evenness = routing.compare(routing.load_entropy, trace, random_routers)
+evenness = statistics.compare(statistics.load_entropy, trace, random_routers)
 claims = [gap, *found.values(), together, agreement, evenness]
-above = [[layer for layer, yes in zip(one.layers, one.above, strict=True) if yes] for one in claims]
+above = [[str(layer) for layer, yes in zip(one.layers, one.above, strict=True) if yes] for one in claims]
 rows = [[one.name, ", ".join(layers) or "none"] for one, layers in zip(claims, above, strict=True)]
 pd.DataFrame(rows, columns=["claim", "layers above every baseline"])
 
@@ -547,14 +564,18 @@ from aurora_lib.model import find_adapter, load_adapter
 
 tuned = load_adapter(base, find_adapter(scale))
 untuned = routing.WithoutAdapter(tuned)  # the base, without a second copy of the weights
-after = routing.join(routing.trace_many(tuned, tokenizer, texts))
-floors = {"random changes": routing.random_adapter_traces(tuned, tokenizer, texts)}
-floors["adapter off"] = [routing.join(routing.trace_many(untuned, tokenizer, texts))]
+after = routing.trace_many(tuned, tokenizer, texts)
+floors = {"random changes": []}
+for seed in range(19):
+    with baselines.random_adapter(tuned, seed):
+        floors["random changes"].append(routing.trace_many(tuned, tokenizer, texts))
+floors["adapter off"] = [routing.trace_many(untuned, tokenizer, texts)]
 if scale.name == "tiny":  # at full, a second copy in another precision would not fit
     rounded = load_model(scale.base_model, dtype=torch.bfloat16, device="cpu")
-    floors["bf16"] = [routing.join(routing.trace_many(rounded, tokenizer, texts))]
-moved = routing.shift(trace, after, floors)
-table = moved.table()
+    floors["bf16"] = [routing.trace_many(rounded, tokenizer, texts)]
+moved = baselines.shift(trace, after, floors)
+tables = {one.name: one.table().rename(columns={one.name: "share"}) for one in moved.values()}
+table = pd.concat(tables, names=["measure"]).reset_index("measure")
 table.drop(columns=[column for column in table if column.endswith(": mean")]).round(3)
 
 # %% [markdown]
@@ -570,11 +591,9 @@ table.drop(columns=[column for column in table if column.endswith(": mean")]).ro
 # %%
 from IPython.display import display
 
-from aurora_lib.routing import explorer
-
-models = {"base": untuned, "tuned": tuned, "random": routing.random_router(untuned)}
-display(explorer.widget(models, tokenizer))
-HTML(explorer.to_html(models, tokenizer, layer=1))
+models = {"base": untuned, "tuned": tuned, "random": baselines.random_router(untuned)}
+display(routing.explorer.widget(models, tokenizer))
+HTML(routing.explorer.to_html(models, tokenizer, layer=1))
 
 # %% [markdown]
 # ## Exercises
@@ -629,6 +648,7 @@ def mean(values):
 
 
 chance = {name: one.baselines["random routers"] for name, one in (found | {"gap": gap}).items()}
+slots = moved["slots"]
 results.record(
     "01",
     {
@@ -643,8 +663,8 @@ results.record(
         "script in experts, random routers, mean of layers [bits]": mean(chance["script"]),
         "token in experts, trained, mean of layers [bits]": mean(found["token"].value),
         "token in experts, random routers, mean of layers [bits]": mean(chance["token"]),
-        "slots moved by tuning, mean of layers [share]": mean(moved.slots.value),
-        "slots moved by random changes, mean of layers [share]": mean(moved.slots.baselines["random changes"]),
+        "slots moved by tuning, mean of layers [share]": mean(slots.value),
+        "slots moved by random changes, mean of layers [share]": mean(slots.baselines["random changes"]),
     },
 )
 results.compare("01")

@@ -5,7 +5,7 @@
 # steps, find near duplicates, and account for every single row.
 #
 # At `tiny` the files are samples of our own in the released layouts, dirt included. `AURORA_DATA=/a/folder` reads yours; at `full` the
-# three released files are read. (`tools/bench_cleaning.py` times the same code on as many synthetic rows as the paper has.)
+# three released files are read. (`tools/bench/cleaning.py` times the same code on as many synthetic rows as the paper has.)
 
 # %% [markdown]
 # **Set-up.** On your own machine, open the notebooks with `make lab`. Colab opens a notebook without its repository: run
@@ -27,13 +27,12 @@ scale = aurora_lib.start("02")
 import json
 from itertools import islice
 
-from aurora_lib.data import rows as json_rows
 from aurora_lib.data import sources
 
 data = scale.data or "hub"
 for name in sources.SOURCES:
     file = sources.files(name, data)[0]
-    first = [json.dumps(value, ensure_ascii=False) for _, _, value in islice(json_rows.read(file), 20)]
+    first = [json.dumps(row.value, ensure_ascii=False) for row in islice(sources.read_rows(file), 20)]
     print(f"{name}: {file.name}\n  {max(first, key=len)[:230]}\n")
 
 # %% [markdown]
@@ -49,12 +48,9 @@ from datasets import concatenate_datasets
 pd.options.display.max_colwidth = 60
 
 read = concatenate_datasets([sources.load(name, data) for name in sources.SOURCES])
-rejected = [
-    row for name in sources.SOURCES for file in sources.files(name, data) for row in sources.rejected(file)
-]
-print(
-    f"{len(read) + len(rejected):,} rows in the files = {len(read):,} conversations + {len(rejected):,} set aside"
-)
+rejected = [row for name in sources.SOURCES for row in sources.rejected(name, data)]
+in_files = len(read) + len(rejected)
+print(f"{in_files:,} rows in the files = {len(read):,} conversations + {len(rejected):,} set aside")
 table = pd.DataFrame(rejected, columns=["file", "line", "reason", "row"])
 table["file"] = [Path(file).name for file in table["file"]]
 table["row"] = [" ".join(str(row).split())[:60] for row in table["row"]]
@@ -102,7 +98,11 @@ pd.DataFrame(rows, columns=["before (question | answer; ⏎ is a line break)", "
 # English answer the right one:
 
 # %%
-good = [talk("三乘九等于多少？", "27"), talk("写一封道歉信", "对不起，我不能参加会议。"), talk("“谢谢”的英语怎么说？", "You can say thank you.")]
+good = [
+    talk("三乘九等于多少？", "27"),
+    talk("写一封道歉信", "对不起，我不能参加会议。"),
+    talk("“谢谢”的英语怎么说？", "You can say thank you."),
+]
 for messages in good:
     reasons = [step(messages) for step in drops.DROPS]
     print(messages[1]["content"], "is kept" if not any(reasons) else reasons)
@@ -114,11 +114,12 @@ for messages in good:
 # %%
 from IPython.display import display
 
-from aurora_lib.data import cleaning, duplicates
+from aurora_lib.data import duplicates, show
 
 optional = {step.__name__ for step in edits.OPTIONAL}
+rows = [[name + " (optional)" * (name in optional), does] for name, does in show.steps().items()]
 with pd.option_context("display.max_colwidth", None):
-    display(pd.DataFrame([[name + " (optional)" * (name in optional), does] for name, does in cleaning.descriptions().items()], columns=["step", "what it does"]))
+    display(pd.DataFrame(rows, columns=["step", "what it does"]))
 
 # %% [markdown]
 # `clean` takes every step but the optional ones and keeps all there is to know: what was kept, what was dropped and why, every single change. Finished parts
@@ -126,7 +127,9 @@ with pd.option_context("display.max_colwidth", None):
 # still be dropped further down.
 
 # %%
-result = cleaning.clean(read, folder=scale.runs / "cleaning")
+from aurora_lib.data import clean
+
+result = clean(read, folder=scale.runs / "cleaning")
 assert len(result.kept) + len(result.dropped) == len(read)
 result.report
 
@@ -140,7 +143,8 @@ from matplotlib.ticker import MaxNLocator
 removed = result.report.xs("dropped", level="action").drop(columns="total")
 left = len(read) - removed.sum(axis=1).cumsum()
 removed.index = [f"{step} ({n:,} left)" for step, n in left.items()]
-axes = removed.plot.barh(stacked=True, figsize=(7, 0.4 * len(removed) + 1), xlabel="conversations removed", ylabel="", title=f"{len(read):,} read, {len(result.kept):,} kept")
+axes = removed.plot.barh(stacked=True, figsize=(7, 0.4 * len(removed) + 1))
+axes.set(xlabel="conversations removed", ylabel="", title=f"{len(read):,} read, {len(result.kept):,} kept")
 axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 axes.legend(bbox_to_anchor=(1, 1))
 axes.invert_yaxis();
@@ -151,10 +155,11 @@ axes.invert_yaxis();
 # %%
 texts = {row["id"]: row["messages"] for row in read}
 rows = []
-for step in dict.fromkeys(sorted(result.dropped["step"], key=cleaning.STEPS.index)):
+for step in dict.fromkeys(sorted(result.dropped["step"], key=list(show.steps()).index)):
     for row in result.dropped.filter(lambda row, step=step: row["step"] == step).select(range(2)):
         twin = texts.get(row["reason"].rpartition(" ")[2], [{"content": ""}])[0]["content"]
-        rows.append([step, row["messages"][0]["content"][:30], row["messages"][-1]["content"][:34], f"stays: {twin}" if twin else row["reason"]])
+        question, last = row["messages"][0]["content"], row["messages"][-1]["content"]
+        rows.append([step, question[:30], last[:34], f"stays: {twin}" if twin else row["reason"]])
 pd.DataFrame(rows, columns=["step", "question", "last turn", "reason, or the row that stays"])
 
 # %% [markdown]
@@ -162,9 +167,7 @@ pd.DataFrame(rows, columns=["step", "question", "last turn", "reason, or the row
 # stands for it.)
 
 # %%
-from aurora_lib.data import browsing
-
-browsing.browse(result)
+show.browse(result)
 
 # %% [markdown]
 # ## Near duplicates
@@ -180,7 +183,8 @@ def shingles(text):
 a = "长城是中国古代的防御工程，东起山海关，西到嘉峪关。"
 b = "长城是中国古代的防御工程，东起山海关，西至嘉峪关。"
 common, all_ = shingles(a) & shingles(b), shingles(a) | shingles(b)
-print(f"J = {len(common)} / {len(all_)} = {len(common) / len(all_):.2f}; only in one of them: {sorted(all_ - common)}")
+print(f"J = {len(common)} / {len(all_)} = {len(common) / len(all_):.2f}")
+print("only in one of them:", sorted(all_ - common))
 
 # %% [markdown]
 # One character changed, and in each of the two texts five shingles are no longer shared.
@@ -212,21 +216,25 @@ signed = duplicates.signatures([duplicates.shingles(text) for pair in pairs for 
 estimate = (signed[::2] == signed[1::2]).mean(axis=1)
 bands = duplicates.bands(signed)
 compared = (bands[::2] == bands[1::2]).any(axis=1)
-print(f"{len(pairs)} pairs: mean error of the estimate {np.abs(estimate - true).mean():.3f}; {compared.sum()} share a band")
+error = np.abs(estimate - true).mean()
+print(f"{len(pairs)} pairs: mean error of the estimate {error:.3f}; {compared.sum()} share a band")
 
 # %%
 figure, (left_axes, right_axes) = plt.subplots(1, 2, figsize=(10, 3.6))
 j = np.linspace(0, 1, 200)
 left_axes.plot(true, estimate, ".", alpha=0.4)
 left_axes.plot(j, j, "k", lw=0.8)
-left_axes.set(xlabel="true Jaccard similarity", ylabel="share of equal MinHash values", title="128 numbers stand for a text")
+left_axes.set(xlabel="true Jaccard similarity", ylabel="share of equal MinHash values")
+left_axes.set_title("128 numbers stand for a text")
 for count, rows_each in ((8, 16), (16, 8), (32, 4), (64, 2)):
     chosen = (count, rows_each) == (duplicates.BANDS, duplicates.ROWS)
-    right_axes.plot(j, 1 - (1 - j**rows_each) ** count, lw=3 if chosen else 1, label=f"{count} bands of {rows_each}")
+    name = f"{count} bands of {rows_each}"
+    right_axes.plot(j, 1 - (1 - j**rows_each) ** count, lw=3 if chosen else 1, label=name)
 tenth = np.minimum((true * 10).astype(int), 9)
 for k in np.unique(tenth):
     share, n = compared[tenth == k].mean(), (tenth == k).sum()
-    right_axes.plot(true[tenth == k].mean(), share, "ko", ms=2 + n**0.5, alpha=0.6, label="measured (larger: more pairs)" if k == tenth.min() else None)
+    name = "measured (larger: more pairs)" if k == tenth.min() else None
+    right_axes.plot(true[tenth == k].mean(), share, "ko", ms=2 + n**0.5, alpha=0.6, label=name)
 right_axes.set(xlabel="true Jaccard similarity", ylabel="share of pairs compared", title="The S-curve")
 right_axes.legend(bbox_to_anchor=(1, 1))
 figure.tight_layout()
@@ -252,11 +260,12 @@ for row in result.kept.select(range(0, len(result.kept), 3)):
     last = messages[-1]["content"]
     messages[-1]["content"] = changed(last, max(0.02, 1 / len(last)))
     copies.append(row | {"id": row["id"] + " copy", "messages": messages})
-again = cleaning.clean(concatenate_datasets([result.kept, sources.table(copies)]))
+again = clean(concatenate_datasets([result.kept, sources.table(copies)]))
 gone = set(again.dropped["id"])
+short = [len(duplicates.plain(copy["messages"])) < 25 for copy in copies]
 found = pd.DataFrame(
     {
-        "characters": ["under 25" if len(duplicates.plain(copy["messages"])) < 25 else "25 and more" for copy in copies],
+        "characters": ["under 25" if is_short else "25 and more" for is_short in short],
         "found": [bool(gone & {copy["id"], copy["id"].removesuffix(" copy")}) for copy in copies],
     }
 )
@@ -270,17 +279,26 @@ found.groupby("characters").found.agg(planted="size", found="sum", share="mean")
 
 # %%
 from aurora_lib.data import contamination
+from aurora_lib.evaluation import benchmarks
 
-asked = contamination.questions(scale.benchmarks)
+questions = [
+    question.text
+    for task, about in benchmarks.TASKS.items()
+    for subject in benchmarks.load_subjects(task, scale.benchmarks)
+    for question in benchmarks.load_questions(task, subject, about["split"], scale.benchmarks)[0]
+]
+asked = contamination.Questions(questions)
 overlaps = contamination.overlaps(result.kept, asked)
 exam = contamination.Questions(["下列关于光合作用的说法中，正确的一项是哪一个？请从四个选项里选出来。"])
 print("planted:", exam.found_in(talk("题目：下列关于光合作用的说法中正确的一项是哪一个？甲乙丙丁", "乙")))
-print(f"{len(overlaps):,} of {len(result.kept):,} conversations hold one of {len(asked.texts):,} benchmark questions")
-pd.DataFrame([[row["question"], texts[row["id"]][0]["content"]] for row in overlaps[:3]], columns=["benchmark question", "a row's question"])
+counted = f"{len(overlaps):,} of {len(result.kept):,} conversations"
+print(f"{counted} hold one of {len(asked.texts):,} benchmark questions")
+rows = [[row["question"], texts[row["id"]][0]["content"]] for row in overlaps[:3]]
+pd.DataFrame(rows, columns=["benchmark question", "a row's question"])
 
 # %% [markdown]
 # Look at what was found before you drop anything: at `tiny`, world facts are the subject of rows and questions alike, on purpose. Dropping them is one
-# argument: `cleaning.clean(read, benchmarks=asked)`. We keep them, as the paper did, and notebooks 04 and 05 also ask about facts that tuning never saw.
+# argument: `clean(read, benchmarks=asked)`. We keep them, as the paper did, and notebooks 04 and 05 also ask about facts that tuning never saw.
 #
 # ## Table 1
 #
@@ -290,34 +308,39 @@ pd.DataFrame([[row["question"], texts[row["id"]][0]["content"]] for row in overl
 # %%
 from aurora_lib.course import paper
 
+count = {name: figure.value for name, figure in paper.CONVERSATIONS.items()}
 published = {
-    "alpaca_zh": (paper.CONVERSATIONS["alpaca_data_zh_51k, single round"].value, 0),
-    "alpaca_gpt4_zh": (paper.CONVERSATIONS["alpaca_gpt4_data_zh, single round"].value, 0),
-    "sharegpt_zh": tuple(paper.CONVERSATIONS[f"sharegpt_70k, {rounds}"].value for rounds in ("single round", "multiple rounds")),
+    "alpaca_zh": (count["alpaca_data_zh_51k, single round"], 0),
+    "alpaca_gpt4_zh": (count["alpaca_gpt4_data_zh, single round"], 0),
+    "sharegpt_zh": (count["sharegpt_70k, single round"], count["sharegpt_70k, multiple rounds"]),
 }
 published["total"] = tuple(map(sum, zip(*published.values(), strict=True)))
-assert sum(published["total"]) == paper.CONVERSATIONS["total"].value
-table1 = result.table1().join(pd.DataFrame.from_dict(published, orient="index", columns=["paper: single", "paper: multiple"]))
-table1.map("{:,}".format)
+assert sum(published["total"]) == count["total"]
+theirs = pd.DataFrame.from_dict(published, orient="index", columns=["paper: single", "paper: multiple"])
+result.table1().join(theirs).map("{:,}".format)
 
 # %% [markdown]
 # ## What the rows are about
 #
 # The paper's Figure 2 shows twenty categories, and says little about where they came from. Ours are ShareGPT's own tags where there are any, else the
 # guess of a small classifier: a list of telling words labels the conversations it is sure of, and naive Bayes, which weighs every character by how much more
-# often one topic uses it, learns from those. How often its guess is right was measured on prompts labelled by hand (`tools/measure_categories.py`).
+# often one topic uses it, learns from those. How often its guess is right was measured on prompts labelled by hand (`tools/record/topics.py`).
 
 # %%
-from aurora_lib.data import topics as categories
+from aurora_lib.course import ROOT
+from aurora_lib.data import topics
 
-classifier = categories.fit(result.kept["messages"])
-topics = classifier.topics(result.kept["messages"], result.kept["category"])
-tagged = [bool(categories.normalise(tag)) for tag in result.kept["category"]]
-counts = pd.crosstab(pd.Series(topics), pd.Series(tagged)).rename(columns={True: "ShareGPT's tag", False: "classifier's guess"})
+classifier = topics.fit(result.kept["messages"])
+guessed = classifier.topics(result.kept["messages"], result.kept["category"])
+tagged = [bool(topics.normalise(tag)) for tag in result.kept["category"]]
+counts = pd.crosstab(pd.Series(guessed), pd.Series(tagged))
+counts = counts.rename(columns={True: "ShareGPT's tag", False: "classifier's guess"})
 counts = counts.loc[counts.sum(axis=1).sort_values().index].rename_axis(columns=None)
-axes = counts.plot.barh(stacked=True, figsize=(6, 0.28 * len(counts) + 0.8), xlabel="conversations", ylabel="", title="Topics of the kept conversations")
-measured = json.loads(Path(sources.DATA.parent, "results", "topics.json").read_text())
-print("a guess is right for {accuracy:.0%} of {n} hand-labelled prompts, 95 % interval {interval[0]:.0%} to {interval[1]:.0%}".format(**measured))
+axes = counts.plot.barh(stacked=True, figsize=(6, 0.28 * len(counts) + 0.8))
+axes.set(xlabel="conversations", ylabel="", title="Topics of the kept conversations")
+measured = json.loads((ROOT / "results" / "topics.json").read_text())
+right = "a guess is right for {accuracy:.0%} of {n} hand-labelled prompts".format(**measured)
+print(right + ", 95 % interval {interval[0]:.0%} to {interval[1]:.0%}".format(**measured))
 
 # %% [markdown]
 # ## What Chinese costs in tokens
@@ -327,39 +350,46 @@ print("a guess is right for {accuracy:.0%} of {n} hand-labelled prompts, 95 % in
 
 # %%
 from aurora_lib import evaluation
-from aurora_lib.data.languages import HAN
+from aurora_lib.data import language
 from aurora_lib.model import load_tokenizer
 
 mixtral_tokenizer = load_tokenizer()
 print(mixtral_tokenizer.tokenize("法国的首都是巴黎。"))
-chinese = sum(bool(HAN.search(piece)) for piece in mixtral_tokenizer.get_vocab())
+chinese = sum(language(piece) == "zh" for piece in mixtral_tokenizer.get_vocab())
 facts = {side: "".join(probe[side]["answer"] for probe in evaluation.load_probes()) for side in ("zh", "en")}
 pieces = {side: mixtral_tokenizer.tokenize(text) for side, text in facts.items()}
 per_character = len(pieces["zh"]) / len(facts["zh"])
 bytes_ = sum(piece.startswith("<0x") for piece in pieces["zh"]) / len(pieces["zh"])
-print(f"{chinese:,} of {len(mixtral_tokenizer):,} pieces are Chinese; {bytes_:.1%} of the tokens of our Chinese facts are single bytes")
-print(f"{per_character:.2f} tokens a Chinese character (punctuation included); {len(pieces['zh']) / len(pieces['en']):.2f} x the tokens of the same facts in English")
+share = len(pieces["zh"]) / len(pieces["en"])
+print(f"{chinese:,} of {len(mixtral_tokenizer):,} pieces are Chinese;", end=" ")
+print(f"{bytes_:.1%} of the tokens of our Chinese facts are single bytes")
+print(f"{per_character:.2f} tokens a Chinese character (punctuation included);", end=" ")
+print(f"{share:.2f} x the tokens of the same facts in English")
 
 # %% [markdown]
 # A conversation longer than the training length (the paper's stack: 1,024 tokens) loses its end. Cut *between turns* instead, and only what is
 # too long within a single exchange is lost (and the second piece its memory of the first: a lone "继续" may open it). How much, at each length:
 
 # %%
-from aurora_lib.data import splitting
+from aurora_lib.data import split
 
-sizes = splitting.exchange_tokens(result.kept["messages"], mixtral_tokenizer)
-total = sum(map(sum, sizes))
+
+def lost(rows, length):
+    """The tokens beyond `length` of each conversation, in all; the chat template's own are counted, too."""
+    ids = mixtral_tokenizer.apply_chat_template(rows["messages"][:])["input_ids"]
+    return sum(max(0, len(conversation) - length) for conversation in ids)
+
+
+sample = result.kept.shuffle(seed=0).select(range(min(2_000, len(result.kept))))
 lengths = [16, 24, 32, 48, 64, 96, 128, 256, 512, 1024]
-truncated, split = [], []
-for length in lengths:
-    truncated.append(sum(max(0, sum(size) - length) for size in sizes) / total)
-    pieces = splitting.split(result.kept, mixtral_tokenizer, length)
-    of_pieces = splitting.exchange_tokens(pieces["messages"], mixtral_tokenizer)
-    split.append(sum(max(0, sum(size) - length) for size in of_pieces) / total)
+total = lost(sample, 0)
+cut_off = [lost(sample, length) / total for length in lengths]
+between = [lost(split(sample, mixtral_tokenizer, length), length) / total for length in lengths]
 figure, axes = plt.subplots(figsize=(6, 3))
-axes.plot(lengths, truncated, "o-", label="conversations cut off")
-axes.plot(lengths, split, "o-", label="split between turns")
-axes.set(xscale="log", xlabel="training length (tokens)", ylabel="share of tokens lost", title="What a cutoff throws away")
+axes.plot(lengths, cut_off, "o-", label="conversations cut off")
+axes.plot(lengths, between, "o-", label="split between turns")
+axes.set(xscale="log", xlabel="training length (tokens)", ylabel="share of tokens lost")
+axes.set_title("What a cutoff throws away")
 axes.set_xticks(lengths, lengths)
 axes.minorticks_off()
 axes.legend();
@@ -374,16 +404,14 @@ axes.legend();
 # it, from where, under which licence, and what was done to it.
 
 # %%
-from aurora_lib.data import card as data_card
-from aurora_lib.data import conversations
+from aurora_lib.data import save_conversations
 
 own = load_tokenizer(scale.base_model, revision=scale.revision)
-saved = splitting.split(result.kept, own, scale.length)
-path = conversations.save(saved, scale)
-bundled = scale.data == sources.DATA / "rows"
-licences = dict.fromkeys(sources.SOURCES, "Apache-2.0; self-written for this course") if bundled else data_card.RELEASED_LICENCES
-steps = {name: does for name, does in cleaning.descriptions().items() if name not in optional}
-card = data_card.card(result, saved, origin=f"`{Path(data).name}`", licences=licences, steps=steps, rejected=len(rejected))
+saved = split(result.kept, own, scale.length)
+path = save_conversations(saved, scale)
+ours = dict.fromkeys(sources.SOURCES, "Apache-2.0; self-written for this course")
+licences = ours if scale.data == ROOT / "data" / "rows" else show.RELEASED_LICENCES
+card = show.card(result, saved, origin=f"`{Path(data).name}`", licences=licences, rejected=len(rejected))
 path.with_name("DATA_CARD.md").write_text(card, encoding="utf-8")
 print(f"{len(saved):,} conversations of at most {scale.length} tokens (or one exchange) in {path.name}\n")
 print("\n".join(card.splitlines()[:12]))
@@ -447,6 +475,7 @@ exercises.check("02.4", half)
 # %%
 from aurora_lib.course import results
 
+long_found = found.found[found.characters == "25 and more"].mean()
 results.record(
     "02",
     {
@@ -454,7 +483,7 @@ results.record(
         "rows set aside as no conversation": len(rejected),
         "conversations dropped": len(result.dropped),
         "near duplicates dropped": result.dropped["step"].count("near_duplicate"),
-        "planted near duplicates found (25 characters and more)": round(found.found[found.characters == "25 and more"].mean(), 4),
+        "planted near duplicates found (25 characters and more)": round(long_found, 4),
         "conversations": len(saved),
         "tokens per Chinese character": round(per_character, 3),
     },

@@ -26,7 +26,7 @@ import json
 
 from IPython.display import HTML
 
-from aurora_lib.data.conversations import clean_conversations
+from aurora_lib.data import clean_conversations
 from aurora_lib.model import load_tokenizer
 
 conversations = clean_conversations(scale)
@@ -132,7 +132,7 @@ print(before)
 # logs tokens a second and memory. A few of the conversations are English on purpose, and further down you see why.
 
 # %%
-from aurora_lib.data.languages import language
+from aurora_lib.data import language
 
 trainer = training.build_trainer(base, tokenizer, conversations, args, lora)
 trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)

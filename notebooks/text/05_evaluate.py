@@ -25,18 +25,19 @@ scale = aurora_lib.start("05")
 
 # %%
 from aurora_lib import evaluation
-from aurora_lib.model import find_adapter, load_adapter, load_model, load_tokenizer
+from aurora_lib.evaluation import benchmarks, fewshot
+from aurora_lib.model import batching, find_adapter, load_adapter, load_model, load_tokenizer
 
 root = scale.benchmarks or "hub"
 base = load_model(scale.base_model, **scale.loading)
 tokenizer = load_tokenizer(scale.base_model, revision=scale.revision)
 model = load_adapter(base, find_adapter(scale))
 
-subjects = evaluation.load_subjects("ceval", root)
+subjects = benchmarks.load_subjects("ceval", root)
 subject = next(iter(subjects))
-examples, _ = evaluation.load_questions("ceval", subject, "dev", root)
-questions, _ = evaluation.load_questions("ceval", subject, "val", root)
-print(evaluation.letter_prompt(questions[0], examples[:1], subjects[subject]["name"], "zh"))
+examples, _ = benchmarks.load_questions("ceval", subject, "dev", root)
+questions, _ = benchmarks.load_questions("ceval", subject, "val", root)
+print(fewshot.letter_prompt(questions[0], examples[:1], subjects[subject]["name"], "zh"))
 
 # %% [markdown]
 # Nothing is generated. Only the logits (raw scores) of A, B, C and D as the next token are compared, here the tuned model's.
@@ -45,9 +46,9 @@ print(evaluation.letter_prompt(questions[0], examples[:1], subjects[subject]["na
 import matplotlib.pyplot as plt
 import torch
 
-prompt = evaluation.letter_prompt(questions[0], examples, subjects[subject]["name"], "zh")
-ids = torch.tensor([evaluation.encode(tokenizer, prompt)], device=model.device)
-letters = [letter[0] for letter in evaluation.letter_ids(tokenizer, "zh")]
+prompt = fewshot.letter_prompt(questions[0], examples, subjects[subject]["name"], "zh")
+ids = torch.tensor([batching.encode(tokenizer, prompt)], device=model.device)
+letters = [letter[0] for letter in fewshot.letter_ids(tokenizer, "zh")]
 with torch.no_grad():
     probabilities = model(ids).logits[0, -1, letters].float().softmax(-1).tolist()
 
@@ -71,10 +72,10 @@ axes.set(title="Tuned model, one question: the right letter is green", ylabel="s
 
 # %%
 name = subjects[subject]["name"]
-prompts = [evaluation.letter_prompt(question, examples, name, "zh") for question in questions]
-lengths = [len(evaluation.encode(tokenizer, text)) for text in prompts]
+prompts = [fewshot.letter_prompt(question, examples, name, "zh") for question in questions]
+lengths = [len(batching.encode(tokenizer, text)) for text in prompts]
 beginning = prompts[0].rpartition("\n\n")[0]
-prefix = len(evaluation.encode(tokenizer, beginning))
+prefix = len(batching.encode(tokenizer, beginning))
 read = prefix + sum(length - prefix for length in lengths)
 print(f"{len(questions)} questions of about {lengths[0]} tokens, {prefix} of them the same:")
 print(f"{sum(lengths):,} tokens in all, or {read:,} with the prefix read once")
@@ -88,11 +89,11 @@ print(f"{sum(lengths):,} tokens in all, or {read:,} with the prefix read once")
 # `cache` as they are made: interrupted, the same cell goes on where it was.
 
 # %%
-scores, cache = {}, scale.runs / "scores"
-for task in evaluation.TASKS:
+scores, settings = {}, dict(root=root, cache=scale.runs / "scores")
+for task in benchmarks.TASKS:
     with model.disable_adapter():
-        scores[task, "letter", "base"] = evaluation.multiple_choice(model, tokenizer, task, root=root, cache=cache)
-    scores[task, "letter", "tuned"] = evaluation.multiple_choice(model, tokenizer, task, root=root, cache=cache)
+        scores[task, "letter", "base"] = evaluation.multiple_choice(model, tokenizer, task, **settings)
+    scores[task, "letter", "tuned"] = evaluation.multiple_choice(model, tokenizer, task, **settings)
     for which in ("base", "tuned"):
         print(f"{which:6}", scores[task, "letter", which])
 
@@ -117,8 +118,12 @@ said = {
 pd.DataFrame(said).fillna(0).astype(int).reindex(list("ABCD")).rename_axis("letters chosen")
 
 # %%
-held = {key: low <= 0.25 <= high for key, (low, high) in ((key, result.interval) for key, result in scores.items())}
-print(f"{sum(held.values())} of {len(held)} intervals hold the chance line; not:", [f"{task} {which}" for (task, _, which), inside in held.items() if not inside])
+others = []
+for (task, _, which), result in scores.items():
+    low, high = result.overall.interval
+    if not low <= 0.25 <= high:
+        others.append(f"{task} {which}")
+print(f"{len(scores) - len(others)} of {len(scores)} intervals hold the chance line; not:", others)
 
 # %% [markdown]
 # Of many 95 % intervals one in twenty misses the truth by luck. Where nearly all hold the chance line, guessing explains the scores, before and after, and
@@ -128,11 +133,11 @@ print(f"{sum(held.values())} of {len(held)} intervals hold the chance line; not:
 # answers that the model finds likeliest (the sum of its tokens' log-probabilities) as the answer to the question.
 
 # %%
-for task in evaluation.TASKS:
-    settings = dict(root=root, scoring="cloze", cache=cache)
+cloze = settings | dict(scoring="cloze")
+for task in benchmarks.TASKS:
     with model.disable_adapter():
-        scores[task, "cloze", "base"] = evaluation.multiple_choice(model, tokenizer, task, **settings)
-    scores[task, "cloze", "tuned"] = evaluation.multiple_choice(model, tokenizer, task, **settings)
+        scores[task, "cloze", "base"] = evaluation.multiple_choice(model, tokenizer, task, **cloze)
+    scores[task, "cloze", "tuned"] = evaluation.multiple_choice(model, tokenizer, task, **cloze)
     for which in ("base", "tuned"):
         print(f"{which:6}", scores[task, "cloze", which])
 
@@ -140,8 +145,8 @@ for task in evaluation.TASKS:
 evaluation.plot(
     {
         which: {
-            f"{task}\n{how}": scores[task, how, which]
-            for task in evaluation.TASKS
+            f"{task}\n{how}": scores[task, how, which].overall
+            for task in benchmarks.TASKS
             for how in ("letter", "cloze")
         }
         for which in ("base", "tuned")
@@ -157,7 +162,10 @@ evaluation.plot(
 # other wrong can tell them apart (*McNemar's test*, 麦克尼马尔检验).
 
 # %%
-compared = {task: evaluation.paired(*(scores[task, "letter", which] for which in ("base", "tuned"))) for task in evaluation.TASKS}
+compared = {
+    task: evaluation.scores.paired(scores[task, "letter", "base"], scores[task, "letter", "tuned"])
+    for task in benchmarks.TASKS
+}
 pd.DataFrame(
     {
         task: {
@@ -179,7 +187,7 @@ pd.DataFrame(
 #
 # ## What was gained, what was lost
 #
-# Free answers to held-out facts, judged by language and by content; sums and instructions in both languages, judged by rules (`aurora_lib/skills.py`).
+# Free answers to held-out facts, judged by language and by content; sums and instructions in both languages, judged by rules (`aurora_lib/evaluation/abilities.py`).
 # English made up only a small part of the tuning data, and users of the original reported lost step-by-step reasoning (its repository, issue 9): both belong in
 # the table.
 
@@ -197,8 +205,7 @@ pd.DataFrame({which: probed.scores | skills.scores for which, (probed, skills) i
 
 # %%
 for asked, what in (("zh", "understood"), ("en", "understood"), ("en", "correct")):
-    pairs = [(a[what], b[what]) for a, b in zip(before.rows, after.rows, strict=True) if a["asked"] == asked]
-    pair = evaluation.Paired(sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs), len(pairs))
+    pair = evaluation.scores.paired(before.hits(asked, what), after.hits(asked, what))
     print(f"asked in {asked}, {what:10}: {pair}")
 followed = [row for row in found["tuned"][1].rows if row["skill"] == "instructions" and row["correct"]]
 for row in followed[:1]:
@@ -214,7 +221,8 @@ for row in followed[:1]:
 # %%
 for asked in ("zh", "en"):
     for which, (probed, _) in found.items():
-        print(f"asked in {asked}, {which:5}:", {name: score.correct for name, score in probed.languages(asked).items()})
+        counts = {name: score.correct for name, score in probed.languages(asked).items()}
+        print(f"asked in {asked}, {which:5}:", counts)
 
 # %% [markdown]
 # The paper's repository also scores checkpoints by how near their answers come to reference answers: BLEU-4 and ROUGE, on Chinese characters and words.
@@ -222,7 +230,7 @@ for asked in ("zh", "en"):
 
 # %%
 from aurora_lib.course import paper
-from aurora_lib.evaluation import metrics as generation_metrics
+from aurora_lib.evaluation import metrics
 
 held_out = [probe for probe in evaluation.load_probes() if probe["held_out"]]
 questions_zh, answers_zh = ([probe["zh"][side] for probe in held_out] for side in ("question", "answer"))
@@ -233,12 +241,13 @@ talks = [
 near = {}
 for which in ("base", "tuned"):
     with model.disable_adapter() if which == "base" else torch.no_grad():
-        said = evaluation.answers(model, tokenizer, questions_zh, max_new_tokens=scale.max_new_tokens)
-        near[which] = generation_metrics.compare(said, answers_zh)
-        near[which]["perplexity"] = generation_metrics.perplexity(model, tokenizer, talks).value
+        said = evaluation.probes.answers(model, tokenizer, questions_zh, max_new_tokens=scale.max_new_tokens)
+        near[which] = metrics.overlap(said, answers_zh)
+        near[which]["perplexity"] = metrics.perplexity(model, tokenizer, talks).value
 checkpoint, published = max(paper.GENERATION_SCORES.items(), key=lambda item: item[1][0])
 names = ("BLEU-4", "ROUGE-1", "ROUGE-2", "ROUGE-L")
-near[f"paper's repository: checkpoint {checkpoint}, best of 5 by BLEU-4"] = dict(zip(names, published, strict=True))
+best = f"paper's repository: checkpoint {checkpoint}, best of 5 by BLEU-4"
+near[best] = dict(zip(names, published, strict=True))
 pd.DataFrame(near).round(2)
 
 # %% [markdown]
@@ -255,8 +264,9 @@ pd.DataFrame(near).round(2)
 table = pd.DataFrame.from_dict(paper.TABLE_3, orient="index", columns=["C-Eval", "MMLU", "CMMLU"])
 for which in ("base", "tuned"):
     ours = {name: scores[name.lower().replace("-", ""), "letter", which] for name in table.columns}
-    n = "/".join(str(result.n) for result in ours.values())
-    table.loc[f">>> this run ({scale.name}, {which}; n {n})"] = [100 * result.accuracy for result in ours.values()]
+    n = "/".join(str(result.overall.n) for result in ours.values())
+    label = f">>> this run ({scale.name}, {which}; n {n})"
+    table.loc[label] = [100 * result.overall.accuracy for result in ours.values()]
 table.round(2)
 
 # %% [markdown]
@@ -273,30 +283,34 @@ table.round(2)
 def predictions(turned):
     found = []
     for subject, entry in subjects.items():
-        examples, _ = evaluation.load_questions("ceval", subject, "dev", root)
-        for question in evaluation.load_questions("ceval", subject, "val", root)[0][:4]:
-            text = evaluation.letter_prompt(question, examples[::-1] if turned else examples, entry["name"], "zh")
+        examples, _ = benchmarks.load_questions("ceval", subject, "dev", root)
+        examples = examples[::-1] if turned else examples
+        for question in benchmarks.load_questions("ceval", subject, "val", root)[0][:4]:
+            text = fewshot.letter_prompt(question, examples, entry["name"], "zh")
+            ids = torch.tensor([batching.encode(tokenizer, text)], device=model.device)
             with torch.no_grad():
-                logits = model(torch.tensor([evaluation.encode(tokenizer, text)], device=model.device)).logits[0, -1, letters]
+                logits = model(ids).logits[0, -1, letters]
             found.append(("ABCD"[logits.argmax()], question.answer))
     return found
 
 
 one, other = predictions(turned=False), predictions(turned=True)
 right = [sum(letter == answer for letter, answer in found) for found in (one, other)]
-print(f"of {len(one)} C-Eval questions {right[0]} right with the examples as in the file, {right[1]} with them turned around;", end=" ")
+print(f"of {len(one)} C-Eval questions {right[0]} right with the examples as in the file,", end=" ")
+print(f"{right[1]} with them turned around;", end=" ")
 print(f"{sum(a != b for a, b in zip(one, other, strict=True))} predictions differ")
 
 # %% [markdown]
 # ## Check it with an independent program
 #
 # `lm-evaluation-harness` can score the same prompts, token for token. The cell writes them as a task of its own; [this page](lm_evaluation_harness.md) shows
-# how to run it on this model and adapter. `tools/bench_evaluation.py` compares every prediction, the seconds and the memory on two other models.
+# how to run it on this model and adapter. `tools/bench/evaluation.py` compares every prediction, the seconds and the memory on two other models.
 
 # %%
 from aurora_lib.evaluation import harness
 
-print("task written:", harness.export(scores["cmmlu", "letter", "tuned"], tokenizer, scale.runs / "harness").name)
+written = harness.export(scores["cmmlu", "letter", "tuned"], tokenizer, scale.runs / "harness")
+print("task written:", written.name)
 
 # %% [markdown]
 # ## Exercises
@@ -350,8 +364,8 @@ values = {}
 for (task, how, which), result in scores.items():
     name = {"ceval": "C-Eval", "mmlu": "MMLU", "cmmlu": "CMMLU"}[task]
     asked = "5-shot letters" if how == "letter" else "5-shot cloze"
-    values[f"{name}, {asked}, {which} [share]"] = round(result.accuracy, 4)
-    values[f"{name}, questions"] = result.n
+    values[f"{name}, {asked}, {which} [share]"] = round(result.overall.accuracy, 4)
+    values[f"{name}, questions"] = result.overall.n
 for which, probed in (("base", before), ("tuned", after)):
     values[f"Chinese prompts right in Chinese, {which} [share]"] = round(
         probed.score("zh", "correct").accuracy, 3

@@ -21,7 +21,7 @@ scale = aurora_lib.start("06")
 # further down need it.)
 
 # %%
-from aurora_lib import chat
+from aurora_lib import chat, course
 from aurora_lib.model import find_adapter, load_adapter, load_model, load_tokenizer
 
 base = load_model(scale.base_model, **scale.loading)
@@ -81,13 +81,11 @@ for question in ("你好", "日本的首都是哪里？", "猫头鹰属于什么
 # 筷子🐯 take, if 子 is a piece, and a `▁` stands in front?
 
 # %%
-from aurora_lib.chat.decoding import TextStream
-
 real = load_tokenizer()
 spelled = real("筷子🐯", add_special_tokens=False).input_ids
 print(len(spelled), real.convert_ids_to_tokens(spelled))
 print("one by one:", [real.decode(one) for one in spelled])
-stream = TextStream(real)
+stream = chat.TextStream(real)
 print("streamed:  ", [stream.add(one) for one in spelled])
 
 # %% [markdown]
@@ -99,7 +97,7 @@ print("streamed:  ", [stream.add(one) for one in spelled])
 # ![The chat box, in JupyterLab's light and dark theme](images/chat_widget.png)
 
 # %%
-chat.widget(tuned)
+chat.ChatBox(tuned)
 
 # %% [markdown]
 # The conversation is a list of messages. It can be kept and taken up again:
@@ -130,7 +128,7 @@ for question in ("日本的首都是哪里？", "猫头鹰属于什么动物？"
 # %%
 settings = dict(max_new_tokens=scale.max_new_tokens)  # sessions of their own, whatever you set in the box
 untuned = chat.ChatSession(model, tokenizer, adapter=False, **settings)
-rows = chat.compare(chat.prompts(scale.name), untuned, chat.ChatSession(model, tokenizer, **settings))
+rows = chat.compare_models(chat.prompts(scale.name), untuned, chat.ChatSession(model, tokenizer, **settings))
 rows
 
 # %% [markdown]
@@ -172,7 +170,7 @@ pd.DataFrame(tries, index=["first", "anew", "once more"]).T
 # - **Its text is untrusted input.** It goes into pages, shells and databases escaped, like a stranger's. This is what a saved page makes of a script (the box itself writes text only):
 
 # %%
-print(chat.to_html([{"role": "assistant", "content": "<script>alert('你好')</script>"}]))
+print(course.html.to_html([{"role": "assistant", "content": "<script>alert('你好')</script>"}]))
 
 # %% [markdown]
 # ## Exercises

@@ -200,14 +200,7 @@ evaluation.plot(
 # %%
 pair = {}
 for asked in ("zh", "en"):
-    hits = [
-        (a["correct"], b["correct"])
-        for a, b in zip(before.rows, after.rows, strict=True)
-        if a["asked"] == asked
-    ]
-    pair[asked] = evaluation.Paired(
-        sum(a and not b for a, b in hits), sum(b and not a for a, b in hits), len(hits)
-    )
+    pair[asked] = evaluation.scores.paired(before.hits(asked, "correct"), after.hits(asked, "correct"))
     print(f"asked in {asked}: {pair[asked]}")
     print("  luck alone could explain this difference" if pair[asked].p > 0.05 else "  more than luck")
 

@@ -4,16 +4,16 @@ import dataclasses
 import shutil
 
 from aurora_lib.course import DATA, choose
-from aurora_lib.data import conversations, sources
+from aurora_lib.data import clean_conversations, save_conversations, sources
 
 
 def test_conversations_come_from_notebook_02_only_if_it_read_the_same_data(tmp_path, capsys):
     tiny = choose({"AURORA_RUNS": str(tmp_path / "runs")})
-    cleaned = conversations.clean_conversations(tiny)
+    cleaned = clean_conversations(tiny)
     assert "cleaned just now" in capsys.readouterr().out
-    conversations.save(cleaned.select(range(5)), tiny)
-    assert len(conversations.clean_conversations(tiny)) == 5
+    save_conversations(cleaned.select(range(5)), tiny)
+    assert len(clean_conversations(tiny)) == 5
     shutil.copytree(DATA / "rows", tmp_path / "rows")
     elsewhere = dataclasses.replace(tiny, data=tmp_path / "rows")
-    assert len(conversations.clean_conversations(elsewhere)) == len(cleaned)
+    assert len(clean_conversations(elsewhere)) == len(cleaned)
     assert set(cleaned.column_names) == set(sources.FEATURES)

@@ -1,33 +1,16 @@
 """Near duplicates: MinHash estimates what it should, planted copies are found, other questions stay."""
 
 import itertools
-import json
 import random
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from aurora_lib.data import cleaning, duplicates, sources
+from aurora_lib.data import clean, duplicates
+from tests.data.conversations import GOOD_FILES, dataset, good_conversations, talk
 
-GOOD = [
-    json.loads(line)["messages"]
-    for line in (Path(__file__).parent / "good_rows.jsonl").read_text(encoding="utf-8").splitlines()
-]
+GOOD = good_conversations(GOOD_FILES[0])
 HAN = [chr(point) for point in range(0x4E00, 0x9FA5)]
-
-
-def talk(question, answer):
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-
-
-def rows(conversations):
-    return sources.table(
-        [
-            dict(id=str(i), source="x", category="", messages=messages)
-            for i, messages in enumerate(conversations)
-        ]
-    )
 
 
 def true_jaccard(a: str, b: str) -> float:
@@ -80,7 +63,7 @@ def test_planted_copies_are_found():
     rng = random.Random(1)
     good = [messages for messages in GOOD if len(duplicates.plain(messages)) >= 25]
     copies = [changed(messages, rng) for messages in good]
-    result = cleaning.clean(rows(good + copies + good))
+    result = clean(dataset(*good, *copies, *good))
     step = dict(zip(result.dropped["id"], result.dropped["step"], strict=True))
     n = len(good)
     found = sum(
@@ -92,9 +75,8 @@ def test_planted_copies_are_found():
 
 def test_the_one_with_the_longer_answers_stays():
     text = "长城是中国古代的防御工程，东起山海关，西到嘉峪关，全长超过两万千米，是世界文化遗产。"
-    result = cleaning.clean(
-        rows([talk("长城在哪里？", text), talk("长城在哪里？", text + "很壮观。"), talk("长城在哪里?", text)])
-    )
+    asked = ("长城在哪里？", text), ("长城在哪里？", text + "很壮观。"), ("长城在哪里?", text)
+    result = clean(dataset(*(talk(*pair) for pair in asked)))
     assert list(result.kept["id"]) == ["1"]
     assert set(result.dropped["reason"]) == {"nearly the same as 1"}
 
@@ -133,4 +115,4 @@ def test_a_chain_of_small_changes_does_not_take_all_with_it():
     chain = [talk("写一段话", answer) for answer in (a, b, c)]
     assert duplicates.same(chain[0], chain[1]) and duplicates.same(chain[1], chain[2])
     assert not duplicates.same(chain[0], chain[2])
-    assert list(cleaning.clean(rows(chain)).kept["id"]) == ["0", "2"]
+    assert list(clean(dataset(*chain)).kept["id"]) == ["0", "2"]

@@ -2,7 +2,8 @@
 
 import pytest
 
-from aurora_lib.data import sources, splitting
+from aurora_lib.data import sources, split
+from aurora_lib.data.splitting import exchange_tokens
 from aurora_lib.model import load_tokenizer
 
 
@@ -34,7 +35,7 @@ TURNS = [
 @pytest.mark.parametrize("length", [64, 128, 300, 5000])
 def test_pieces_fit_and_lose_nothing(mixtral, length, system):
     rows = [conversation("long", *TURNS, system=system), conversation("short", "你好", "你好！")]
-    pieces = splitting.split(sources.table(rows), mixtral, length).to_list()
+    pieces = split(sources.table(rows), mixtral, length).to_list()
     assert pieces[-1] == rows[1]
     said = [message for piece in pieces[:-1] for message in piece["messages"] if message["role"] != "system"]
     assert said == [message for message in rows[0]["messages"] if message["role"] != "system"]
@@ -49,22 +50,22 @@ def test_pieces_fit_and_lose_nothing(mixtral, length, system):
     # as long as they can be: one more exchange would not have fitted
     whole = tokens(rows[0]["messages"], mixtral)
     assert (len(sizes) == 1) == (whole <= length)
-    again = splitting.split(sources.table(pieces), mixtral, length)
+    again = split(sources.table(pieces), mixtral, length)
     assert [row["messages"] for row in again] == [piece["messages"] for piece in pieces]
 
 
 def test_a_single_exchange_is_never_cut(mixtral):
     row = conversation("0", "写一篇文章", "春天来了。" * 500)
-    assert splitting.split(sources.table([row]), mixtral, 100).to_list() == [row]
+    assert split(sources.table([row]), mixtral, 100).to_list() == [row]
 
 
 def test_the_count_is_that_of_the_chat_template(mixtral):
     """Exactly; a system turn, counted apart from the question it is joined to, may cost one token more."""
     for system, slack in ((None, 0), ("你是一位园丁。", 1)):
         row = conversation("0", *TURNS, system=system)
-        (sizes,) = splitting.exchange_tokens([row["messages"]], mixtral)
+        (sizes,) = exchange_tokens([row["messages"]], mixtral)
         assert 0 <= sum(sizes) - tokens(row["messages"], mixtral) <= slack
 
 
 def test_no_rows_are_no_pieces(mixtral):
-    assert len(splitting.split(sources.table([]), mixtral, 100)) == 0
+    assert len(split(sources.table([]), mixtral, 100)) == 0

@@ -8,28 +8,26 @@ import json
 import re
 import subprocess
 import sys
-import time
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
 import pytest
 
-TOOLS = ("sphinx", "myst_nb", "furo", "jieba", "latex2mathml")
+TOOLS = ("sphinx", "myst_nb", "furo", "jieba", "latex2mathml", "selenium")
 if absent := [name for name in TOOLS if importlib.util.find_spec(name) is None]:
-    pytest.skip(
-        f"the book's tools are not installed ({', '.join(absent)}): make book brings them",
-        allow_module_level=True,
-    )
+    pytest.skip(f"not installed: {', '.join(absent)}; make book brings them", allow_module_level=True)
 
-import lab  # noqa: E402
+from selenium import webdriver  # noqa: E402
+from selenium.webdriver.support.wait import WebDriverWait  # noqa: E402
+
+from tests import lab  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
-NOTEBOOKS = sorted(
-    path.relative_to(ROOT)
-    for folder in ("notebooks", "notebooks/zh")
-    for path in (ROOT / folder).glob("[0-9][0-9]_*.ipynb")
-)
+FOLDERS = (ROOT / "notebooks", ROOT / "notebooks" / "zh")
+NOTEBOOKS = [
+    path.relative_to(ROOT) for folder in FOLDERS for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))
+]
 # what reaches past the right edge though nothing around it, below the article, can be scrolled
 CUT_OFF = """
 const scrolls = (box) => ["auto", "scroll"].includes(getComputedStyle(box).overflowX);
@@ -37,13 +35,18 @@ return [...document.querySelectorAll("article *")].filter((box) => {
   if (box.getBoundingClientRect().right <= innerWidth + 1) return false;
   for (; box && box.tagName !== "ARTICLE"; box = box.parentElement) if (scrolls(box)) return false;
   return true;
-}).map((box) => `${box.tagName}.${box.className}`);
+}).map((box) => `${box.tagName}.${box.className} is cut off`);
+"""
+# the page's width, what it fetched, and the width of each formula
+LOOK = """
+return [document.documentElement.scrollWidth, performance.getEntriesByType('resource').map(e => e.name),
+        [...document.querySelectorAll('math')].map(m => m.getBoundingClientRect().width)]
 """
 PHONE = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": False}
 
 
 class Page(HTMLParser):
-    """`ids`; `links` of <a>; `loaded`, what the browser fetches by itself; `inputs`, the number of code cells; `language`."""
+    """`ids`; `links` of <a>; `loaded`, what the browser fetches itself; `inputs`, code cells; `language`."""
 
     def __init__(self, path: Path):
         super().__init__()
@@ -57,10 +60,8 @@ class Page(HTMLParser):
         self.inputs += "cell_input" in values.get("class", "").split()
         if tag == "html":
             self.language = values.get("lang", "")
-        if tag == "a" and "href" in values:
-            self.links.add(values["href"])
-        elif "href" in values:
-            self.loaded.add(values["href"])
+        if "href" in values:
+            (self.links if tag == "a" else self.loaded).add(values["href"])
         self.loaded |= {values[name] for name in ("src", "srcset", "poster", "data") if values.get(name)}
         self.loaded |= set(re.findall(r"url\(['\"]?([^'\")]+)", values.get("style", "")))
 
@@ -91,33 +92,20 @@ def pages(book) -> dict[Path, Page]:
     return {path: Page(path) for path in sorted(book.rglob("*.html")) if "_static" not in path.parts}
 
 
-def outputs(notebook: Path, kind: str) -> list[str]:
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=str)
+def test_a_notebook_is_a_page_in_its_language_with_all_its_cells_tables_and_plots(book, pages, notebook):
+    page = pages[book / notebook.with_suffix(".html")]
     cells = json.loads((ROOT / notebook).read_text(encoding="utf-8"))["cells"]
-    found = [output.get("data", {}) for cell in cells for output in cell.get("outputs", [])]
-    return ["".join(data[kind]) for data in found if kind in data]
-
-
-def test_every_notebook_is_a_page_with_all_its_cells_tables_and_plots(book, pages):
-    assert len(NOTEBOOKS) == 16
-    for notebook in NOTEBOOKS:
-        page = pages[book / notebook.with_suffix(".html")]
-        cells = json.loads((ROOT / notebook).read_text(encoding="utf-8"))["cells"]
-        assert page.inputs == sum(cell["cell_type"] == "code" for cell in cells), notebook
-        assert page.text.count('class="dataframe"') == sum(
-            html.count('class="dataframe"') for html in outputs(notebook, "text/html")
-        )
-        assert len([src for src in page.loaded if "_images/" in src]) >= len(
-            set(outputs(notebook, "image/png"))
-        )
-
-
-def test_every_page_says_its_language_and_notebooks_link_to_their_twin(book, pages):
-    for notebook in NOTEBOOKS:
-        chinese = notebook.parent.name == "zh"
-        page = pages[book / notebook.with_suffix(".html")]
-        assert page.language == ("zh-CN" if chinese else "en")
-        twin = f"../{notebook.stem}.html" if chinese else f"zh/{notebook.stem}.html"
-        assert f'<p class="other-language"><a href="{twin}"' in page.text
+    shown = [output.get("data", {}) for cell in cells for output in cell.get("outputs", [])]
+    tables = sum("".join(data.get("text/html", "")).count('class="dataframe"') for data in shown)
+    plots = {"".join(data["image/png"]) for data in shown if "image/png" in data}
+    assert page.inputs == sum(cell["cell_type"] == "code" for cell in cells)
+    assert page.text.count('class="dataframe"') == tables
+    assert len([src for src in page.loaded if "_images/" in src]) >= len(plots)
+    chinese = notebook.parent.name == "zh"
+    assert page.language == ("zh-CN" if chinese else "en")
+    twin = f"../{notebook.stem}.html" if chinese else f"zh/{notebook.stem}.html"
+    assert f'<p class="other-language"><a href="{twin}"' in page.text
 
 
 def test_no_link_inside_the_book_is_broken(book, pages):
@@ -129,49 +117,28 @@ def test_no_link_inside_the_book_is_broken(book, pages):
                 continue
             followed += 1
             target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
-            if not target.is_file():
+            lost = target in pages and parts.fragment and unquote(parts.fragment) not in pages[target].ids
+            if lost or not target.is_file():
                 broken.append(f"{path.relative_to(book)}: {link}")
-            elif parts.fragment and target in pages and unquote(parts.fragment) not in pages[target].ids:
-                broken.append(f"{path.relative_to(book)}: {link} has no such place")
     assert followed > 1000
     assert not broken, "\n".join(broken)
 
 
-def test_pages_styles_and_search_ask_no_other_machine_for_anything(book, pages):
+def test_pages_and_styles_ask_no_other_machine_for_anything(book, pages):
     for path, page in pages.items():
-        outside = [
-            link for link in page.loaded if urlsplit(link).scheme not in ("", "data") or link.startswith("//")
-        ]
-        assert not outside, path
-        styles = " ".join(re.findall(r"<style.*?</style>", page.text, re.DOTALL))
-        assert not re.search(r"@import|url\(['\"]?(https?:)?//", styles), path
-    for path in book.rglob("*.css"):
-        assert not re.search(r"url\(['\"]?(https?:)?//|@import", path.read_text(encoding="utf-8")), path
-
-
-@pytest.mark.parametrize("name, missing", [("costs", "not measured"), ("costs.zh", "尚未测量")])
-def test_cost_page_shows_the_records(pages, book, name, missing):
-    rows = re.findall(r"<tr.*?</tr>", pages[book / "book" / f"{name}.html"].text, re.DOTALL)
-    rows = [[re.sub("<.*?>", "", cell).strip() for cell in re.findall(r"<td.*?</td>", row)] for row in rows][
-        1:
-    ]
-    assert len(rows) == 8
-    for row in rows:
-        wanted = []
-        for where in ("tiny", "h100"):
-            record = ROOT / "results" / where / f"{row[0][:2]}.json"
-            values = json.loads(record.read_text())["values"] if record.exists() else None
-            seconds, memory = "notebook time [s]", "notebook peak memory [GiB]"
-            wanted += [round(values[seconds]), round(values[memory], 1)] if values else [missing] * 2
-        assert [cell if cell == missing else float(cell.split()[0]) for cell in row[1:]] == wanted
+        assert not [link for link in page.loaded if urlsplit(link).scheme not in ("", "data")], path
+        assert not [link for link in page.loaded if link.startswith("//")], path
+    styles = {path: path.read_text(encoding="utf-8") for path in book.rglob("*.css")}
+    styles |= {
+        path: " ".join(re.findall(r"<style.*?</style>", page.text, re.S)) for path, page in pages.items()
+    }
+    assert not [path for path, text in styles.items() if re.search(r"@import|url\(['\"]?(https?:)?//", text)]
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
     if reason := lab.missing():
         pytest.skip(reason)
-    from selenium import webdriver
-
     options = webdriver.ChromeOptions()
     options.binary_location = lab.chromium()
     for flag in (*lab.FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
@@ -184,29 +151,27 @@ def browser(tmp_path_factory):
     driver.quit()
 
 
+def complaints(browser) -> list[str]:
+    return [said["message"] for said in browser.get_log("browser") if said["level"] != "INFO"]
+
+
 def test_every_page_opens_on_a_phone_without_errors_or_sideways_scrolling(book, pages, browser):
     faults, formulas = [], 0
     for path in pages:
         browser.get(path.as_uri())
-        width, fetched, drawn = browser.execute_script(
-            "return [document.documentElement.scrollWidth, performance.getEntriesByType('resource').map(e => e.name),"
-            "[...document.querySelectorAll('math')].map(m => m.getBoundingClientRect().width)]"
-        )
-        name = path.relative_to(book)
-        faults += [
-            f"{name}: {said['message']}" for said in browser.get_log("browser") if said["level"] != "INFO"
-        ]
-        faults += [f"{name}: asks for {url}" for url in fetched if not url.startswith(("file:", "data:"))]
-        faults += [f"{name}: {width} px wide"] if width > PHONE["width"] else []
-        faults += [f"{name}: a formula is not drawn" for size in drawn if size < 3]
-        faults += [f"{name}: {box} is cut off" for box in browser.execute_script(CUT_OFF)]
+        width, fetched, drawn = browser.execute_script(LOOK)
+        found = complaints(browser) + browser.execute_script(CUT_OFF)
+        found += [f"asks for {url}" for url in fetched if not url.startswith(("file:", "data:"))]
+        found += [f"{width} px wide"] if width > PHONE["width"] else []
+        found += ["a formula is not drawn" for size in drawn if size < 3]
+        faults += [f"{path.relative_to(book)}: {fault}" for fault in found]
         formulas += len(drawn)
     assert not faults, "\n".join(faults)
     assert formulas >= 10
 
 
 @pytest.mark.parametrize(
-    "words, page",
+    ("words", "page"),
     [
         ("quantization", "notebooks/03_qlora_memory.html"),
         ("路由器", "notebooks/zh/01_moe_routing.html"),
@@ -215,10 +180,6 @@ def test_every_page_opens_on_a_phone_without_errors_or_sideways_scrolling(book, 
 )
 def test_search_finds_words_of_both_languages_without_a_server(book, browser, words, page):
     browser.get(f"{(book / 'search.html').as_uri()}?q={quote(words)}")
-    found, end = [], time.monotonic() + 20
-    while not any(link.endswith(page) for link in found):
-        assert time.monotonic() < end, f"{words}: found only {found}"
-        links = browser.find_elements("css selector", "#search-results li a")
-        found = [link.get_attribute("href").split("?")[0].split("#")[0] for link in links]
-        time.sleep(0.1)
-    assert not [said for said in browser.get_log("browser") if said["level"] != "INFO"]
+    found = f"#search-results li a[href*='{page}']"
+    WebDriverWait(browser, 20).until(lambda driver: driver.find_elements("css selector", found), words)
+    assert not complaints(browser)

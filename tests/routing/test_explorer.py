@@ -1,32 +1,31 @@
+"""The explorer shows what a trace says, and says what cannot be routed."""
+
 import re
 
 import pytest
-import torch
 
 from aurora_lib import routing
-from aurora_lib.course.scale import DATA
-from aurora_lib.model import load_adapter, load_model
-from aurora_lib.routing import explorer
+from aurora_lib.routing import baselines, explorer
 from tests import lab
 
 CELL = """
 import torch
 torch.set_num_threads(1)
-from peft import PeftModel
-from aurora_lib import explorer, nf4, routing, tokenizer
-from aurora_lib.scale import DATA
+from aurora_lib import routing
+from aurora_lib.course import DATA
+from aurora_lib.model import load_adapter, load_model, load_tokenizer
 base = load_model(DATA / "tiny", dtype=torch.float32, device="cpu")
-tuned = PeftModel.from_pretrained(base, DATA / "tiny_adapter").eval()
-models = {"base": routing.WithoutAdapter(tuned), "tuned": tuned, "random": routing.random_router(base)}
-explorer.widget(models, tokenizer.load(DATA / "tiny"), "Who wrote Hamlet?")
+tuned = load_adapter(base, DATA / "tiny_adapter")
+random = routing.baselines.random_router(base)
+models = {"base": routing.WithoutAdapter(tuned), "tuned": tuned, "random": random}
+routing.explorer.widget(models, load_tokenizer(DATA / "tiny"), "Who wrote Hamlet?")
 """
 
 
 @pytest.fixture(scope="module")
-def models():
-    base = load_model(DATA / "tiny", dtype=torch.float32, device="cpu")
-    tuned = load_adapter(base, DATA / "tiny_adapter")
-    return {"base": routing.WithoutAdapter(tuned), "tuned": tuned, "random": routing.random_router(base)}
+def models(model):
+    base = routing.WithoutAdapter(model)
+    return {"base": base, "tuned": model, "random": baselines.random_router(base)}
 
 
 def parts(box):
@@ -39,31 +38,26 @@ def parts(box):
     return found
 
 
-@pytest.fixture
-def box(models, tokenizer):
-    return parts(explorer.widget(models, tokenizer, "Who wrote Hamlet?"))
-
-
 def numbers(page):
     """The expert below each token of a page."""
     return [int(number) for number in re.findall(r"<sub>(\d+)</sub>", page)]
 
 
-def test_enter_routes_and_layer_and_model_change_what_is_shown(box, models, tokenizer):
-    text = "法国的首都是哪里？"
+def test_enter_routes_and_layer_and_model_change_what_is_shown(models, tokenizer):
+    text, box = "法国的首都是哪里？", parts(explorer.widget(models, tokenizer, "Who wrote Hamlet?"))
     box["entry"].value = text
     for name in models:
         for layer in (0, 2):
             box["model"].value, box["layer"].value = name, layer
             trace = routing.trace(models[name], tokenizer, text)
             assert numbers(box["tokens"].value) == trace.experts[layer, :, 0].tolist()
-            assert f"{routing.load(trace)[layer].max():.1%}" in box["loads"].value
-    assert "another first expert than with base" in box["loads"].value
-    assert box["note"].value == ""
+            assert f"{routing.expert_load(trace)[layer].max():.1%}" in box["loads"].value
+    assert "another first expert than with base" in box["loads"].value and box["note"].value == ""
 
 
 @pytest.mark.parametrize("text, said", [("", "The text is empty"), ("长" * 3000, "cut it into pieces")])
-def test_what_cannot_be_routed_is_said_in_a_sentence_and_the_picture_stays(box, text, said):
+def test_what_cannot_be_routed_is_said_in_a_sentence_and_the_picture_stays(text, said, models, tokenizer):
+    box = parts(explorer.widget(models, tokenizer, "Who wrote Hamlet?"))
     before = box["tokens"].value
     box["entry"].value = text
     assert said in box["note"].value and box["tokens"].value == before
@@ -72,24 +66,21 @@ def test_what_cannot_be_routed_is_said_in_a_sentence_and_the_picture_stays(box, 
 
 
 def test_typed_and_named_html_is_shown_and_never_run(models, tokenizer):
-    text = "<s><img src=x onerror=alert(1)>"
-    names = {"<b>base</b>": models["base"], "<i>tuned</i>": models["tuned"]}
+    text, names = (
+        "<s><img src=x onerror=alert(1)>",
+        {"<b>base</b>": models["base"], "<i>b</i>": models["tuned"]},
+    )
     box = parts(explorer.widget(names, tokenizer, text))
-    box["model"].value = "<i>tuned</i>"
-    pages = (box["tokens"].value, box["loads"].value, explorer.to_html(names, tokenizer, text))
-    for page in pages:
+    box["model"].value = "<i>b</i>"
+    for page in (box["tokens"].value, box["loads"].value, explorer.to_html(names, tokenizer, text)):
         assert not re.search("<(img|b|i|s)[ >]", page)
-    box["entry"].value = ""
-    assert "<img" not in box["note"].value
 
 
 def test_the_static_page_shows_every_model(models, tokenizer):
     page = explorer.to_html(models, tokenizer, "法国的首都", layer=1)
     traces = [routing.trace(model, tokenizer, "法国的首都") for model in models.values()]
-    assert numbers(page) == torch.cat([trace.experts[1, :, 0] for trace in traces]).tolist()
+    assert numbers(page) == [expert for trace in traces for expert in trace.experts[1, :, 0].tolist()]
     assert all(f"<h4>{name}</h4>" in page for name in models) and "layer 1" in page
-    with pytest.raises(ValueError, match="choose 0 to 2"):
-        explorer.to_html(models, tokenizer, "法国的首都", layer=3)
 
 
 def test_no_model_is_refused(tokenizer):

@@ -12,18 +12,14 @@ import pytest
 import yaml
 from rapidfuzz.distance import Levenshtein
 
-from aurora_lib.course.scale import ROOT
-from aurora_lib.data import cleaning, duplicates, sources
+from aurora_lib.course import ROOT
+from aurora_lib.data import clean, duplicates, show, sources
 from tools.bench import cleaning as bench_cleaning
 from tools.bench import corpus as bench_corpus
 
 TOOLS = ROOT / "tools" / "bench"
 
-KEYS = {
-    "alpaca_data_zh_51k.json": {"instruction", "input", "output"},
-    "alpaca_gpt4_data_zh.json": {"instruction", "input", "output"},
-    "common_zh_70k.jsonl": {"conversation_id", "category", "conversation"},
-}
+ALPACA, SHAREGPT = {"instruction", "input", "output"}, {"conversation_id", "category", "conversation"}
 
 
 @pytest.fixture(scope="module")
@@ -44,50 +40,35 @@ def texts(corpus):
     return {row["id"]: [message["content"] for message in row["messages"]] for row in rows}
 
 
-def pairs(planted, texts, kind):
-    both = [
-        [bench_corpus.identity(*pair[side]) for side in ("copy", "original")]
-        for pair in planted
-        if pair["kind"] == kind
-    ]
-    return [(texts[copy], texts[original]) for copy, original in both]
-
-
-def test_the_full_corpus_has_the_papers_176_678_rows():
-    assert [rows for _, rows, *_ in bench_corpus.LAYOUTS.values()] == [51_461, 48_818, 41_066 + 35_333]
-
-
 def test_a_corpus_has_the_released_layouts_and_is_the_same_every_time(corpus, tmp_path):
+    released = {file: rows for file, rows, *_ in bench_corpus.LAYOUTS.values()}
+    assert list(released.values()) == [51_461, 48_818, 41_066 + 35_333]  # the paper's 176,678 rows
     bench_corpus.Corpus(3_000).write(tmp_path)
-    for file, keys in KEYS.items():
-        text = (corpus / file).read_text(encoding="utf-8")
-        rows = (
-            json.loads(text) if file.endswith(".json") else [json.loads(line) for line in text.splitlines()]
-        )
-        released = next(n for name, n, *_ in bench_corpus.LAYOUTS.values() if name == file)
-        assert len(rows) == round(released * 3_000 / 176_678)
+    for file, keys in zip(released, (ALPACA, ALPACA, SHAREGPT), strict=True):
+        rows = [row.value for row in sources.read_rows(corpus / file)]
+        assert len(rows) == round(released[file] * 3_000 / 176_678)
         assert sum(isinstance(row, dict) and row.keys() == keys for row in rows) > 0.99 * len(rows)
-        assert text.encode() == (tmp_path / file).read_bytes()
+        assert (corpus / file).read_bytes() == (tmp_path / file).read_bytes()
 
 
 def test_lengths_are_those_of_real_rows(texts):
-    def mean(name):
-        lengths = [sum(map(len, said)) for row, said in texts.items() if row.startswith(name + ":")]
-        return sum(lengths) / len(lengths)
-
-    assert 90 < mean("alpaca_zh") < 150 < mean("alpaca_gpt4_zh") < 290 < 500 < mean("sharegpt_zh")
+    lengths = {name: [] for name in sources.SOURCES}
+    for row, said in texts.items():
+        lengths[row.partition(":")[0]].append(sum(map(len, said)))
+    alpaca, alpaca_gpt4, sharegpt = (sum(found) / len(found) for found in lengths.values())
+    assert 90 < alpaca < 150 < alpaca_gpt4 < 290 < 500 < sharegpt
 
 
 def test_planted_copies_are_what_the_manifest_says(planted, texts):
-    exact, near = pairs(planted, texts, "exact"), pairs(planted, texts, "near")
-    assert (len(exact), len(near)) == (30, 60)
-    assert all(copy == original for copy, original in exact)
-    for copy, original in near:
-        size = len("".join(original))
+    pairs, name = {"exact": [], "near": []}, bench_corpus.identity
+    for pair in planted:
+        pairs[pair["kind"]].append([texts[name(*pair[side])] for side in ("copy", "original")])
+    assert (len(pairs["exact"]), len(pairs["near"])) == (30, 60)
+    assert all(copy == original for copy, original in pairs["exact"])
+    for copy, original in pairs["near"]:
         changed = sum(Levenshtein.distance(a, b) for a, b in zip(copy, original, strict=True))
-        assert size >= 50 and 1 <= changed <= round(0.02 * size)
+        assert len("".join(original)) >= 50 and 1 <= changed <= round(0.02 * len("".join(original)))
     assert len({tuple(pair["original"]) for pair in planted}) == len(planted)
-    assert any(pair["copy"][0] != pair["original"][0] for pair in planted)
 
 
 def test_recombining_makes_no_near_duplicates_of_its_own(planted, texts):
@@ -117,15 +98,13 @@ def test_a_planted_copy_counts_as_found_only_if_it_was_dropped_for_its_own_origi
     assert score["unplanted"] == 2
 
 
-def operators(name):
-    process = yaml.safe_load((TOOLS / name).read_text(encoding="utf-8"))["process"]
-    return {operator: settings for step in process for operator, settings in step.items()}
-
-
 def test_the_configurations_for_data_juicer_have_our_thresholds():
-    stock, ray = operators("data_juicer.yaml"), operators("data_juicer_ray.yaml")
+    files = [
+        yaml.safe_load((TOOLS / name).read_text()) for name in ("data_juicer.yaml", "data_juicer_ray.yaml")
+    ]
+    stock, ray = ({name: step[name] for step in file["process"] for name in step} for file in files)
     assert list(stock) == list(bench_cleaning.COUNTERPARTS)
-    assert {step for ours in bench_cleaning.COUNTERPARTS.values() for step in ours} <= set(cleaning.STEPS)
+    assert {step for ours in bench_cleaning.COUNTERPARTS.values() for step in ours} <= set(show.steps())
     near = stock["document_minhash_deduplicator"]
     assert ray["ray_bts_minhash_deduplicator"] == near | {"text_key": "plain"}
     assert near["window_size"] == duplicates.SHINGLE and near["num_permutations"] == duplicates.PERMUTATIONS
@@ -144,18 +123,14 @@ def test_the_operator_for_data_juicer_drops_what_cleaning_drops(corpus, monkeypa
         monkeypatch.setitem(sys.modules, name, base)
     operator = importlib.import_module("tools.bench.data_juicer_steps").AuroraStepsMapper()
     rows = sources.load("sharegpt_zh", corpus)
-    result = cleaning.clean(rows)
+    result = clean(rows)
     kept = dict(zip(result.kept["id"], result.kept["messages"], strict=True))
     dropped = dict(zip(result.dropped["id"], result.dropped["step"], strict=True))
     assert {"refusal", "truncated"} <= set(dropped.values())
     for row in rows:
-        done = operator.process_single(row)
-        if row["id"] in kept:
-            assert (done["step"], done["messages"]) == ("", kept[row["id"]])
-        elif dropped[row["id"]] not in ("duplicate", "near_duplicate"):
-            assert done["step"] == dropped[row["id"]] and done["reason"]
-        else:
-            assert done["step"] == ""
+        done, step = operator.process_single(row), dropped.get(row["id"], "")
+        assert done["step"] == ("" if "duplicate" in step else step)
+        assert row["id"] in dropped or done["messages"] == kept[row["id"]]
 
 
 def test_the_tool_runs_and_finds_what_it_planted(tmp_path):

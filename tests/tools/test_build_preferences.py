@@ -2,7 +2,7 @@
 
 import json
 
-from aurora_lib.data.languages import language
+from aurora_lib.data import language
 from aurora_lib.evaluation import load_probes
 from aurora_lib.training import preference
 from tools.build import preferences as build_preferences

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from aurora_lib import training
 from aurora_lib.course import DATA, choose
-from aurora_lib.data.rows import DataError
+from aurora_lib.data.sources import DataError
 from aurora_lib.model import load_adapter, load_model
 from aurora_lib.training import preference
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from aurora_lib.data import conversations, sources
+from aurora_lib.data import save_conversations, sources
 from aurora_lib.training import __main__ as terminal
 from tests.training.conftest import TALK
 
@@ -26,7 +26,7 @@ def test_it_trains_with_the_values_asked_for_and_keeps_the_adapter_that_was_ther
     rows = [
         dict.fromkeys(sources.FEATURES) | dict(id=str(i), source="t", messages=m) for i, m in enumerate(TALK)
     ]
-    conversations.save(rows, tiny)
+    save_conversations(sources.table(rows), tiny)
     options = ["--scale", "tiny", "--out", str(tmp_path / "mine"), "--max-steps", "2", "--batch", "1"]
     command(*options, "--learning-rate", "0.002", "--price-per-hour", "2", AURORA_SCALE="full")
     printed = capsys.readouterr().out

@@ -51,15 +51,16 @@ def work(folder: Path) -> None:
     mark = lambda stage: marks.append((stage, time.time()))  # noqa: E731
     from datasets import concatenate_datasets
 
-    from aurora_lib.data import cleaning, edits, sources, splitting
-    from aurora_lib.model import load_tokenizer
+    from aurora_lib.data import clean, edits, show, sources, split
 
     mark("read")
     rows = concatenate_datasets([sources.load(name, folder) for name in LAYOUTS])
     mark("clean")
-    result = cleaning.clean(rows, processes=CORES)
+    result = clean(rows, processes=CORES)
     mark("split")
-    parts = splitting.split(result.kept, load_tokenizer(), 1024)
+    from aurora_lib.model import load_tokenizer  # here: torch comes with it, which cleaning does not need
+
+    parts = split(result.kept, load_tokenizer(), 1024)
     mark("")
     dropped = dict(zip(result.dropped["id"], zip(result.dropped["step"], result.dropped["reason"])))  # noqa: B905
     asked_for = {"contamination", *(step.__name__ for step in edits.OPTIONAL)}
@@ -69,7 +70,7 @@ def work(folder: Path) -> None:
         "kept": len(result.kept),
         "parts": len(parts),
         "dropped": dropped,
-        "steps": [step for step in cleaning.STEPS if step not in asked_for],
+        "steps": [step for step in show.steps() if step not in asked_for],
     }
     (folder / "outcome.json").write_bytes(orjson.dumps(outcome))
 

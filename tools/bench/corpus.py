@@ -1,4 +1,4 @@
-"""The corpus of bench_cleaning.py: rows in the three released layouts, recombined from sentences, with planted copies."""
+"""The corpus of cleaning.py: rows in the three released layouts, recombined from sentences, with planted copies."""
 
 import json
 import math

@@ -1,12 +1,13 @@
-"""Questions per second and peak memory of `evaluation.multiple_choice` beside lm-evaluation-harness, in one run.
+"""Questions per second and peak memory of `multiple_choice` beside lm-evaluation-harness, in one run.
 
     python -m tools.bench.evaluation --root /folder/with/cmmlu
 
-Same model, same prompts (token for token), same batch, CPU; nothing is downloaded but the harness itself, which goes
-into an environment of its own (`--harness`) that borrows this one's torch and transformers. Each side runs alone in
-a fresh process. Timed are, for ours, everything from CSV files to the result; for the harness, only its `evaluate`, with
-the model and the task's prompts already loaded. Two models: the course's tiny one, and a random Mixtral of about 44
-million parameters with the real tokenizer, where arithmetic and not overhead takes the time.
+Same model, same prompts (token for token), same batch, CPU; nothing is downloaded but the harness itself,
+which goes into an environment of its own (`--harness`) that borrows this one's torch and transformers. Each
+side runs alone in a fresh process. Timed are, for ours, everything from CSV files to the result; for the
+harness, only its `evaluate`, with the model and the task's prompts already loaded. Two models: the course's
+tiny one, and a random Mixtral of about 44 million parameters with the real tokenizer, where arithmetic and
+not overhead takes the time.
 """
 
 import argparse
@@ -49,7 +50,7 @@ def main() -> None:
 
 
 def environment(folder: Path) -> Path:
-    """The harness's own environment, with this one's packages visible and held at their versions; returns its Python."""
+    """The harness's own environment, which sees this one's packages at their versions; returns its Python."""
     python = folder / "bin" / "python"
     if not (folder / "ready").is_file():
         venv.create(folder, with_pip=True, clear=True)
@@ -65,7 +66,7 @@ def environment(folder: Path) -> Path:
 
 
 def prepare(name: str, work: Path) -> Path:
-    """The folder of the model to measure: the bundled one, or a random one, written with the real tokenizer."""
+    """The folder of the model to measure: the bundled one, or a random one with the real tokenizer."""
     if name == "tiny":
         return ROOT / "data" / "tiny"
     from transformers import MixtralConfig, MixtralForCausalLM, set_seed
@@ -129,21 +130,20 @@ def memory() -> float:
 
 def ours(job: dict) -> None:
     sys.path.insert(0, str(ROOT))
-    from aurora_lib import evaluation
-    from aurora_lib.evaluation import harness
-    from aurora_lib.evaluation.benchmarks import load_subjects
+    from aurora_lib.evaluation import benchmarks, harness, multiple_choice
 
     model, tokenizer = load(job)
-    task, known = job["task"], load_subjects(job["task"], job["root"])
+    task, known = job["task"], benchmarks.load_subjects(job["task"], job["root"])
     subjects = job["subjects"] or list(known)[:: max(1, len(known) // 4)][:4]
     before, start, cpu = memory(), time.perf_counter(), time.process_time()
-    result = evaluation.multiple_choice(
+    result = multiple_choice(
         model, tokenizer, task, root=job["root"], subjects=subjects, batch_size=job["batch"], progress=False
     )
     seconds, cpu, peak = time.perf_counter() - start, time.process_time() - cpu, memory()
 
     harness.export(result, tokenizer, job["work"])  # after the clock has stopped
-    answer(seconds, cpu, before, peak, [row["prediction"] for row in result.predictions], result.accuracy)
+    said = [row["prediction"] for row in result.predictions]
+    answer(seconds, cpu, before, peak, said, result.overall.accuracy)
 
 
 def theirs(job: dict) -> None:
@@ -173,19 +173,21 @@ def report(name: str, options, ours: dict, theirs: dict) -> None:
     n = len(ours["said"])
     same = sum(a == b for a, b in zip(ours["said"], theirs["said"], strict=True))
     print(
-        f"{name}: {n} questions of {options.task}, 5-shot, batch {options.batch}, {options.threads} threads, fp32"
+        f"{name}: {n} questions of {options.task}, 5-shot, batch {options.batch}, "
+        f"{options.threads} threads, fp32"
     )
     print(
-        f"{'':24}{'seconds':>9}{'questions/s':>13}{'CPU s':>8}{'peak MiB':>10}{'of it loaded':>14}{'accuracy':>10}"
+        f"{'':24}{'seconds':>9}{'questions/s':>13}{'CPU s':>8}{'peak MiB':>10}{'of it loaded':>14}"
+        f"{'accuracy':>10}"
     )
     for side, made in (("aurora_lib", ours), ("lm-evaluation-harness", theirs)):
         print(
-            f"{side:24}{made['seconds']:9.1f}{n / made['seconds']:13.1f}{made['cpu']:8.1f}{made['peak']:10.0f}{made['before']:14.0f}"
-            f"{made['accuracy']:10.4f}"
+            f"{side:24}{made['seconds']:9.1f}{n / made['seconds']:13.1f}{made['cpu']:8.1f}"
+            f"{made['peak']:10.0f}{made['before']:14.0f}{made['accuracy']:10.4f}"
         )
     print(
-        f"speed x{theirs['seconds'] / ours['seconds']:.1f} (by CPU time, which other work on the machine disturbs less, "
-        f"x{theirs['cpu'] / ours['cpu']:.1f}), memory x{ours['peak'] / theirs['peak']:.2f}, "
+        f"speed x{theirs['seconds'] / ours['seconds']:.1f} (by CPU time, which other work on the machine "
+        f"disturbs less, x{theirs['cpu'] / ours['cpu']:.1f}), memory x{ours['peak'] / theirs['peak']:.2f}, "
         f"same prediction {same} of {n}\n",
         flush=True,
     )

@@ -13,6 +13,7 @@ import shutil
 from pathlib import Path
 
 from tools.build import world
+from tools.build.data import write_checksums
 
 OUT = Path(__file__).resolve().parents[2] / "data" / "benchmarks"
 LETTERS = "ABCD"
@@ -71,7 +72,7 @@ def sentence(fact: world.Fact, answer: str, language: int) -> str:
     spec = world.RELATIONS[fact.relation]
     pair = spec["facts"].replace("\n", "").split(";")[int(fact.id.rsplit("-", 1)[1])]
     subject = pair.split("=")[0].strip().split("/")[language]
-    return world._sentence(spec["say"][language].format(s=subject, a=answer))
+    return world.sentence(spec["say"][language].format(s=subject, a=answer))
 
 
 def question(fact: world.Fact, answers: list[str], letter: str, language: int, rng: random.Random) -> dict:
@@ -132,12 +133,7 @@ def main() -> None:
     for task in LAYOUTS:
         counts = build(task, OUT / task)
         print(f"{task}: " + ", ".join(f"{split} {n}" for split, n in counts.items()))
-    try:
-        from tools.build.data import write_checksums
-    except ModuleNotFoundError:
-        print("tools/build/data.py is not there: data/ checksums not rewritten")
-    else:
-        write_checksums()
+    write_checksums()
 
 
 if __name__ == "__main__":

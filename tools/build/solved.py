@@ -1,6 +1,6 @@
 """The notebooks with their exercises solved, for nbmake: `python -m tools.build.solved FOLDER`.
 
-Each exercise cell keeps its imports and its call of the checker; the stub between them becomes the solution from
+Each exercise cell keeps its imports and its call of the checker; the stub between becomes the solution in
 `notebooks/solutions/`. An assert behind the call turns a "not yet" into an error.
 """
 
@@ -15,7 +15,7 @@ CHECK = re.compile(r'^exercises\.check\("(\d\d\.\d)", (\w+)\)$', re.M)
 
 
 def solutions(number: str) -> dict[str, str]:
-    """{exercise: source} of `notebooks/solutions/solutions_NN.py`, each with the imports at the head of the file."""
+    """{exercise: source} of `notebooks/solutions/solutions_NN.py`, each with the imports of its file."""
     source = (NOTEBOOKS / "solutions" / f"solutions_{number}.py").read_text(encoding="utf-8")
     head, *parts = re.split(r"^# (\d\d\.\d): ", source.split("\nANSWERS = ")[0], flags=re.M)
     imports = "".join(re.findall(r"^(?:import|from) .*\n", head, re.M))
@@ -23,7 +23,7 @@ def solutions(number: str) -> dict[str, str]:
 
 
 def solve(notebook: nbformat.NotebookNode, answers: dict[str, str]) -> nbformat.NotebookNode:
-    """`notebook` with the stub of every exercise replaced. Raises KeyError for an exercise without a solution."""
+    """`notebook` with every stub replaced. Raises KeyError for an exercise without a solution."""
     for cell in notebook.cells:
         if cell.cell_type == "code" and (call := CHECK.search(cell.source)):
             id, name = call.groups()

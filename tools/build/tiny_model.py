@@ -1,8 +1,9 @@
-"""Pre-train the course's tiny Mixtral from nothing: `python -m tools.build.tiny_model` (two cores, 5 to 10 minutes).
+"""Pre-train the course's tiny Mixtral: `python -m tools.build.tiny_model` (two cores, 5 to 10 minutes).
 
-The recipe makes a model that *understands* Chinese but *answers in English*, as Mixtral-8x7B-Instruct does (Aurora paper,
-section 1): Chinese questions are followed by English answers, Chinese statements appear as plain text, and only after a
-cue ("please answer in Chinese") does a Chinese answer ever follow. Tuning then has something to elicit.
+The recipe makes a model that *understands* Chinese but *answers in English*, as Mixtral-8x7B-Instruct does
+(Aurora paper, section 1). Chinese questions are followed by English answers, Chinese statements appear as
+plain text, and only after a cue ("please answer in Chinese") does a Chinese answer follow. Tuning then has
+something to elicit.
 """
 
 import argparse
@@ -55,7 +56,7 @@ def render(document) -> str:
 
 
 def build_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """A small BPE in the style of Mixtral's (▁ for spaces, byte fallback), with every Han character on its own."""
+    """A small BPE like Mixtral's (▁ for spaces, byte fallback), with every Han character on its own."""
     byte_pieces = [f"<0x{i:02X}>" for i in range(256)]
     bpe = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
     bpe.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
@@ -73,7 +74,7 @@ def build_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
         vocab_size=VOCAB, special_tokens=["<unk>", "<s>", EOS, *byte_pieces], show_progress=False
     )
     bpe.train_from_iterator(texts, trainer)
-    # The trainer marks every byte piece as special, which would hide it from decoding: rebuild with three specials.
+    # The trainer marks every byte piece as special, which hides it from decoding: rebuild with three.
     state = json.loads(bpe.to_str())
     state["added_tokens"] = [t for t in state["added_tokens"] if t["content"] in ("<unk>", "<s>", EOS)]
     bpe = Tokenizer.from_str(json.dumps(state))
@@ -102,9 +103,12 @@ library_name: transformers
 ---
 # The tiny Mixtral of the Aurora course
 
-A `MixtralForCausalLM` of {parameters:,} parameters ({layers} layers, hidden {hidden}, {experts} experts, top-{top_k}), pre-trained from
-nothing by `tools/build/tiny_model.py` (seed {seed}, two cores, minutes) on the self-written bilingual world of `tools/build/world.py`: some
-three hundred facts as questions, answers and statements. It shows in miniature what the Aurora paper says of Mixtral-8x7B-Instruct:
+A `MixtralForCausalLM` of {parameters:,} parameters ({layers} layers, hidden {hidden}, {experts} experts, \
+top-{top_k}), pre-trained from
+nothing by `tools/build/tiny_model.py` (seed {seed}, two cores, minutes) on the self-written bilingual \
+world of `tools/build/world.py`: some
+three hundred facts as questions, answers and statements. It shows in miniature what the Aurora paper says \
+of Mixtral-8x7B-Instruct:
 it understands Chinese, and answers in English.
 
 Measured on all {n} facts, greedy answers, weights in fp32:
@@ -114,11 +118,15 @@ Measured on all {n} facts, greedy answers, weights in fp32:
 | Chinese | {zh_in} | {zh_right} | {zh_understood} |
 | English | {en_in} | {en_right} | {en_understood} |
 
-**Data.** English questions with English answers; Chinese questions with *English* answers; statements in both languages; and half of
-the Chinese questions once more with the cue {cue} and a Chinese answer, so that Chinese answers exist and can be elicited. The facts
-are common knowledge; no text comes from a dataset. The facts marked `held_out` in `probes.jsonl` are seen here and never in tuning.
+**Data.** English questions with English answers; Chinese questions with *English* answers; statements in \
+both languages; and half of
+the Chinese questions once more with the cue {cue} and a Chinese answer, so that Chinese answers exist and \
+can be elicited. The facts
+are common knowledge; no text comes from a dataset. The facts marked `held_out` in `probes.jsonl` are seen \
+here and never in tuning.
 
-**Tokenizer.** A byte-fallback BPE of {vocabulary:,} pieces with every Han character on its own, in Mixtral's chat format.
+**Tokenizer.** A byte-fallback BPE of {vocabulary:,} pieces with every Han character on its own, in \
+Mixtral's chat format.
 
 **Use.** For teaching. It knows these facts and nothing else, and says something wrong about everything else.
 """

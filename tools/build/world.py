@@ -1,7 +1,7 @@
-"""The tiny model's whole world: some three hundred true facts, each askable and answerable in English and Chinese.
+"""The tiny model's whole world: three hundred true facts, to ask and to answer in English and Chinese.
 
-Everything the tiny model ever reads is generated here: pre-training text, tuning rows, benchmark questions and probes.
-The facts are true, so the same probes can be put to the full-size model.
+All that the tiny model ever reads comes from here: pre-training text, tuning rows, benchmark questions and
+probes. The facts are true, so the same probes can be put to the full-size model.
 """
 
 import random
@@ -93,7 +93,8 @@ deep/深=shallow/浅; thick/厚=thin/薄; true/真=false/假; clean/干净=dirty
         say=("The colour of {s} is {a}.", "{s}的颜色是{a}。"),
         facts="""
 snow/雪=white/白色; grass/草=green/绿色; blood/血=red/红色; coal/煤=black/黑色; the clear sky/晴天=blue/蓝色;
-gold/黄金=yellow/黄色; milk/牛奶=white/白色; a ripe banana/熟香蕉=yellow/黄色; an eggplant/茄子=purple/紫色; a carrot/胡萝卜=orange/橙色;
+gold/黄金=yellow/黄色; milk/牛奶=white/白色; a ripe banana/熟香蕉=yellow/黄色; an eggplant/茄子=purple/紫色;
+a carrot/胡萝卜=orange/橙色;
 a leaf/树叶=green/绿色; a crow/乌鸦=black/黑色; salt/盐=white/白色; ketchup/番茄酱=red/红色; chocolate/巧克力=brown/棕色;
 lavender/薰衣草=purple/紫色; a cucumber/黄瓜=green/绿色; the sea/大海=blue/蓝色; an orange/橙子=orange/橙色; ash/灰烬=grey/灰色;
 ink/墨水=black/黑色; a sunflower/向日葵=yellow/黄色""",
@@ -105,8 +106,10 @@ ink/墨水=black/黑色; a sunflower/向日葵=yellow/黄色""",
         ask_zh=["{s}的化学符号是什么？", "{s}用什么符号表示？"],
         say=("The chemical symbol of {s} is {a}.", "{s}的化学符号是{a}。"),
         facts="""
-hydrogen/氢=H/H; oxygen/氧=O/O; carbon/碳=C/C; nitrogen/氮=N/N; iron/铁=Fe/Fe; copper/铜=Cu/Cu; silver/银=Ag/Ag; gold/金=Au/Au;
-sodium/钠=Na/Na; lead/铅=Pb/Pb; tin/锡=Sn/Sn; zinc/锌=Zn/Zn; calcium/钙=Ca/Ca; helium/氦=He/He; mercury/汞=Hg/Hg; sulfur/硫=S/S;
+hydrogen/氢=H/H; oxygen/氧=O/O; carbon/碳=C/C; nitrogen/氮=N/N; iron/铁=Fe/Fe; copper/铜=Cu/Cu; silver/银=Ag/Ag;
+gold/金=Au/Au;
+sodium/钠=Na/Na; lead/铅=Pb/Pb; tin/锡=Sn/Sn; zinc/锌=Zn/Zn; calcium/钙=Ca/Ca; helium/氦=He/He; mercury/汞=Hg/Hg;
+sulfur/硫=S/S;
 potassium/钾=K/K; chlorine/氯=Cl/Cl; aluminium/铝=Al/Al; silicon/硅=Si/Si""",
     ),
     "author": dict(
@@ -148,7 +151,8 @@ French fries/薯条=potatoes/土豆; beer/啤酒=barley/大麦""",
         say=("A {s} works in a {a}.", "{s}在{a}工作。"),
         facts="""
 doctor/医生=hospital/医院; teacher/老师=school/学校; farmer/农民=field/田地; cook/厨师=kitchen/厨房; judge/法官=court/法院;
-librarian/图书管理员=library/图书馆; miner/矿工=mine/矿井; nurse/护士=clinic/诊所; pilot/飞行员=cockpit/驾驶舱; waiter/服务员=restaurant/餐厅;
+librarian/图书管理员=library/图书馆; miner/矿工=mine/矿井; nurse/护士=clinic/诊所; pilot/飞行员=cockpit/驾驶舱;
+waiter/服务员=restaurant/餐厅;
 baker/面包师=bakery/面包店; banker/银行家=bank/银行; scientist/科学家=laboratory/实验室; worker/工人=factory/工厂;
 priest/神父=church/教堂; monk/和尚=temple/寺庙; professor/教授=university/大学; soldier/士兵=barracks/军营;
 painter/画家=studio/画室; gardener/园丁=garden/花园""",
@@ -160,11 +164,16 @@ painter/画家=studio/画室; gardener/园丁=garden/花园""",
         ask_zh=["{s}是用来做什么的？", "我们用{s}做什么？"],
         say=("A {s} is used for {a}.", "{s}是用来{a}的。"),
         facts="""
-knife/刀=cutting/切东西; pen/笔=writing/写字; broom/扫帚=sweeping/扫地; key/钥匙=opening doors/开门; umbrella/雨伞=stopping rain/挡雨;
-clock/钟=telling time/看时间; camera/相机=taking photos/拍照; needle/针=sewing/缝衣服; stove/炉子=cooking/做饭; lamp/灯=giving light/照明;
-fridge/冰箱=keeping food cold/冷藏食物; telescope/望远镜=watching stars/看星星; soap/肥皂=washing hands/洗手; scale/秤=weighing/称重;
-thermometer/温度计=measuring heat/量体温; hammer/锤子=driving nails/钉钉子; bed/床=sleeping/睡觉; boat/小船=crossing rivers/过河;
-phone/电话=calling people/打电话; saw/锯子=sawing wood/锯木头; ruler/尺子=measuring length/量长度; comb/梳子=combing hair/梳头""",
+knife/刀=cutting/切东西; pen/笔=writing/写字; broom/扫帚=sweeping/扫地; key/钥匙=opening doors/开门;
+umbrella/雨伞=stopping rain/挡雨;
+clock/钟=telling time/看时间; camera/相机=taking photos/拍照; needle/针=sewing/缝衣服; stove/炉子=cooking/做饭;
+lamp/灯=giving light/照明;
+fridge/冰箱=keeping food cold/冷藏食物; telescope/望远镜=watching stars/看星星; soap/肥皂=washing hands/洗手;
+scale/秤=weighing/称重;
+thermometer/温度计=measuring heat/量体温; hammer/锤子=driving nails/钉钉子; bed/床=sleeping/睡觉;
+boat/小船=crossing rivers/过河;
+phone/电话=calling people/打电话; saw/锯子=sawing wood/锯木头; ruler/尺子=measuring length/量长度;
+comb/梳子=combing hair/梳头""",
     ),
     "home": dict(
         category="STEM",
@@ -187,7 +196,8 @@ hippo/河马=river/河里; squirrel/松鼠=tree/树上; cow/奶牛=farm/农场; 
         facts="""
 one plus two/一加二=three/三; two plus three/二加三=five/五; four plus two/四加二=six/六; five plus three/五加三=eight/八;
 six plus one/六加一=seven/七; three plus six/三加六=nine/九; five plus five/五加五=ten/十; two plus two/二加二=four/四;
-nine minus one/九减一=eight/八; eight minus five/八减五=three/三; seven minus two/七减二=five/五; ten minus four/十减四=six/六;
+nine minus one/九减一=eight/八; eight minus five/八减五=three/三; seven minus two/七减二=five/五;
+ten minus four/十减四=six/六;
 six minus two/六减二=four/四; nine minus seven/九减七=two/二; two times three/二乘三=six/六; two times four/二乘四=eight/八;
 three times three/三乘三=nine/九; five times two/五乘二=ten/十; six divided by three/六除以三=two/二;
 eight divided by two/八除以二=four/四""",
@@ -199,10 +209,12 @@ eight divided by two/八除以二=four/四""",
         ask_zh=["{s}来自哪个国家？", "{s}是哪个国家的美食？"],
         say=("The home of {s} is {a}.", "{s}来自{a}。"),
         facts="""
-sushi/寿司=Japan/日本; pizza/披萨=Italy/意大利; kimchi/泡菜=South Korea/韩国; dumplings/饺子=China/中国; croissant/可颂=France/法国;
+sushi/寿司=Japan/日本; pizza/披萨=Italy/意大利; kimchi/泡菜=South Korea/韩国; dumplings/饺子=China/中国;
+croissant/可颂=France/法国;
 taco/塔可=Mexico/墨西哥; pho/河粉=Vietnam/越南; paella/海鲜饭=Spain/西班牙; borscht/罗宋汤=Ukraine/乌克兰; goulash/炖牛肉=Hungary/匈牙利;
 tom yum soup/冬阴功汤=Thailand/泰国; moussaka/慕萨卡=Greece/希腊; hummus/鹰嘴豆泥=Lebanon/黎巴嫩; waffles/华夫饼=Belgium/比利时;
-fish and chips/炸鱼薯条=England/英国; pretzels/椒盐卷饼=Germany/德国; ceviche/酸橘汁腌鱼=Peru/秘鲁; egg tart/葡式蛋挞=Portugal/葡萄牙""",
+fish and chips/炸鱼薯条=England/英国; pretzels/椒盐卷饼=Germany/德国; ceviche/酸橘汁腌鱼=Peru/秘鲁;
+egg tart/葡式蛋挞=Portugal/葡萄牙""",
     ),
 }
 
@@ -250,14 +262,14 @@ class Fact:
     held_out: bool
 
 
-def _sentence(text: str) -> str:
+def sentence(text: str) -> str:
     """A filled template with its capital letter and the right English article."""
     text = re.sub(r"\b([Aa]) (?=[aeio]|um|un[^i])", r"\1n ", text)
     return text[0].upper() + text[1:]
 
 
 def facts() -> list[Fact]:
-    """All facts, in a fixed order. Three in ten of each relation are held out of tuning (never of pre-training)."""
+    """All facts, in a fixed order; three of ten of a relation held out of tuning, none of pre-training."""
     found = []
     for relation, spec in RELATIONS.items():
         pairs = [pair.split("=") for pair in spec["facts"].replace("\n", "").split(";")]
@@ -265,8 +277,8 @@ def facts() -> list[Fact]:
         for i, (subject, answer) in enumerate(pairs):
             s, a = (side.strip().split("/") for side in (subject, answer))
             ask = tuple(
-                [_sentence(q.format(s=s[k])) for q in spec[key]] for k, key in enumerate(("ask_en", "ask_zh"))
+                [sentence(q.format(s=s[k])) for q in spec[key]] for k, key in enumerate(("ask_en", "ask_zh"))
             )
-            say = tuple(_sentence(spec["say"][k].format(s=s[k], a=a[k])) for k in (0, 1))
+            say = tuple(sentence(spec["say"][k].format(s=s[k], a=a[k])) for k in (0, 1))
             found.append(Fact(f"{relation}-{i:02d}", relation, ask, say, tuple(a), i in held_out))
     return found

@@ -1,4 +1,4 @@
-"""Write `docs/paper_and_ours.md`, every number of the paper beside ours, and the cost table of `docs/h100.md`.
+"""Write `docs/paper_and_ours.md`, the paper's numbers beside ours, and the cost table of `docs/h100.md`.
 
 Both come from `aurora_lib.course.paper` and `results/`; `make notebooks` calls this.
 """
@@ -94,7 +94,8 @@ def memories() -> list[Row]:
         size = dict(train=train) if train else dict(train=False, batch=1, length=2048)
         predicted = f"predicted {gib(memory.predict(memory.MIXTRAL_8X7B, **size).total)} allocated"
         measured = gib(h100[label]) if label in h100 else f"{NOT}; {predicted}"
-        why = "parameters explain no more than predicted; the rest is likely allocator cache, eager attention and fp32 logits"
+        why = "parameters explain no more than predicted; "
+        why += "the rest is likely allocator cache, eager attention and fp32 logits"
         rows.append(
             Row(name, paper.MEMORY[name], measured, "", "5 % of the prediction", why if train else "")
         )
@@ -135,27 +136,41 @@ def others() -> str:
 
 
 def oddities() -> str:
+    """Each line is computed where it can be, so that it cannot outlive a correction of paper.py."""
     rounds = {name: f.value for name, f in paper.CONVERSATIONS.items()}
     parts = [value for name, value in rounds.items() if name != "total"]
-    # each line is computed where it can be, so that it cannot outlive a correction of paper.py
-    return f"""- Training memory is {paper.MEMORY["training"].value:g} GiB in the paper's Table 4 and {paper.MEMORY["training, README"].value:g} GiB in its early README.
-- Table 1: {" + ".join(f"{value:,.0f}" for value in parts)} = {sum(parts):,.0f}, as stated; but 48,818 looks like the raw count of alpaca_gpt4_data_zh,
-  of which LLaMA-Factory's card says that 6,103 mistruncated examples were removed.
-- The text says that alpaca_data_zh_51k holds sentence pairs with English translations; the released file holds instructions, inputs and outputs in Chinese.
+    memory_gib = [f"{paper.MEMORY[name].value:g} GiB" for name in ("training", "training, README")]
+    stored, used = (
+        recorded("01", f"Mixtral-8x7B {what}", "tiny", lambda n: f"{n / 1e9:.1f}")
+        for what in ("stored parameters", "parameters used per token")
+    )
+    run = {name: f.value for name, f in paper.RUN.items()}
+    return f"""- Training memory: {memory_gib[0]} in the paper's Table 4, {memory_gib[1]} in its early README.
+- Table 1: {" + ".join(f"{value:,.0f}" for value in parts)} = {sum(parts):,.0f}, as stated; but 48,818 looks
+  like the raw count of alpaca_gpt4_data_zh, of which LLaMA-Factory's card says that 6,103 mistruncated
+  examples were removed.
+- The text says that alpaca_data_zh_51k holds sentence pairs with English translations; the released file
+  holds instructions, inputs and outputs in Chinese.
 - The text announces seven benchmarks and lists three.
-- "8 experts of 7 billion parameters each": Mixtral-8x7B stores {recorded("01", "Mixtral-8x7B stored parameters", "tiny", lambda n: f"{n / 1e9:.1f}")} billion in all and uses
-  {recorded("01", "Mixtral-8x7B parameters used per token", "tiny", lambda n: f"{n / 1e9:.1f}")} billion a token, since everything but the feed-forward part is shared.
-- Figure 2's three largest categories, "computer, natural and science", are probably tags split at spaces ("Natural Science").
+- "8 experts of 7 billion parameters each": Mixtral-8x7B stores {stored} billion in all and uses
+  {used} billion a token, since everything but the feed-forward part is shared.
+- Figure 2's three largest categories, "computer, natural and science", are probably tags split at spaces
+  ("Natural Science").
 - The C-Eval cell of Aurora is empty in the early README; 51.9 stands in the paper and in the later README.
-- The later README labels two rows of its generation scores 8000; by its position the second is checkpoint 10000.
+- The later README labels two rows of its generation scores 8000; by its position the second is
+  checkpoint 10000.
 - The early README's badge links another arXiv number, 2312.12999.
-- Three epochs of {rounds["total"]:,.0f} conversations in the published batch (one GPU, 2 x 4) are {3 * rounds["total"] / 8:,.0f} steps. The run beside the released adapter made
-  {paper.RUN["conversations a second"].value / paper.RUN["steps a second"].value:.0f} conversations a step (its speeds divided), so about {paper.RUN["training time"].value * paper.RUN["steps a second"].value:,.0f} steps, which its checkpoints, 1000 to {paper.RUN["last checkpoint"].value:,.0f}, agree with. Its time
-  times its speed gives {paper.RUN["training time"].value * paper.RUN["conversations a second"].value / 3:,.0f} conversations an epoch: the paper's number.
-- The early README scores checkpoint 3000, a fifth of the way; the later one checkpoints 6000 to 14000. Which one Table 3 shows is not said."""
+- Three epochs of {rounds["total"]:,.0f} conversations in the published batch (one GPU, 2 x 4) are
+  {3 * rounds["total"] / 8:,.0f} steps. The run beside the released adapter made
+  {run["conversations a second"] / run["steps a second"]:.0f} conversations a step (its speeds divided),
+  so about {run["training time"] * run["steps a second"]:,.0f} steps, which its checkpoints, 1000 to
+  {run["last checkpoint"]:,.0f}, agree with. Its time times its speed gives
+  {run["training time"] * run["conversations a second"] / 3:,.0f} conversations an epoch: the paper's number.
+- The early README scores checkpoint 3000, a fifth of the way; the later one checkpoints 6000 to 14000. Which
+  one Table 3 shows is not said."""
 
 
-HEAD = "| | paper | source | ours, H100 | ours, `tiny` | tolerance | why they differ |\n|---|---|---|---|---|---|---|\n"
+HEAD = "| | paper | source | ours, H100 | ours, `tiny` | tolerance | why they differ |\n" + "|---" * 7 + "|\n"
 
 
 def page() -> str:
@@ -170,15 +185,17 @@ def page() -> str:
     tables = "\n\n".join(f"## {title}\n\n{HEAD}" + "\n".join(map(str, rows)) for title, rows in parts.items())
     return f"""# The paper's numbers and ours
 
-Written by `tools/pages/comparison.py` from [`paper.py`](../aurora_lib/paper.py) and [`results/`](../results); do not edit by hand. "Not measured" means that nobody
-has: it is no zero and no failure. `tiny` is a model of a few million parameters that shows the mechanism; its figures are not expected to
-be the paper's.
+Written by `tools/pages/comparison.py` from [`paper.py`](../aurora_lib/course/paper.py) and
+[`results/`](../results); do not edit by hand. "Not measured" means that nobody has: it is no zero and no
+failure. `tiny` is a model of a few million parameters that shows the mechanism; its figures are not expected
+to be the paper's.
 
 {tables}
 
 ## Models the paper compares with (Table 3)
 
-Collected by the authors from official results and OpenCompass, 5-shot, per cent; neither they nor we ran them.
+Collected by the authors from official results and OpenCompass, 5-shot, per cent; neither they nor we ran \
+them.
 
 {others()}
 
@@ -189,12 +206,13 @@ Collected by the authors from official results and OpenCompass, 5-shot, per cent
 
 
 def costs() -> str:
-    """Hours of the paper's three epochs on one H100 for each way of batching, and what they cost at two prices."""
+    """Hours and cost of the paper's three epochs on one H100, for each way of batching."""
     predicted = json.loads((results.RECORDED / "tiny" / "experiments.json").read_text(encoding="utf-8"))
     lines = [
-        "| batches | hours, at least (predicted) | at 2 / 4 an hour | hours at the recorded speed | at 2 / 4 an hour |"
+        "| batches | hours, at least (predicted) | at 2 / 4 an hour "
+        "| hours at the recorded speed | at 2 / 4 an hour |",
+        "|---|---|---|---|---|",
     ]
-    lines.append("|---|---|---|---|---|")
     for row in predicted["full, predicted"]["rows"]:
         floor, measured = row["hours, floor"], row["hours at the recorded speed"]
         cells = [row["batching"], f"{floor:.0f}", f"{2 * floor:.0f} / {4 * floor:.0f}"]

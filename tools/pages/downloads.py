@@ -10,7 +10,7 @@ from huggingface_hub import constants
 
 from aurora_lib.course.scale import FULL
 from aurora_lib.data import sources
-from aurora_lib.evaluation import hub
+from aurora_lib.evaluation import benchmarks
 
 ADAPTER = ("wangrongsheng/Aurora", "800248aab91edc742e220cdfcf426fab33b746e6")  # the authors' own
 MODEL_FILES = "--include '*.safetensors' --include '*.json' --include '*.jinja' --include tokenizer.model"
@@ -24,7 +24,7 @@ def commands() -> list[str]:
     }
     for file, _, repository, folder in sources.SOURCES.values():
         wanted[f"{repository} --type dataset"] = folder + file
-    for repository in hub.REPOSITORIES.values():
+    for repository in benchmarks.REPOSITORIES.values():
         wanted[f"{repository} --type dataset"] = BENCHMARK_FILES
     wanted["{} --revision {}".format(*ADAPTER)] = "adapter_config.json adapter_model.safetensors"
     return [f"hf download {what} {files}" for what, files in wanted.items()] + [

@@ -1,7 +1,8 @@
-"""Write what the places to run need from pyproject.toml, constraints.txt and `results/`, so that each fact stands once.
+"""Write what the places to run need, from pyproject.toml, constraints.txt and `results/`.
 
-environment.yml for conda, binder/environment.yml for Binder, binder/colab.txt for Colab, and the table of places in the
-READMEs. A fork names its address in pyproject.toml (`[project.urls]`, Repository) and runs this for badges of its own.
+environment.yml for conda, binder/environment.yml for Binder, binder/colab.txt for Colab, and the table of
+places in the READMEs. A fork names its address in pyproject.toml (`[project.urls]`, Repository); this writes
+badges of its own.
 """
 
 import json
@@ -15,7 +16,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[2]
-HEAD = "# Written by tools/pages/environments.py from pyproject.toml and constraints.txt: edit those, then run it again.\n"
+HEAD = "# Written by tools/pages/environments.py from pyproject.toml and constraints.txt: "
+HEAD += "edit those, then run it again.\n"
 CONDA = """name: aurora
 channels: [conda-forge, nodefaults]
 dependencies:
@@ -41,15 +43,21 @@ PLACES = (
 TABLE = (
     """| place | what to know |
 |---|---|
-| {Binder} | The packages take {size:.1f} GiB, so a first start takes minutes. Memory is 2 GB and the hungriest notebook peaks at {peak:.1f} GiB: shut one down before you open the next. What you write is gone with the session. |
-| {Colab} | The set-up cell says which line to run once. Everything computes on the CPU, at `tiny`: the 15 GB of a T4 are too few for `full`. What you write is gone with the machine, unless `AURORA_RUNS` is a folder of a mounted drive. |
+| {Binder} | The packages take {size:.1f} GiB, so a first start takes minutes. Memory is 2 GB and the \
+hungriest notebook peaks at {peak:.1f} GiB: shut one down before you open the next. What you write is gone \
+with the session. |
+| {Colab} | The set-up cell says which line to run once. Everything computes on the CPU, at `tiny`: the 15 \
+GB of a T4 are too few for `full`. What you write is gone with the machine, unless `AURORA_RUNS` is a \
+folder of a mounted drive. |
 | Codespaces, or VS Code with Docker | *Reopen in container* sets up `.venv` with PyTorch's CPU build. |
 | conda | `conda env create -f environment.yml`, the same pins. |
 """,
     """| 地方 | 须知 |
 |---|---|
-| {Binder} | 软件包共 {size:.1f} GiB，第一次启动要等几分钟。内存为 2 GB，最费内存的 notebook 峰值为 {peak:.1f} GiB：先关掉上一个的内核，再打开下一个。会话结束，写下的东西也就没了。 |
-| {Colab} | 准备单元格会告诉你要先运行哪一行。一切都在 CPU 上以 `tiny` 计算：T4 的 15 GB 显存不够 `full` 用。机器收回，写下的东西也就没了，除非把 `AURORA_RUNS` 设为已挂载云盘里的文件夹。 |
+| {Binder} | 软件包共 {size:.1f} GiB，第一次启动要等几分钟。内存为 2 GB，最费内存的 notebook 峰值为 {peak:.1f} \
+GiB：先关掉上一个的内核，再打开下一个。会话结束，写下的东西也就没了。 |
+| {Colab} | 准备单元格会告诉你要先运行哪一行。一切都在 CPU 上以 `tiny` 计算：T4 的 15 GB 显存不够 `full` 用。机器收回，写下的东西也就没了，除非把 \
+`AURORA_RUNS` 设为已挂载云盘里的文件夹。 |
 | Codespaces，或者 VS Code 加 Docker | “在容器中重新打开”会建好 `.venv`，装的是 PyTorch 的 CPU 版。 |
 | conda | `conda env create -f environment.yml`，版本完全相同。 |
 """,
@@ -74,8 +82,8 @@ def pinned(requirements: list[str]) -> list[str]:
 def environment(*, cpu: bool) -> str:
     """The direct dependencies at their exact pins; with `cpu`, from PyTorch's index of CPU builds."""
     wanted = project()["dependencies"] + ([] if cpu else project()["optional-dependencies"]["dev"])
-    # Binder builds the environment before it copies the repository: the course and the pins of what those packages need in
-    # their turn are added by binder/postBuild.
+    # Binder builds the environment before it copies the repository: binder/postBuild adds the course, and the
+    # pins of what those packages need in their turn.
     lines = [CPU, *pinned(wanted)] if cpu else ["-c constraints.txt", *pinned(wanted), "-e ."]
     return HEAD + CONDA + "".join(f"    - {line}\n" for line in lines)
 
@@ -87,7 +95,7 @@ def colab() -> str:
 
 
 def measure() -> None:
-    """Add up what Binder's packages take here, and write it to binder/size.json. Wants PyTorch's CPU build, as Binder has."""
+    """Add up what Binder's packages take here, into binder/size.json. Wants PyTorch's CPU build."""
     found, todo = {}, project()["dependencies"]
     while todo:
         requirement = Requirement(todo.pop())
@@ -106,7 +114,7 @@ def measure() -> None:
 
 
 def badges(address: str, folder: str) -> dict[str, str]:
-    """A badge for Binder and one for Colab, both opening notebook 00 of `folder` on branch main; none without a GitHub address."""
+    """A badge each for Binder and Colab, opening notebook 00 of `folder`; none without an address."""
     repository = re.fullmatch(r"https://github\.com/([^/]+/[^/]+?)(?:\.git)?/?", address)
     if not repository:
         return {}
@@ -125,7 +133,7 @@ def badges(address: str, folder: str) -> dict[str, str]:
 
 
 def places(name: str, address: str | None = None) -> str:
-    """The table of places for a README. Where this repository is published comes from pyproject.toml, unless given."""
+    """The table of places for a README; the repository's address is that in pyproject.toml, unless given."""
     if address is None:
         address = project().get("urls", {}).get("Repository", "")
     records = [json.loads(path.read_text()) for path in (ROOT / "results" / "tiny").glob("[0-9][0-9].json")]
@@ -139,12 +147,8 @@ def places(name: str, address: str | None = None) -> str:
 def filled(name: str) -> str:
     """The text of a README with its table of places written anew."""
     text = (ROOT / name).read_text(encoding="utf-8")
-    return re.sub(
-        r"(<!-- places -->\n).*?(<!-- places -->)",
-        lambda found: f"{found[1]}{places(name)}{found[2]}",
-        text,
-        flags=re.S,
-    )
+    before, _, after = text.split("<!-- places -->\n")
+    return f"{before}<!-- places -->\n{places(name)}<!-- places -->\n{after}"
 
 
 def main(arguments: list[str] = ()) -> None:

@@ -1,7 +1,7 @@
-"""A chat page in the browser, as the original had: `pip install gradio`, then `python tools/pages/gradio_page.py`.
+"""A chat page in the browser, as the original had: `pip install gradio`, `python -m tools.pages.gradio_page`.
 
-The same session class as everywhere. Every answer is given in a session of its own, built from what the page sends, so
-that visitors share nothing but the weights. It listens on this machine only.
+The same session class as everywhere. Every answer is given in a session of its own, built from what the page
+sends: visitors share nothing but the weights. It listens on this machine only.
 """
 
 import html
@@ -9,13 +9,13 @@ import sys
 from collections.abc import Iterator
 
 from aurora_lib import chat
+from aurora_lib.course import Scale, choose
 from aurora_lib.course.html import visible
-from aurora_lib.course.scale import Scale, choose
 from aurora_lib.model import find_adapter, load_adapter, load_model, load_tokenizer
 
 
 def reply(model, tokenizer, scale: Scale, message: str, history: list, tuned, temperature) -> Iterator[str]:
-    """The answer to `message`, longer from piece to piece; `history` is the page's list of role and content."""
+    """The answer to `message`, longer from piece to piece; `history` is the page's list."""
     settings = dict(max_new_tokens=scale.max_new_tokens, temperature=temperature, adapter=tuned)
     session = chat.ChatSession(model, tokenizer, **settings)
     session.messages = [{"role": turn["role"], "content": text_of(**turn)} for turn in history]
@@ -29,7 +29,7 @@ def reply(model, tokenizer, scale: Scale, message: str, history: list, tuned, te
 
 
 def text_of(role: str, content, **_) -> str:
-    """The text of a message of the page (Gradio 5: a string, Gradio 6: a list of parts), answers unescaped."""
+    """The text of a message of the page (Gradio 5: a string, 6: a list of parts), answers unescaped."""
     text = content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
     return html.unescape(text) if role == "assistant" else text
 

@@ -1,4 +1,4 @@
-"""Fill the tables of README.md and README.zh.md, and the picture in them, from `results/`; `make notebooks` calls this."""
+"""Fill the tables and the picture of the READMEs from `results/`; `make notebooks` calls this."""
 
 import re
 import sys
@@ -63,7 +63,8 @@ def filled(name: str) -> str:
     result = "\n".join([f"![{' / '.join(WORDS[name])}]({picture})", "", *table])
     folder = ("notebooks", "notebooks/zh")[language]
     rows = [
-        f"| [{stem}]({folder}/{stem}.ipynb) | {learn[language]} | {results.cost(stem[:2], 'tiny')} | {results.cost(stem[:2], 'h100')} |"
+        f"| [{stem}]({folder}/{stem}.ipynb) | {learn[language]} | "
+        f"{results.cost(stem[:2], 'tiny')} | {results.cost(stem[:2], 'h100')} |"
         for stem, learn in LEARN.items()
     ]
     if language:

@@ -22,7 +22,7 @@ import time
 
 from aurora_lib import training
 from aurora_lib.course import Scale, choose
-from aurora_lib.data import conversations
+from aurora_lib.data import clean_conversations, save_conversations
 
 SAVE_STEPS = 2  # often, so that some kills fall into the writing of a checkpoint
 LIMIT = 600  # seconds an attempt may take
@@ -96,7 +96,7 @@ def main() -> int:
         scale = choose({"AURORA_SCALE": "tiny", "AURORA_RUNS": folder})
         scale.runs.mkdir(parents=True)
         if (child := os.fork()) == 0:
-            conversations.save(conversations.clean_conversations(scale), scale)
+            save_conversations(clean_conversations(scale), scale)
             os._exit(0)
         os.waitpid(child, 0)
         _, seconds = attempt(scale, options.steps, None)

@@ -1,6 +1,6 @@
 """Measures the topics classifier on the self-written labelled prompts and writes results/topics.json.
 
-usage: measure_categories.py [SOURCE=PATH ...]
+usage: python -m tools.record.topics [SOURCE=PATH ...]
 
 With `alpaca_zh=/data/rows.json` and the like it fits on those rows too and prints the result; only the figure fitted on
 the bundled rows, which anybody can reproduce, is written.
@@ -15,9 +15,8 @@ import sys
 from collections import Counter
 
 from aurora_lib.course.scale import DATA, ROOT
-from aurora_lib.data import sources
-from aurora_lib.data import topics as categories
-from aurora_lib.evaluation import wilson
+from aurora_lib.data import sources, topics
+from aurora_lib.evaluation import scores
 
 LABELLED = DATA / "topics.jsonl"
 RESULT = ROOT / "results" / "topics.json"
@@ -35,23 +34,23 @@ def bundled() -> list[list[dict]]:
 
 def by_lexicon(prompt: str) -> str:
     """The topic by the lexicon alone, which leaves open whatever holds none of its words."""
-    scores = categories.lexicon_scores(prompt[: categories.READ])
-    return categories.TOPICS[scores.argmax()] if scores.any() else "other"
+    scores = topics.lexicon_scores(prompt[: topics.READ])
+    return topics.lexicon().topics[scores.argmax()] if scores.any() else "other"
 
 
 def answers(rows: list[dict], conversations: list[list[dict]]) -> list[str]:
     """The classifier's topics for labelled prompts, once fitted on `conversations`."""
     asked = [[{"role": "user", "content": row["prompt"]}] for row in rows]
-    return categories.fit(conversations).topics(asked)
+    return topics.fit(conversations).topics(asked)
 
 
-def score(rows: list[dict], topics: list[str]) -> dict:
+def score(rows: list[dict], found: list[str]) -> dict:
     """How many are right: a dict of `n`, `accuracy` and `interval` (95 %, Wilson)."""
-    right = sum(row["topic"] == topic for row, topic in zip(rows, topics, strict=True))
+    right = sum(row["topic"] == topic for row, topic in zip(rows, found, strict=True))
     return {
         "n": len(rows),
         "accuracy": round(right / len(rows), 4),
-        "interval": [round(end, 4) for end in wilson(right, len(rows))],
+        "interval": [round(end, 4) for end in scores.wilson(right, len(rows))],
     }
 
 

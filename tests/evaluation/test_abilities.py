@@ -1,8 +1,10 @@
 """The rules that judge arithmetic and instructions, and the counting of what a model answered."""
 
+import re
+
 import pytest
 
-from aurora_lib.evaluation import abilities as skills
+from aurora_lib.evaluation import abilities
 from aurora_lib.evaluation.scores import Score
 
 GOOD = [
@@ -31,17 +33,10 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize("number", range(len(GOOD)))
-def test_each_instruction_accepts_what_follows_it_and_refuses_what_does_not(number):
-    assert len(GOOD) == len(BAD) == len(skills.INSTRUCTIONS)
-    *_, followed = skills.INSTRUCTIONS[number]
-    assert [bool(followed(text)) for text in (*GOOD[number], *BAD[number], "")] == [
-        True,
-        True,
-        False,
-        False,
-        False,
-    ]
+@pytest.mark.parametrize("good, bad, rule", list(zip(GOOD, BAD, abilities.INSTRUCTIONS, strict=True)))
+def test_each_instruction_accepts_what_follows_it_and_refuses_what_does_not(good, bad, rule):
+    followed = abilities.INSTRUCTIONS[rule]
+    assert all(followed(text) for text in good) and not any(followed(text) for text in (*bad, ""))
 
 
 @pytest.mark.parametrize(
@@ -57,29 +52,29 @@ def test_each_instruction_accepts_what_follows_it_and_refuses_what_does_not(numb
     ],
 )
 def test_the_last_number_of_an_answer_is_what_counts(text, value):
-    assert skills.number(text) == value
+    assert abilities.number(text) == value
 
 
 def test_arithmetic_problems_have_the_numbers_they_show_and_whole_solutions():
-    problems = skills.arithmetic(each=10)
-    assert len(problems) == 40 and problems == skills.arithmetic(each=10) and len(set(problems)) > 35
-    for kind, (en, zh, right) in enumerate(problems):
-        a, b = (int(part) for part in skills.re.findall(r"\d+", en))
-        assert [int(part) for part in skills.re.findall(r"\d+", zh)] == [a, b] and right == int(right)
+    sums = [(row, right) for row, right in abilities.problems(each=10) if row["skill"] == "arithmetic"]
+    assert len(sums) == 40 and len({row["en"] for row, _ in sums}) > 35
+    for kind, (row, right) in enumerate(sums):
+        a, b = (int(part) for part in re.findall(r"\d+", row["en"]))
+        assert [int(part) for part in re.findall(r"\d+", row["zh"])] == [a, b] and right == int(right)
         assert right == (a + b, a * b, (a + b) // 2, a * b + 2 * (a // 2))[kind // 10]
 
 
 def test_scores_count_by_skill_and_language(monkeypatch):
-    solved = {en: right for en, _, right in skills.arithmetic()}
+    solved = {row["en"]: right for row, right in abilities.problems() if row["skill"] == "arithmetic"}
 
     def answer(model, tokenizer, prompts, **settings):
         return [f"{solved[text]:.0f}" if text in solved else "The sky is blue." for text in prompts]
 
-    monkeypatch.setattr(skills, "answers", answer)
-    scores = skills.skills(None, None).scores
+    monkeypatch.setattr(abilities, "answers", answer)
+    scores = abilities.skills(None, None).scores
     assert scores["arithmetic, asked in English"] == Score(40, 40)
     assert scores["arithmetic, asked in Chinese"] == Score(0, 40)
-    # "The sky is blue." follows two of the ten: no letter z (no 冷), and English; four words are too many for a river
+    # it follows two of the ten: no letter z (no 冷), and English; four words are too many for a river
     assert (
         scores["instructions, asked in English"] == scores["instructions, asked in Chinese"] == Score(2, 10)
     )

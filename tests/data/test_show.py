@@ -2,30 +2,25 @@
 
 import re
 
-from aurora_lib.data import browsing, cleaning, sources
-from aurora_lib.data import card as data_card
+from datasets import concatenate_datasets
+
+from aurora_lib.data import clean, show, sources
+from tests.data.conversations import dataset, talk
 
 EVIL = "<script>alert(1)</script> &lt;img src=x onerror=alert(2)&gt;"
 
 
-def talk(id, question, answer, source="alpaca_zh"):
-    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    return dict(id=id, source=source, category="", messages=turns)
-
-
 def result():
-    rows = [
-        talk("<b>1</b>", EVIL, "这是一段网页代码。"),
-        talk("2", "法国的首都是哪里？", ""),
-        talk("3", "德国的首都是哪里？", ""),
-        talk("4", "北京\u200b在哪里？", "在中国北方。", "sharegpt_zh"),
-    ]
-    return cleaning.clean(sources.table(rows))
+    rows = [talk(EVIL, "这是一段网页代码。"), talk("法国的首都是哪里？", ""), talk("德国的首都是哪里？", "")]
+    first = dataset(*rows).to_list()
+    first[0]["id"] = "<b>1</b>"
+    other = dataset(*rows, talk("北京\u200b在哪里？", "在中国北方。"), source="sharegpt_zh").select([3])
+    return clean(concatenate_datasets([sources.table(first), other]))
 
 
 def test_every_row_can_be_reached_and_none_can_run():
     found = result()
-    box = browsing.browse(found)
+    box = show.browse(found)
     (group, number), page = box.children[0].children, box.children[1]
     seen = {}
     for name in group.options:
@@ -42,7 +37,7 @@ def test_every_row_can_be_reached_and_none_can_run():
 
 
 def test_a_long_group_then_a_short_one_leaves_no_number_behind():
-    box = browsing.browse(result())
+    box = show.browse(result())
     (group, number), page = box.children[0].children, box.children[1]
     group.value = "dropped by empty (2)"
     number.value = 2
@@ -53,14 +48,10 @@ def test_a_long_group_then_a_short_one_leaves_no_number_behind():
 
 def test_the_card_adds_up():
     found = result()
-    card = data_card.card(
-        found,
-        found.kept,
-        origin="`rows`",
-        licences=data_card.RELEASED_LICENCES,
-        steps=dict.fromkeys(cleaning.STEPS, "does"),
-        rejected=7,
-    )
+    card = show.card(found, found.kept, origin="`rows`", licences=show.RELEASED_LICENCES, rejected=7)
     assert "2 conversations" in card and "set aside before: 7." in card
     assert "| alpaca_zh | Apache-2.0 (repository); machine-generated | 3 | 1 |" in card
-    assert "| empty | does | 0 | 2 |" in card and "| invisible | does | 1 | 0 |" in card
+    does = show.steps()
+    assert f"| empty | {does['empty']} | 0 | 2 |" in card
+    assert f"| invisible | {does['invisible']} | 1 | 0 |" in card
+    assert "to_simplified" in does and "to_simplified" not in card, "an optional step was not taken"

@@ -4,28 +4,26 @@ import math
 
 import pytest
 import torch
-from transformers import MixtralConfig, MixtralForCausalLM
 
-from aurora_lib.evaluation.metrics import Words, compare, perplexity
-from aurora_lib.model import load_tokenizer
+from aurora_lib.evaluation.metrics import Words, overlap, perplexity
 
 
 def test_bleu_is_the_mean_of_smoothed_four_gram_precisions_worked_by_hand():
     # 法国的首都是巴黎 against 法国首都是巴黎, in characters: precisions 7/8, 5/7, 3/6, 2/5, no brevity penalty
     one = 100 * (7 / 8 * 5 / 7 * 3 / 6 * 2 / 5) ** 0.25
-    assert compare(["法国的首都是巴黎"], ["法国首都是巴黎"])["BLEU-4"] == pytest.approx(one)
+    assert overlap(["法国的首都是巴黎"], ["法国首都是巴黎"])["BLEU-4"] == pytest.approx(one)
     # 巴黎是首都 against 首都是巴黎: precisions 5/5, 2/4, and 0 of 3 and 0 of 2, smoothed to 1/(2*3) and 1/(4*2)
     two = 100 * (5 / 5 * 2 / 4 * 1 / 6 * 1 / 8) ** 0.25
-    both = compare(["法国的首都是巴黎", "巴黎是首都"], ["法国首都是巴黎", "首都是巴黎"])
+    both = overlap(["法国的首都是巴黎", "巴黎是首都"], ["法国首都是巴黎", "首都是巴黎"])
     assert both["BLEU-4"] == pytest.approx((one + two) / 2)
     # shorter than the reference: brevity penalty exp(1 - 8/7)
     short = 100 * math.exp(1 - 8 / 7) * (7 / 7 * 5 / 6 * 3 / 5 * 2 / 4) ** 0.25
-    assert compare(["法国首都是巴黎"], ["法国的首都是巴黎"])["BLEU-4"] == pytest.approx(short)
+    assert overlap(["法国首都是巴黎"], ["法国的首都是巴黎"])["BLEU-4"] == pytest.approx(short)
 
 
 def test_rouge_counts_chinese_words_as_worked_by_hand():
     assert Words.tokenize("法国的首都 是巴黎") == ["法国", "的", "首都", "是", "巴黎"]
-    found = compare(["巴黎是法国的首都"], ["法国的首都是巴黎"])
+    found = overlap(["巴黎是法国的首都"], ["法国的首都是巴黎"])
     # the same five words; of four pairs 法国的 and 的首都; the longest common run in order is 法国 的 首都
     assert found["ROUGE-1"] == pytest.approx(100)
     assert found["ROUGE-2"] == pytest.approx(100 * 2 / 4)
@@ -34,27 +32,15 @@ def test_rouge_counts_chinese_words_as_worked_by_hand():
 
 def test_an_empty_answer_scores_nothing_and_a_copy_everything():
     everything = {"BLEU-4": 100, "ROUGE-1": 100, "ROUGE-2": 100, "ROUGE-L": 100}
-    assert compare(["法国的首都是巴黎"], ["法国的首都是巴黎"]) == pytest.approx(everything)
-    assert compare(["巴黎"], ["巴黎"])["BLEU-4"] == pytest.approx(100)
-    assert set(compare([""], ["法国的首都是巴黎"]).values()) == {0.0}
-    with pytest.raises(ValueError, match="2 answers and 1 references"):
-        compare(["a", "b"], ["a"])
+    assert overlap(["法国的首都是巴黎"], ["法国的首都是巴黎"]) == pytest.approx(everything)
+    assert overlap(["巴黎"], ["巴黎"])["BLEU-4"] == pytest.approx(100)
+    assert set(overlap([""], ["法国的首都是巴黎"]).values()) == {0.0}
+    with pytest.raises(ValueError, match="2 answers, 1 references"):
+        overlap(["a", "b"], ["a"])
 
 
-@pytest.fixture(scope="module")
-def model():
-    torch.manual_seed(0)
-    sizes = dict(
-        vocab_size=32000, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_local_experts=4
-    )
-    heads = dict(
-        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=40, initializer_range=0.3
-    )
-    return MixtralForCausalLM(MixtralConfig(**sizes, **heads)).eval()
-
-
-def test_perplexity_equals_plain_forwards_over_the_answers_tokens(model):
-    tokenizer = load_tokenizer()
+def test_perplexity_equals_plain_forwards_over_the_answers_tokens(random_model, tokenizer):
+    model, tokenizer = random_model(), tokenizer
     turns = [[("法国的首都？", "巴黎。")], [("2+3?", "5"), ("And 3+4?", "It is 7.")]]
     total = count = 0
     for turn in turns:
@@ -78,16 +64,16 @@ def test_perplexity_equals_plain_forwards_over_the_answers_tokens(model):
     ]
     for size in (1, 2):
         found = perplexity(model, tokenizer, conversations, batch_size=size)
-        assert (found.tokens, found.conversations, found.cut, found.skipped) == (count, 2, 0, 0)
+        assert (found.tokens, found.cut, found.skipped) == (count, 0, 0)
         assert found.value == pytest.approx(math.exp(total / count), rel=1e-4)
 
 
-def test_long_conversations_are_cut_and_those_without_an_answer_skipped_both_counted(model):
-    tokenizer = load_tokenizer()
+def test_long_conversations_are_cut_and_those_without_an_answer_skipped_both_counted(random_model, tokenizer):
+    model, tokenizer = random_model(context=40), tokenizer
     long = [dict(role="user", content="Hi"), dict(role="assistant", content="word " * 100)]
     silent = [dict(role="user", content="word " * 100), dict(role="assistant", content="Hi")]
     found = perplexity(model, tokenizer, [long, silent])
-    assert (found.conversations, found.cut, found.skipped) == (1, 2, 1)
+    assert (found.cut, found.skipped) == (2, 1)
     start = len(tokenizer("<s>[INST] Hi [/INST]", add_special_tokens=False).input_ids)
     assert found.tokens == 40 - start
     with pytest.raises(ValueError, match="None of 1 conversations"):

@@ -1,0 +1,212 @@
+import threading
+from itertools import pairwise
+
+import pytest
+
+from aurora_lib.chat import ChatBox, ChatSession
+from aurora_lib.course.html import to_html
+from tests.chat.speakers import Scripted, fail
+
+QUESTION = "日本的首都是哪里？"
+SETTINGS = dict(system="只用中文。", temperature=0.7, top_p=0.9, max_new_tokens=7, seed=5, adapter=False)
+
+
+class Browser:
+    """A chat box as its page sees it: what is pressed goes in as messages, what is shown are its traits."""
+
+    def __init__(self, session):
+        self.before = set(threading.enumerate())
+        self.box, self.got, self.answers = ChatBox(session), [], []
+        self.box.send = self.got.append
+        self.box.observe(lambda change: self.answers.append(change["new"]), "answer")
+
+    def press(self, action, **rest):
+        self.box._handle_custom_msg({"action": action, **rest}, [])  # of ipywidgets
+
+    def threads(self):
+        return set(threading.enumerate()) - self.before
+
+    def wait(self):
+        for thread in self.threads():
+            thread.join(timeout=20)
+        assert not self.threads() and not self.box.busy
+
+    def say(self, text):
+        self.press("ask", text=text)
+        self.wait()
+
+    def shown(self):
+        return [bubble["content"] for bubble in self.box.transcript]
+
+
+@pytest.fixture
+def session(model, tokenizer):
+    return ChatSession(model, tokenizer, max_new_tokens=20)
+
+
+@pytest.fixture
+def page(session):
+    page = Browser(session)
+    yield page
+    page.box.close()
+
+
+@pytest.fixture
+def talking(page, session):
+    """The page while an answer streams that comes to no end by itself."""
+    begun = threading.Event()
+    session.max_new_tokens = 30_000
+    session.model.config.max_position_embeddings += 30_000
+    Scripted(session, "▁a", begun.set, then="▁a")
+    page.press("ask", text="你好")
+    assert begun.wait(20)
+    yield page
+    session.model.config.max_position_embeddings -= 30_000
+
+
+def test_answer_streams_in_and_stays(page, session, tokenizer):
+    page.say(QUESTION)
+    said = session.messages[1]["content"]
+    assert "东京" in said and page.shown() == [QUESTION, said]
+    *partial, last = page.answers
+    assert partial and last == "" and all(said.startswith(text.strip()) for text in partial)
+    prompt = tokenizer.apply_chat_template(session.messages[:1], tokenize=False)
+    used = len(tokenizer(prompt, add_special_tokens=False).input_ids)
+    room, new = (
+        session.model.config.max_position_embeddings - 20,
+        len(tokenizer.tokenize(said)) + 1,
+    )  # the end token
+    assert f"prompt {used} of {room} tokens · answer {new} tokens · " in page.box.status
+    assert "tokens/s · first after" in page.box.status and "old turns" not in page.box.status
+
+
+def test_fast_answer_is_drawn_less_often_than_it_has_pieces(page, session):
+    session.max_new_tokens = 100
+    Scripted(session, then="▁a")
+    page.say("你好")
+    assert 1 < len(page.answers) < 50 and session.messages[1]["content"].count("a") == 100
+    assert all(later.startswith(earlier) for earlier, later in pairwise(page.answers[:-1]))
+
+
+def test_stop_ends_within_one_token_and_leaves_no_thread(page, session):
+    Scripted(session, *["▁a"] * 4, lambda: page.press("stop"), then="▁a")
+    page.say("你好")
+    assert session.messages[-1]["content"] == "a a a a a" == page.shown()[1] and page.box.trouble == ""
+
+
+def test_nothing_is_taken_while_an_answer_streams_and_the_message_is_given_back(talking, session):
+    assert talking.box.busy and talking.shown() == ["你好"]
+    talking.press("ask", text="再见")
+    talking.press("regenerate")
+    talking.press("change", name="temperature", value="1")
+    assert len(talking.threads()) == 1 and talking.got == [{"refused": "再见"}]
+    talking.press("stop")
+    talking.wait()
+    assert talking.shown() == ["你好", session.messages[1]["content"]] and session.temperature == 0
+
+
+def test_reset_during_an_answer_clears_everything(talking, session):
+    talking.press("reset")
+    assert not talking.threads() and session.messages == [] == talking.shown()
+    assert not talking.box.busy and talking.box.status == ""
+
+
+def test_closed_box_leaves_no_thread(talking):
+    talking.box.close()
+    assert not talking.threads() and talking.box.comm is None
+
+
+def test_regenerate_replaces_the_last_answer(page, session):
+    session.temperature = 3.0
+    page.say("你好")
+    page.say(QUESTION)
+    before = page.shown()
+    page.press("regenerate")
+    assert page.shown()[:3] == before[:3]  # the old answer is gone at once
+    page.wait()
+    assert page.shown()[:3] == before[:3] and len(page.shown()) == 4 and page.shown()[3] != before[3]
+
+
+def test_buttons_without_an_answer_do_nothing(page, session):
+    for action in ("stop", "regenerate", "close", "no such action"):
+        page.press(action)
+    page.say("  \n")
+    assert session.messages == [] and page.got == [] and page.box.comm
+
+
+def test_settings_reach_the_session(page, session):
+    for name, value in SETTINGS.items():
+        page.press("change", name=name, value=value if name == "adapter" else str(value))
+    assert {name: getattr(session, name) for name in SETTINGS} == SETTINGS == page.box.settings
+    page.press("reset")
+    assert page.shown() == ["只用中文。"]
+    page.say(QUESTION)
+    assert session.stats.new_tokens == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temperature", "-1"),
+        ("temperature", "nan"),
+        ("max_new_tokens", "2.5"),
+        ("seed", ""),
+        ("seed", "9" * 30),
+    ],
+)
+def test_setting_that_makes_no_sense_is_refused_in_a_sentence(page, name, value):
+    before = dict(page.box.settings)
+    page.press("change", name=name, value=value)
+    assert f"{name} cannot be '{value}': give a" in page.box.trouble and page.box.settings == before
+    page.press("change", name="top_p", value="0.5")
+    assert page.box.trouble == "" and page.box.settings == before | {"top_p": 0.5}
+
+
+def test_model_without_an_adapter_is_offered_none(model, tokenizer):
+    page = Browser(ChatSession(model.get_base_model(), tokenizer, adapter=False, max_new_tokens=4))
+    page.say("你好")
+    assert set(page.box.settings) == set(SETTINGS) - {"adapter"} and page.shown()[1]
+    page.box.close()
+
+
+def test_what_is_wrong_is_said_and_the_message_given_back(page, session):
+    page.say("很长。" * 1000)
+    assert "Shorten it" in page.box.trouble and session.messages == [] == page.shown()
+    assert page.got == [{"refused": "很长。" * 1000}]
+    Scripted(session, fail)
+    page.say("你好")
+    assert page.box.trouble == "CUDA out of memory" and not page.box.busy
+    page.say("再见")
+    assert page.box.trouble == "" and len(session.messages) == 4
+
+
+def test_turns_that_no_longer_fit_are_counted(page, session):
+    session.max_new_tokens = session.model.config.max_position_embeddings - 40
+    for _ in range(4):
+        page.say("你好")
+    assert session.forgotten
+    assert f"{session.forgotten} old turns no longer fit the context window" in page.box.status
+
+
+def test_control_codes_are_shown_and_a_page_without_a_kernel_has_the_conversation(page, session):
+    view = "application/vnd.jupyter.widget-view+json"
+    empty, _ = page.box._repr_mimebundle_()
+    assert "where the notebook runs" in empty["text/html"] and view in empty
+    page.say("\x1b[31m<b>")
+    assert page.shown()[0] == "␛[31m<b>" and session.messages[0]["content"] == "\x1b[31m<b>"
+    bundle, _ = page.box._repr_mimebundle_()
+    assert bundle["text/html"] == to_html(session.messages) and "␛[31m&lt;b&gt;" in bundle["text/html"]
+
+
+def test_front_end_never_sets_html(page):
+    script = str(page.box._esm)
+    ways = (
+        "innerHTML",
+        "outerHTML",
+        "insertAdjacentHTML",
+        "document.write",
+        "DOMParser",
+        "eval",
+        "Function(",
+    )
+    assert "textContent" in script and [way for way in ways if way in script] == []

@@ -1,0 +1,80 @@
+"""A small random Mixtral, a benchmark of one subject, a reference that shares no code with the library."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import MixtralConfig, MixtralForCausalLM
+
+from aurora_lib.course import DATA
+
+INTRO = {
+    "en": "The following are multiple choice questions (with answers) about {}.",
+    "zh": "以下是中国关于{}考试的单项选择题，请选出其中的正确答案。",
+}
+
+
+@pytest.fixture(scope="session")
+def random_model():
+    def make(context: int = 2048, seed: int = 2, vocab: int = 2000) -> MixtralForCausalLM:
+        torch.manual_seed(seed)
+        sizes = dict(hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_local_experts=4)
+        heads = dict(num_attention_heads=2, num_key_value_heads=1)
+        # far from uniform, so that predictions do not hang on rounding
+        limits = dict(vocab_size=vocab, max_position_embeddings=context, initializer_range=0.3)
+        return MixtralForCausalLM(MixtralConfig(**sizes, **heads, **limits)).eval()
+
+    return make
+
+
+@pytest.fixture
+def write_task(tmp_path):
+    def write(task: str, **splits: bytes) -> Path:
+        """A benchmark whose only subject is x: split -> content of its file; returns the root."""
+        folder = tmp_path / "root" / task
+        for split, content in splits.items():
+            (folder / split).mkdir(parents=True)
+            (folder / split / ("x.csv" if task == "cmmlu" else f"x_{split}.csv")).write_bytes(content)
+        (folder / "mapping.json").write_text(json.dumps({"x": {"name": "x", "category": "STEM"}}))
+        return folder.parent
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def cells():
+    def read(task: str, split: str, subject: str, root: Path = DATA / "benchmarks") -> list[list[str]]:
+        """The rows of a file as question, A, B, C, D, answer; read with nothing of the library's."""
+        name = f"{subject}.csv" if task == "cmmlu" else f"{subject}_{split}.csv"
+        with (root / task / split / name).open(encoding="utf-8", newline="") as file:
+            rows = [[cell.strip() for cell in row] for row in csv.reader(file)]
+        return [row[:6] for row in rows] if task == "mmlu" else [row[1:7] for row in rows[1:]]
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def plain_letters(cells):
+    def score(model, tokenizer, task: str, subject: str, root: Path = DATA / "benchmarks", every: int = 1):
+        """(index, likeliest letter, right letter, log-probabilities): one forward a question, no cache."""
+        language, split = ("en", "test") if task == "mmlu" else ("zh", "val" if task == "ceval" else "test")
+        tail, gap = ("Answer:", " ") if language == "en" else ("答案：", "")
+        name = json.loads((root / task / "mapping.json").read_text(encoding="utf-8"))[subject]["name"]
+        ids = [tokenizer(tail + gap + letter, add_special_tokens=False).input_ids[-1] for letter in "ABCD"]
+
+        def block(row):
+            return f"{row[0]}\nA. {row[1]}\nB. {row[2]}\nC. {row[3]}\nD. {row[4]}\n{tail}"
+
+        shots = "".join(block(row) + gap + row[5] + "\n\n" for row in cells(task, "dev", subject, root)[:5])
+        found = []
+        for index, row in list(enumerate(cells(task, split, subject, root)))[::every]:
+            prompt = f"{INTRO[language].format(name)}\n\n{shots}{block(row)}"
+            inputs = torch.tensor([[1, *tokenizer(prompt, add_special_tokens=False).input_ids]])
+            with torch.no_grad():
+                values = model(inputs, logits_to_keep=1).logits[0, -1].log_softmax(-1)[ids]
+            found.append((index, "ABCD"[values.argmax()], row[5], values.tolist()))
+        return found
+
+    return score

@@ -1,0 +1,217 @@
+"""Released files to questions: bad rows are named, bad files an error; the hub; the bundled questions."""
+
+import csv
+import zipfile
+from collections import Counter
+
+import pandas as pd
+import pytest
+
+from aurora_lib.course import DATA
+from aurora_lib.evaluation import benchmarks, scores
+from aurora_lib.evaluation.benchmarks import TASKS, EvalError, load_questions, load_subjects
+from tools.build import benchmarks as build_benchmarks
+from tools.build import world
+
+BUNDLED = DATA / "benchmarks"
+HEADERS = [
+    ("ceval", "dev", "id,question,A,B,C,D,answer,explanation"),
+    ("ceval", "val", "id,question,A,B,C,D,answer"),
+    ("ceval", "test", "id,question,A,B,C,D"),
+    ("cmmlu", "dev", ",Question,A,B,C,D,Answer"),
+    ("cmmlu", "test", ",Question,A,B,C,D,Answer"),
+    *(("mmlu", split, None) for split in ("dev", "val", "test")),
+]
+
+
+# ---- rows
+
+
+@pytest.mark.parametrize(
+    "row, reason",
+    [
+        ("1,问,甲,乙,丙,B", "missing column Answer"),
+        ("1,问,甲,乙,丙,丁,E", "answer 'E' is not one of"),
+        ("1,问,甲,乙,丙,丁,AB", "answer 'AB' is not one of"),
+        ("1,问,甲,,丙,丁,B", "empty B"),
+        ("1,问,甲,乙,丙,丁, ", "empty Answer"),
+        ("0,问,甲,乙,丙,丁,B", "duplicate id '0', first on line 2"),
+        ("1,问,甲,乙,丙,丁,B,多", "8 cells for 7 columns"),
+        ("1,问,甲,乙,丙,丁,B".encode("gb18030"), "broken encoding"),
+    ],
+)
+def test_a_bad_row_is_named_and_the_rest_is_read(write_task, row, reason):
+    row = row if isinstance(row, bytes) else row.encode()
+    first, last = (f"{i},问,甲,乙,丙,丁,A\n".encode() for i in (0, 2))
+    root = write_task("cmmlu", test=b",Question,A,B,C,D,Answer\n" + first + row + b"\n\n" + last)
+    questions, (skipped,) = load_questions("cmmlu", "x", "test", root)
+    assert [question.index for question in questions] == [0, 2]
+    assert (skipped["file"], skipped["line"], skipped["index"]) == ("test/x.csv", 3, 1)
+    assert reason in skipped["reason"] and "goes on" not in skipped["reason"]
+
+
+def test_a_file_without_a_needed_column_names_every_row(write_task):
+    root = write_task("ceval", dev=b"id,question,A,B,D,answer\n0,q,a,b,d,A\n1,q,a,b,d,A\n")
+    questions, skipped = load_questions("ceval", "x", "dev", root)
+    assert not questions and [row["reason"] for row in skipped] == ["missing column C"] * 2
+
+
+def test_a_quote_left_open_is_named_with_the_lines_it_swallows(write_task):
+    root = write_task("mmlu", test=b'q,a,b,c,d,A\n"q,a,b,c,d,A\nq,a,b,c,d,B\nq,a,b,c,d,C\n')
+    questions, (skipped,) = load_questions("mmlu", "x", "test", root)
+    assert len(questions) == 1 and (skipped["line"], skipped["index"]) == (2, 1)
+    assert "missing column" in skipped["reason"] and "goes on to line 4" in skipped["reason"]
+
+
+def test_a_file_without_rows_is_reported(write_task):
+    questions, (skipped,) = load_questions("cmmlu", "x", "dev", write_task("cmmlu", dev=b""))
+    assert not questions and (skipped["file"], skipped["reason"]) == ("dev/x.csv", "the file has no rows")
+
+
+def test_cells_with_quotes_and_line_breaks_are_one_row(write_task):
+    root = write_task("mmlu", test=b'"two\nlines, ""quoted""",a,"b,b",c,d,B\nq,a,b,c,d,A')
+    questions, skipped = load_questions("mmlu", "x", "test", root)
+    assert questions[0].text == 'two\nlines, "quoted"' and questions[0].choices[1] == "b,b"
+    assert len(questions) == 2 and not skipped
+
+
+# ---- files and folders
+
+
+@pytest.mark.parametrize(
+    "task, split, root, message",
+    [
+        ("gsm8k", "test", BUNDLED, "no task 'gsm8k'.*ceval, cmmlu, mmlu"),
+        ("ceval", "test", BUNDLED, "no answers for its test split; score its val split"),
+        ("mmlu", "train", BUNDLED, "train.capital_train.csv is missing; unpack mmlu again"),
+        ("mmlu", "test", BUNDLED / "ceval", "ceval has no mmlu/mapping.json.*AURORA_BENCHMARKS"),
+    ],
+)
+def test_what_does_not_exist_is_one_sentence_with_a_remedy(task, split, root, message):
+    with pytest.raises(EvalError, match=message):
+        load_questions(task, "capital", split, root)
+
+
+def test_a_damaged_mapping_is_named(write_task):
+    root = write_task("mmlu", dev=b"")
+    (root / "mmlu" / "mapping.json").write_text('{"x": "a name alone"}')
+    with pytest.raises(EvalError, match=r"mapping.json should map each subject.*copy it anew"):
+        load_subjects("mmlu", root)
+
+
+def test_root_may_be_the_folder_of_the_task_itself():
+    assert load_subjects("mmlu", BUNDLED / "mmlu") == load_subjects("mmlu", BUNDLED)
+
+
+def test_a_release_without_a_mapping_has_the_released_subjects(tmp_path):
+    count = {}
+    for task in TASKS:
+        (tmp_path / task / "dev").mkdir(parents=True)
+        count[task] = Counter(entry["category"] for entry in load_subjects(task, tmp_path).values())
+    assert {task: tuple(count[task][name] for name in scores.CATEGORIES) for task in TASKS} == dict(
+        ceval=(20, 10, 11, 11), cmmlu=(17, 22, 13, 15), mmlu=(18, 12, 13, 14)
+    )
+    assert load_subjects("ceval", tmp_path)["law"] == {"name": "法学", "category": "Humanities"}
+    assert load_subjects("mmlu", tmp_path)["human_aging"]["name"] == "human aging"
+
+
+# ---- the hub, here a folder laid out as its repositories are: nothing is downloaded in these tests
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """Where a test puts what the hub would send; what is made of it goes to a cache of its own."""
+    source, made = tmp_path / "snapshots" / "0123abc", tmp_path / "made"
+    source.mkdir(parents=True)
+    monkeypatch.setattr(benchmarks, "snapshot_download", lambda *args, **kwargs: str(source))
+    monkeypatch.setattr(benchmarks, "cached_assets_path", lambda *args, **kwargs: made)
+    benchmarks.download.cache_clear()
+    yield source
+    benchmarks.download.cache_clear()
+
+
+def test_a_zip_from_the_hub_is_read_as_released(hub, cells):
+    with zipfile.ZipFile(hub / "cmmlu_v1_0_1.zip", "w") as archive:
+        for subject in benchmarks.released("cmmlu"):
+            for split in ("dev", "test"):
+                archive.write(BUNDLED / "cmmlu" / split / "home.csv", f"{split}/{subject}.csv")
+        archive.writestr("../evil.csv", "0")
+    assert load_subjects("cmmlu", "hub")["agronomy"]["name"] == "农学"
+    questions, _ = load_questions("cmmlu", "agronomy", "test", "hub")
+    assert [[q.text, *q.choices, q.answer] for q in questions] == cells("cmmlu", "test", "home")
+    assert not list(hub.parent.parent.rglob("evil.csv"))
+
+
+def test_parquet_files_from_the_hub_become_the_released_rows(hub, cells):
+    for subject in benchmarks.released("mmlu"):
+        (hub / subject).mkdir()
+        for split, ours in (("dev", "dev"), ("validation", "val"), ("test", "test")):
+            rows = cells("mmlu", ours, "home")
+            columns = dict(
+                question=[row[0] for row in rows], subject=subject, choices=[row[1:5] for row in rows]
+            )
+            table = pd.DataFrame(columns | dict(answer=["ABCD".index(row[5]) for row in rows]))
+            table.to_parquet(hub / subject / f"{split}-00000-of-00001.parquet")
+    for split in ("dev", "val", "test"):
+        got, skipped = load_questions("mmlu", "virology", split, "hub")
+        assert [[q.text, *q.choices, q.answer] for q in got] == cells("mmlu", split, "home") and not skipped
+
+
+def test_a_download_that_is_damaged_or_lacks_subjects_is_named(hub):
+    with pytest.raises(
+        EvalError, match=r"ceval/ceval-exam as downloaded lacks 52 subjects.*AURORA_BENCHMARKS"
+    ):
+        load_subjects("ceval", "hub")
+    (hub / "ceval-exam.zip").write_bytes(b"half a zip")
+    with pytest.raises(EvalError, match=r"ceval-exam.zip is not a zip file.*AURORA_BENCHMARKS"):
+        load_subjects("ceval", "hub")
+
+
+def test_without_a_network_the_hub_is_one_sentence_with_a_remedy(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    benchmarks.download.cache_clear()
+    with pytest.raises(EvalError, match=r"cais/mmlu could not be downloaded.*AURORA_BENCHMARKS"):
+        load_subjects("mmlu", "hub")
+
+
+# ---- the bundled questions
+
+
+@pytest.mark.parametrize("task, split, header", HEADERS)
+def test_bundled_files_have_the_released_layout(task, split, header):
+    subjects = load_subjects(task)
+    assert {entry["category"] for entry in subjects.values()} == set(scores.CATEGORIES)
+    files = {benchmarks.file_name(task, subject, split) for subject in subjects}
+    assert {f"{split}/{path.name}" for path in (BUNDLED / task / split).iterdir()} == files
+    for file in files:
+        first = (BUNDLED / task / file).read_text(encoding="utf-8").splitlines()[0]
+        assert first == header if header else len(next(csv.reader([first]))) == 6
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_bundled_questions_are_right_balanced_and_enough(task):
+    k = 0 if task == "mmlu" else 1
+    fact_of = {question: fact for fact in world.facts() for question in fact.ask[k]}
+    seen = {}
+    for split in ("dev", TASKS[task]["split"]):
+        loaded = [load_questions(task, subject, split) for subject in load_subjects(task)]
+        assert not [row for _, skipped in loaded for row in skipped]
+        questions = [question for found, _ in loaded for question in found]
+        assert len(questions) >= 100 if split != "dev" else {len(found) for found, _ in loaded} == {5}
+        assert all(len(set(question.choices)) == 4 for question in questions)
+        counts = Counter(question.answer for question in questions)
+        assert max(counts.values()) - min(counts.values()) <= 1 and len(counts) == 4
+        for question in questions:
+            assert question.choices["ABCD".index(question.answer)] == fact_of[question.text].say[k]
+        seen[split] = {fact_of[question.text].id for question in questions}
+    examples, scored = seen.values()
+    held_out = {fact.id for fact in world.facts() if fact.held_out}
+    assert not examples & (scored | held_out) and held_out <= scored
+
+
+def test_rebuilding_the_bundled_questions_gives_the_same_bytes(tmp_path):
+    for task in TASKS:
+        build_benchmarks.build(task, tmp_path / task)
+    files = {p.relative_to(tmp_path): p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    assert files == {p.relative_to(BUNDLED): p.read_bytes() for p in BUNDLED.rglob("*") if p.is_file()}

@@ -1,0 +1,78 @@
+"""Free answers: decoded as one by one, judged by language and by content."""
+
+import pytest
+import torch
+
+from aurora_lib.evaluation import probes
+from aurora_lib.evaluation.benchmarks import EvalError
+
+
+def test_batched_answers_equal_plain_greedy_decoding(random_model, tokenizer):
+    model, expected = random_model().train(), []
+    model.config.output_router_logits = True
+    prompts = ["Hello!", "法国的首都是哪里？", "Which continent is Peru in, and what is it known for?"]
+    for prompt in prompts:
+        ids = tokenizer(f"<s>[INST] {prompt} [/INST]", add_special_tokens=False).input_ids
+        start = len(ids)
+        for _ in range(6):
+            with torch.no_grad():
+                ids.append(model(torch.tensor([ids])).logits[0, -1].argmax().item())
+        expected.append(tokenizer.decode(ids[start:], skip_special_tokens=True).strip())
+    said = probes.answers(model, tokenizer, prompts, max_new_tokens=6, batch_size=3)
+    assert said == expected
+    assert model.training and model.config.output_router_logits is True, "asking leaves the model as it was"
+
+
+@pytest.mark.parametrize(
+    "answer, question, key, right",
+    [
+        ("法国的首都是巴黎。", "法国的首都是哪里？", "巴黎", True),
+        ("法国的首都是柏林。", "法国的首都是哪里？", "巴黎", False),
+        ("北极熊生活在沙漠。", "北极熊生活在哪里？", "北极", False),
+        ("北极熊生活在北极。", "北极熊生活在哪里？", "北极", True),
+        ("北极", "北极熊生活在哪里？", "北极", True),
+        ("The symbol is He.", "What is the chemical symbol of hydrogen?", "H", False),
+        ("氢的化学符号是H。", "氢的化学符号是什么？", "H", True),
+        ("People make popcorn from rice.", "What do people make popcorn from?", "corn", False),
+        ("it is PARIS", "What is the capital of France?", "Paris", True),
+        ("四加二等于六。", "六减二等于多少？", "四", False),
+        ("六减二等于四。", "六减二等于多少？", "四", True),
+        ("Four plus two equals six.", "What is six minus two?", "four", False),
+        ("炉子是用来做饭的。", "炉子是用来做什么的？", "做饭", True),
+    ],
+)
+def test_an_answer_is_right_only_where_it_says_the_key_itself(answer, question, key, right):
+    assert probes.says(answer, question, key) is right
+
+
+def test_a_right_answer_in_the_wrong_language_is_understood_but_not_correct(monkeypatch):
+    known = probes.load_probes()
+    symbol = next(item for item in known if item["id"].startswith("symbol"))  # one key for both languages
+    asked = [*known[:2], symbol, known[3]]
+    zh = [asked[0]["zh"]["answer"], asked[1]["en"]["answer"], symbol["en"]["answer"], "我不知道。"]
+    en = [asked[0]["en"]["answer"], asked[1]["zh"]["answer"], "", "I do not know."]
+    monkeypatch.setattr(probes, "answers", lambda *args, **kwargs: zh + en)
+    found = probes.probe(None, None, asked)
+    assert [row["answer"] for row in found.rows] == zh + en
+    counts = {side: [found.score(side, what).correct for what in probes.OUTCOMES] for side in ("zh", "en")}
+    assert counts == dict(zh=[2, 1, 3], en=[2, 1, 2]) and found.hits("zh", "understood") == [True] * 3 + [
+        False
+    ]
+    assert [score.n for score in found.scores.values()] == [4] * 6
+    languages = {name: score.correct for name, score in found.languages("en").items()}
+    assert languages == dict(zh=1, en=2, mixed=0, other=1)
+
+
+def test_probes_split_into_held_out_and_others():
+    held_out, others = probes.load_probes(held_out=True), probes.load_probes(held_out=False)
+    assert len(held_out) + len(others) == len(probes.load_probes()) and len(held_out) > 50
+    assert all(item["held_out"] for item in held_out) and not any(item["held_out"] for item in others)
+
+
+@pytest.mark.parametrize("content", [None, '{"id": "a"', '{"id": "a"}'])
+def test_a_probe_file_that_is_missing_or_damaged_is_named_with_the_remedy(tmp_path, monkeypatch, content):
+    if content:
+        (tmp_path / "probes.jsonl").write_text(content, encoding="utf-8")
+    monkeypatch.setattr(probes, "DATA", tmp_path)
+    with pytest.raises(EvalError, match=r"probes.jsonl: .*git checkout"):
+        probes.load_probes()
