@@ -40,7 +40,7 @@ def check(id: str, answer) -> None:
 
 
 def verdict(id: str, answer) -> tuple[str, str]:
-    """("untouched" | "wrong" | "right", the message). Only an exercise that does not exist raises, KeyError."""
+    """("untouched" | "wrong" | "right", what is told). Raises KeyError for an unknown exercise only."""
     task = EXERCISES[id]
     try:
         answer = Watched(answer) if callable(answer) else plain(answer)
