@@ -1,7 +1,5 @@
 """What a reader on GitHub sees is current, whole and free of leftovers; nbmake runs the same notebooks."""
 
-import re
-
 import jupytext
 import nbformat
 import pytest
@@ -46,6 +44,7 @@ def test_notebooks_were_executed_in_order_without_errors_or_warnings(notebooks):
 
 
 def test_notebooks_follow_the_contract(notebooks):
+    broken = []
     for text, notebook, code in notebooks:
         number, sources = text.stem[:2], [cell.source for cell in notebook.cells]
         contract = {
@@ -59,17 +58,8 @@ def test_notebooks_follow_the_contract(notebooks):
             "it ends in short": "In short." in sources[-1],
             "30 lines a cell at most": max(len(cell.source.splitlines()) for cell in code) <= 30,
         }
-        assert not [rule for rule, kept in contract.items() if not kept], text.stem
-
-
-def test_prose_types_no_measured_number_by_hand(notebooks):
-    """Shares, seconds and memory of a run are printed, never written; the paper's own figures may be named."""
-    allowed = {"43", "45", "25", "80", "95 %"}
-    for text, notebook, _ in notebooks:
-        prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
-        numbers = re.findall(r"\b(\d+(?:\.\d+)?)\s*(%|GiB|MiB|seconds|s\b|minutes)", prose)
-        typed = {f"{value} {unit}" if unit == "%" else value for value, unit in numbers}
-        assert typed <= allowed, text.stem
+        broken += [f"{text.stem}: {rule}" for rule, kept in contract.items() if not kept]
+    assert broken == []
 
 
 def test_the_committed_records_hold_time_and_memory():

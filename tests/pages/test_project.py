@@ -20,11 +20,6 @@ def tracked() -> list[Path]:
     return [ROOT / name for name in listed.split("\0") if name and (ROOT / name).is_file()]
 
 
-def test_environment_files_carry_the_pins_of_constraints():
-    for folder, cpu in ((ROOT, False), (ROOT / "binder", True)):
-        assert (folder / "environment.yml").read_text() == environments.environment(cpu=cpu), folder
-
-
 def test_every_direct_dependency_is_pinned_and_installed_at_its_pin():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for requirement in project["dependencies"] + project["optional-dependencies"]["dev"]:
