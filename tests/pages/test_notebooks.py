@@ -11,8 +11,7 @@ TEXTS = sorted((ROOT / "notebooks" / "text").glob("*.py"))
 
 
 @pytest.fixture(scope="module")
-def notebooks():
-    """[(path of the text, notebook, its code cells)]."""
+def notebooks():  # [(path of the text, notebook, its code cells)]
     read = [nbformat.read(ROOT / "notebooks" / f"{text.stem}.ipynb", as_version=4) for text in TEXTS]
     code = [[cell for cell in notebook.cells if cell.cell_type == "code"] for notebook in read]
     return list(zip(TEXTS, read, code, strict=True))

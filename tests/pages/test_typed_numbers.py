@@ -1,15 +1,13 @@
-"""No page and no notebook types a measured number by hand: a tool writes it, or it is listed with a reason."""
+"""No page or notebook types a measured number by hand: a tool writes it, or it is listed with a reason."""
 
 import re
 import subprocess
-from pathlib import Path
 
 import pytest
 
-from aurora_lib.course import scale
+from aurora_lib.course import ROOT, scale
 from aurora_lib.model import memory
 
-ROOT = Path(__file__).resolve().parents[2]
 UNITS = "%|[GMk]i?B|s|ms|seconds?|minutes?|hours?|tokens/s|毫秒|秒|分钟|小时|个百分点"
 WORDS = "two|three|four|five|six|seven|eight|nine|ten|twelve|fifteen|twenty|thirty|forty|fifty|sixty|ninety"
 WORDS += "|[一二两三四五六七八九十百]+"

@@ -1,7 +1,8 @@
-"""Write `data/preferences.jsonl`: `python -m tools.build.preferences`. Deterministic: the same bytes every time.
+"""Write `data/preferences.jsonl`: `python -m tools.build.preferences`. The same bytes every time.
 
-Pairs of answers to one question, the better and the worse, made of the facts of `world.py` that tuning uses; facts held out
-of tuning appear in none. The worse answers are those a tuned model gives: another fact, or the right one in the wrong language.
+Pairs of answers to one question, the better and the worse, made of the facts of `world.py` that tuning uses;
+facts held out of tuning appear in none. The worse answers are those a tuned model gives: another fact, or the
+right one in the wrong language.
 """
 
 import argparse
@@ -18,7 +19,7 @@ EN, ZH = 0, 1
 
 
 def neighbour(fact: world.Fact, facts: list[world.Fact], rng: random.Random) -> world.Fact:
-    """The fact with another answer whose Chinese sentence begins most like this one's, of the same relation if none does.
+    """The fact with another answer whose Chinese begins most like this one's, else any of its relation.
 
     A tuned model that errs mostly begins right and slides: 老鹰 (eagle) becomes 老虎 (tiger).
     """
