@@ -1,4 +1,4 @@
-"""Two processes test at a time: each has a folder of runs of its own, so that no notebook reads what another writes."""
+"""Two processes test at a time: each has its own folder of runs; no notebook reads what another writes."""
 
 import os
 from pathlib import Path

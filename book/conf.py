@@ -1,6 +1,7 @@
-"""Sphinx settings of the book: `make book`. Sources are read where they lie (the repository's root), nothing is executed.
+"""Sphinx settings of the book: `make book`. Sources are read where they lie, nothing is executed.
 
-Everything a page needs comes with it: formulas become MathML, which browsers draw themselves, and fonts are the reader's own.
+Everything a page needs comes with it: formulas become MathML, which browsers draw themselves, and fonts are
+the reader's own.
 """
 
 import json
@@ -13,7 +14,7 @@ from latex2mathml.converter import convert
 from sphinx.application import Sphinx
 
 ROOT = Path(__file__).resolve().parent.parent
-SECONDS, MEMORY = "notebook time [s]", "notebook peak memory [GiB]"  # labels of aurora_lib.results
+SECONDS, MEMORY = "notebook time [s]", "notebook peak memory [GiB]"  # labels of aurora_lib.course.results
 
 project = html_title = "Aurora"
 language = "en"
@@ -38,7 +39,7 @@ include_patterns = [
 exclude_patterns = [".*", "runs", "wheelhouse", "book/_build", "**/.ipynb_checkpoints"]
 
 nb_execution_mode = "off"
-nb_ipywidgets_js = {}  # the committed outputs hold static fallbacks, and these scripts would come from a network
+nb_ipywidgets_js = {}  # the outputs hold static fallbacks, and these scripts would come from a network
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 
@@ -103,7 +104,7 @@ myst_substitutions = {
 
 
 def mend_links(app: Sphinx, page: str, source: list[str]) -> None:
-    """GitHub shows folders and Markdown files; a book has a folder's README, or else only the words, and pages of HTML."""
+    """Links as on GitHub: a folder becomes its README, or else only its words; a page becomes HTML."""
     here = Path(app.env.doc2path(page)).parent
 
     def is_page(path: Path) -> bool:
@@ -127,7 +128,7 @@ def mend_links(app: Sphinx, page: str, source: list[str]) -> None:
 def add_language(
     app: Sphinx, page: str, template: str, context: dict, doctree: nodes.document | None
 ) -> None:
-    """The page's own language in its head, so that browsers choose the right glyphs; a link to its twin on top."""
+    """The page's language in its head: browsers then choose the right glyphs. A link to its twin on top."""
     # else browsers ask a server for a picture that is not there
     context["metatags"] = context.get("metatags", "") + '<link rel="icon" href="data:,">'
     if is_chinese(page):
@@ -153,7 +154,8 @@ def add_front_page(app: Sphinx, error: Exception | None) -> None:
     """index.html at the top, where everybody looks for it."""
     if error is None:
         target = app.builder.get_target_uri(root_doc)
-        page = f'<!doctype html><meta charset="utf-8"><title>{project}</title><meta http-equiv="refresh" content="0; url={target}"><a href="{target}">{project}</a>\n'
+        page = f'<!doctype html><meta charset="utf-8"><title>{project}</title>'
+        page += f'<meta http-equiv="refresh" content="0; url={target}"><a href="{target}">{project}</a>\n'
         (Path(app.outdir) / "index.html").write_text(page, encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""One thread for every test, and what several test files need: the bundled model in 4 bits with its adapter."""
+"""One thread for every test, and what several files need: the bundled model in 4 bits with its adapter."""
 
 import pytest
 import torch

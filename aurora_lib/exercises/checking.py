@@ -12,29 +12,22 @@ from numbers import Real
 
 import torch
 
+EXERCISES: dict[str, "exercise"] = {}
 
-@dataclass(frozen=True)
-class Exercise:
-    """One exercise: difficulty 1 to 3, expected minutes, what it trains, and its checker."""
+
+@dataclass
+class exercise:
+    """Registers the checker it decorates: "notebook.number", difficulty 1 to 3, minutes, what it trains."""
 
     id: str
     difficulty: int
     minutes: int
     trains: str
-    checker: Callable[[object], Iterator[str | None]]
 
-
-EXERCISES: dict[str, Exercise] = {}
-
-
-def exercise(id: str, difficulty: int, minutes: int, trains: str):
-    """Register the decorated checker under `id` ("notebook.number")."""
-
-    def register(checker):
-        EXERCISES[id] = Exercise(id, difficulty, minutes, trains, checker)
+    def __call__(self, checker: Callable[[object], Iterator[str | None]]):
+        self.checker = checker
+        EXERCISES[self.id] = self
         return checker
-
-    return register
 
 
 class Untouched(Exception):
@@ -47,13 +40,10 @@ def check(id: str, answer) -> None:
 
 
 def verdict(id: str, answer) -> tuple[str, str]:
-    """("untouched" | "wrong" | "right", what to tell the learner).
-
-    Raises KeyError for an exercise that does not exist; nothing an answer does raises.
-    """
+    """("untouched" | "wrong" | "right", what is told). Raises KeyError for an unknown exercise only."""
     task = EXERCISES[id]
-    answer = Watched(answer) if callable(answer) else answer
     try:
+        answer = Watched(answer) if callable(answer) else plain(answer)
         if answer is ...:
             raise Untouched
         problem = next(filter(None, task.checker(answer)), None)
@@ -63,9 +53,9 @@ def verdict(id: str, answer) -> tuple[str, str]:
     except Exception as error:
         problem = trouble(answer, error)
     if problem:
-        starts_with_a_name = "_" in problem.split()[0]
-        told = problem if starts_with_a_name else problem[0].upper() + problem[1:]
-        return "wrong", f"Exercise {id}: not yet. {told}"
+        if "_" not in problem.split()[0]:  # a name stays as it is
+            problem = problem[0].upper() + problem[1:]
+        return "wrong", f"Exercise {id}: not yet. {problem}"
     return "right", f"Exercise {id}: right! ✓"
 
 
@@ -78,7 +68,7 @@ class Watched:
     def __call__(self, *args):
         args = copy.deepcopy(args)  # an answer may change what it is given
         self.running = True
-        self.value = self.function(*args)
+        self.value = plain(self.function(*args))
         self.running = False
         if self.value is ...:
             raise Untouched
@@ -93,9 +83,8 @@ def trouble(answer, error: Exception) -> str:
         return f"your answer raised {type(error).__name__}: {error}"
     if answer.value is None:
         return "your function returned None. Is a `return` missing?"
-    return (
-        f"your function returned a {type(answer.value).__name__}, which is not what is asked for ({error})."
-    )
+    kind = type(answer.value).__name__
+    return f"your function returned a {kind}, which is not what is asked for ({error})."
 
 
 def normal(*shape: int) -> torch.Tensor:
@@ -123,7 +112,6 @@ def compare(made, right, mistakes: dict[str, object], otherwise: str | None = No
 
 def number(answer, right: float, mistakes: dict[str, float], tolerance: float = 1e-3) -> str | None:
     """`compare` of two numbers, within a relative tolerance; for anything but a number it says so."""
-    answer = plain(answer)
     if isinstance(answer, Watched):
         return "a number is wanted, and this is a function. Call it."
     if isinstance(answer, bool) or not isinstance(answer, Real):

@@ -4,15 +4,14 @@ from numbers import Real
 
 import torch
 
-from aurora_lib.exercises.checking import close, compare, exercise, normal, number, plain
+from aurora_lib.exercises.checking import close, compare, exercise, normal, number
 
 
 @exercise("01.1", 1, 8, "softmax, top-k, renormalisation")
 def top2(route):
     first = torch.tensor([[1.0, 3.0, 2.0, -1.0], [0.5, 0.0, 0.0, 4.0]])
     for logits in (first, normal(5, 8), 3 * normal(7, 4)):
-        index = logits.topk(2).indices
-        result = route(logits)
+        index, result = logits.topk(2).indices, route(logits)
         if not (isinstance(result, tuple | list) and len(result) == 2):
             yield "return two tensors: the weights and the indices, both [tokens, 2]."
         weights, chosen = map(torch.as_tensor, result)
@@ -25,25 +24,24 @@ def top2(route):
             yield "these are not the two largest logits of each token. Is `dim` the last one?"
         kept, share = logits.gather(-1, chosen), logits.softmax(-1).gather(-1, chosen)
         right, of_logits = (part / part.sum(-1, keepdim=True) for part in (share, kept))
-        twice = share.softmax(-1)
         mistakes = {
             "these are the two probabilities out of all experts; their sum is below 1. "
             "Divide each pair by its sum.": share,
             "these are the logits; a softmax is missing.": kept,
-            "a second softmax flattens probabilities: divide each pair by its sum instead.": twice,
+            "a second softmax flattens probabilities: divide each pair by its sum instead.": share.softmax(
+                -1
+            ),
             "these are logits divided by their sum: take the softmax first.": of_logits,
         }
-        yield compare(weights, right, mistakes)
+        otherwise = "the weights belong to other logits. "
+        otherwise += "Is your softmax over the experts of one token, the last `dim`?"
         if not close(weights.float().sum(-1), torch.ones(len(logits))):
-            yield "the weights of each token should sum to one."
-        if not close(weights, right):
-            other = "Is your softmax over the experts of one token, the last `dim`?"
-            yield f"the weights belong to other logits. {other}"
+            otherwise = "the weights of each token should sum to one."
+        yield compare(weights, right, mistakes, otherwise)
 
 
 @exercise("01.2", 2, 8, "stored and active parameters")
 def active_parameters(billions):
-    billions = plain(billions)
     if isinstance(billions, Real) and billions > 1e6:
         billions = billions / 1e9
     mistakes = {
@@ -75,12 +73,11 @@ def balance(loss):
         made = torch.as_tensor(loss(flat, top_k)).float()
         if made.dim():
             yield "a loss is one number: sum over the experts."
-        smaller, squares = right / top_k, flat.shape[1] * flat.softmax(-1).mean(0).square().sum()
+        n, smaller, squares = flat.shape[1], right / top_k, flat.softmax(-1).mean(0).square().sum()
         mistakes = {
-            "multiply by the number of experts, so that a perfect balance gives top_k.": right
-            / flat.shape[1],
+            "multiply by the number of experts, so that a perfect balance gives top_k.": right / n,
             "each token gives top_k choices: divide the counts by the tokens, not by the choices.": smaller,
-            "one factor must be the share of choices (counted), the other the mean probability.": squares,
+            "one factor must be the share of choices (counted), the other the mean probability.": n * squares,
         }
         problem = compare(made, right, mistakes, f"expected {right:.4f} on the test input, got {made:.4f}.")
         yield problem and (only_here or problem)

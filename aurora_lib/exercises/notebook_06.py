@@ -1,7 +1,5 @@
 """Checkers of notebook 06: chat."""
 
-import random
-
 import torch
 
 from aurora_lib.exercises.checking import compare, exercise, normal
@@ -9,9 +7,8 @@ from aurora_lib.exercises.checking import compare, exercise, normal
 
 @exercise("06.1", 1, 8, "the exact chat format")
 def prompt(render):
-    dice = random.Random(0)
     talks = [[("你好", "你好！"), ("再见", None)], [("1 + 1", None)]]
-    talks += [[*((f"{dice.random()}", "对。") for _ in range(n)), ("为什么？", None)] for n in (2, 3)]
+    talks += [[("下雨吗？", "对。"), ("2 > 1？", "对。"), ("1 > 2？", "不对。"), ("为什么？", None)]]
     for talk in talks:
         parts = [f"[INST] {q} [/INST]" + (f" {a}</s>" if a else "") for q, a in talk]
         made, right = render(talk), "<s>" + "".join(parts)
@@ -49,8 +46,7 @@ def temperature(probabilities):
 
 @exercise("06.3", 1, 5, "model output is untrusted")
 def bubble(bubble):
-    dice = random.Random(0)
-    for word, n in (("你好", 6), *((f"第{dice.randint(10, 99)}回", dice.randint(10, 99)) for _ in range(3))):
+    for word, n in (("你好", 6), ("再见", 71), ("第12回", 35)):
         made = bubble(f"<script>alert('{word}')</script> & 5 < {n}")
         made = getattr(made, "data", made)  # IPython's HTML object holds its text there
         if not isinstance(made, str):

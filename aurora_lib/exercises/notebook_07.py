@@ -1,11 +1,10 @@
 """Checkers of notebook 07: preference tuning."""
 
 import math
-import random
 
 import torch
 
-from aurora_lib.exercises.checking import compare, exercise, normal, plain
+from aurora_lib.exercises.checking import compare, exercise, normal
 
 
 @exercise("07.1", 2, 10, "the log-probability of an answer")
@@ -17,19 +16,18 @@ def answer_logp(logp):
         logs, after = logits.log_softmax(-1), ids[1:, None]
         each, raw = logs[:-1].gather(1, after)[:, 0], logits[:-1].gather(1, after)[:, 0]
         same_place = logs.gather(1, ids[:, None])[:, 0]
-        right, unshifted = (each * mask[1:]).sum(), (each * mask[:-1]).sum()
-        value = torch.as_tensor(plain(logp(logits, ids, mask)), dtype=torch.float32)
+        right, of_logits = (each * mask[1:]).sum(), (raw * mask[1:]).sum()
+        unshifted = (each * mask[:-1]).sum()
+        value = torch.as_tensor(logp(logits, ids, mask), dtype=torch.float32)
         if value.shape != ():
-            shape = tuple(value.shape)
-            yield f"one number is wanted, not a tensor of shape {shape}: sum over the answer's tokens."
+            wanted = f"one number is wanted, not a tensor of shape {tuple(value.shape)}: "
+            yield wanted + "sum over the answer's tokens."
         mistakes = {
             "the logits at a place predict the token *after* it: shift by one.": (same_place * mask).sum(),
             "the question's tokens are in it too. Only those where the mask is 1 count.": each.sum(),
             "that is the mean of the answer's tokens. DPO takes their sum.": right / mask.sum(),
             "the mask belongs to the tokens, so it is shifted with them: `mask[1:]`.": unshifted,
-            "logits are no log-probabilities yet: `log_softmax` over the vocabulary first.": (
-                raw * mask[1:]
-            ).sum(),
+            "logits are no log-probabilities yet: `log_softmax` over the vocabulary first.": of_logits,
             "the sign: a log-probability is never above 0.": -right,
             "those are probabilities. Take their logarithms, then add.": (each.exp() * mask[1:]).sum(),
         }
@@ -42,7 +40,7 @@ def reward_accuracy(accuracy):
     for pairs in (22, 31):
         policy, reference = (3 * normal(pairs, 2)).round() - 9, (3 * normal(2, pairs).T).round() - 9
         (chosen, rejected), unguided = (policy - reference).T, policy[:, 0] > policy[:, 1]
-        made, right = plain(accuracy(policy, reference)), (chosen > rejected).float().mean().item()
+        made, right = accuracy(policy, reference), (chosen > rejected).float().mean().item()
         if not isinstance(made, int | float) or isinstance(made, bool):
             yield f"one share between 0 and 1 is wanted, not a {type(made).__name__}."
         hits = {
@@ -60,9 +58,7 @@ def reward_accuracy(accuracy):
 
 @exercise("07.3", 3, 10, "which pairs still teach")
 def pull(pull):
-    dice = random.Random(0)
-    others = [(dice.uniform(-9, 9), dice.uniform(0.05, 0.5)) for _ in range(3)]
-    for margin, beta in ((10.0, 0.1), (0.0, 0.1), (-10.0, 0.1), (10.0, 1.0), *others):
+    for margin, beta in ((10.0, 0.1), (0.0, 0.1), (-10.0, 0.1), (10.0, 1.0), (3.5, 0.3), (-2.5, 0.06)):
         value, right = float(pull(margin, beta)), beta / (1 + math.exp(beta * margin))
         grows = beta / (1 + math.exp(-beta * margin))
         mistakes = {

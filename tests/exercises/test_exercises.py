@@ -91,39 +91,36 @@ WRONG = [
     ("01.1", lambda x: x.softmax(0).topk(2), "should sum to one"),
     ("01.1", lambda x: (shared(x.topk(2)[0]), top(x)[1]), "take the softmax first"),
     ("01.1", lambda x: (shared(top(x)[0].flip(-1)), top(x)[1]), "other logits"),
-    ("01.2", 12.6172, "embedding and head are missing"),
-    ("01.2", 12.7488, "count both"),
-    ("01.3", lambda x, k: imbalance(x, 2), "use `top_k`"),
-    ("01.3", lambda x, k: shortened(x, k), "nobody chooses"),
     ("01.1", lambda x: x.softmax(-1).max(-1), "indices should have shape (2, 2)"),
     ("01.1", lambda x: top(x)[0], "return two tensors"),
+    ("01.2", 12.6172, "embedding and head are missing"),
+    ("01.2", 12.7488, "count both"),
     ("01.2", 46.7, "all stored parameters"),
     ("01.2", 46_702_792_704, "all stored parameters"),
     ("01.2", 2 * 7, "counts attention and embeddings twice"),
     ("01.2", 46.7 * 2 / 8, "attention and embeddings are used whole"),
     ("01.2", 2 * 32 * 3 * 4096 * 14336, "two experts alone"),
+    ("01.3", lambda x, k: imbalance(x, 2), "use `top_k`"),
+    ("01.3", lambda x, k: shortened(x, k), "nobody chooses"),
     ("01.3", lambda x, k: imbalance(x, k, experts=1), "multiply by the number of experts"),
     ("01.3", lambda x, k: imbalance(x, k, choices=k), "divide the counts by the tokens"),
     ("01.3", lambda x, k: 4 * x.softmax(-1).mean(0).square().sum(), "share of choices (counted)"),
     ("01.3", lambda x, k: x.softmax(-1).mean(0), "one number"),
     ("01.3", lambda x, k: np.float64(7), "got 7.0000"),
     ("02.1", lambda text: len(shares(text)[0]) / len(text), "every character counts as a letter"),
-    ("02.1", lambda text: len(shares(text)[0]) / len(text.replace(" ", "")), "every character counts"),
     ("02.1", lambda text: len(shares(text)[0]) / len(shares(text)[1]), "divides by zero"),
     ("02.1", lambda text: len(shares(text)[0]), "share of 1.0"),
     ("02.2", lambda rows: [r for r in rows if rows.count(r) == 1], "every copy was dropped"),
     ("02.2", lambda rows: sorted(set(rows)), "keep each where it first stood"),
-    ("02.2", lambda rows: list(dict.fromkeys(rows[::-1]))[::-1], "keep each where it first stood"),
     ("02.2", lambda rows: rows, "should stay, not ['b', 'a', 'b'"),
+    ("02.3", lambda answer: len(answer) > 1, "Length alone"),
+    ("02.3", lambda answer: any(c.isalpha() for c in answer), "numbers say something too"),
+    ("02.3", lambda answer: answer.strip(), "says nothing, and was kept"),
     ("02.4", lambda bands, rows: (1 / bands) ** (1 / rows), "rule of thumb"),
     ("02.4", lambda bands, rows: 0.5 ** (1 / rows), "Any of the bands will do"),
     ("02.4", lambda bands, rows: (1 - 0.5 ** (1 / rows)) ** (1 / bands), "swapped"),
     ("02.4", lambda bands, rows: 1 - 0.5 ** (1 / bands), "take the root"),
     ("02.4", lambda bands, rows: 0.5 ** (1 / bands), "does *not* agree"),
-    ("02.3", lambda answer: len(answer) > 1, "Length alone"),
-    ("02.3", lambda answer: any(c.isalpha() for c in answer), "numbers say something too"),
-    ("02.3", lambda answer: answer.strip(), "says nothing, and was kept"),
-    ("02.3", bool, "says nothing, and was kept"),
     ("03.1", nearest, "divide the block by its absmax"),
     ("03.1", lambda block, levels: nearest(block / block.max(), levels), "*absolute*"),
     ("03.1", lambda block, levels: levels[ANSWERS["03.1"](block, levels)], "not their values"),
@@ -148,11 +145,7 @@ WRONG = [
     ("04.2", lambda step, total, peak: 0.5 * (1 + math.cos(math.pi * step / total)), "multiply by the peak"),
     ("04.2", lambda step, total, peak: peak * (1 - step / total), "straight line"),
     ("04.2", lambda s, t, peak: peak * 0.5 * (1 + math.cos(math.pi / 2 * s / t)), "half a period"),
-    (
-        "04.2",
-        lambda s, t, peak: peak * math.cos(math.pi * s / t),
-        "at step 50 of 100 the rate should be 0.5000",
-    ),
+    ("04.2", lambda s, t, peak: peak * math.cos(math.pi * s / t), "step 50 of 100 the rate should be 0.5000"),
     ("04.3", lambda weight, update: weight + update != weight, "torch.bfloat16 first"),
     ("04.3", lambda w, u: plus(w, u, torch.float32) != torch.tensor(w), "torch.bfloat16 first"),
     ("04.3", lambda w, u: plus(w, u, torch.float16) != torch.tensor(w).half(), "0.02 + 5e-05 is the same"),
@@ -209,8 +202,6 @@ WRONG = [
 RIGHT = [
     ("00.1", np.float32(35_333 / 176_678)),
     ("00.1", torch.tensor(0.2)),
-    ("00.1", 0.2),
-    ("00.2", frozenset({"q_proj", "v_proj"})),
     ("00.2", paper.LORA_TARGETS),
     ("00.2", ["self_attn.v_proj", "self_attn.q_proj"]),
     ("00.3", 66_255),
@@ -219,7 +210,6 @@ RIGHT = [
     ("01.1", lambda x: ANSWERS["01.1"](x.double())),
     ("01.2", 12_879_925_248),
     ("01.2", torch.tensor(12.88)),
-    ("01.2", np.int64(12_879_925_248)),
     ("01.3", lambda x, k: imbalance(x.double(), k).numpy()),
     ("01.3", lambda x, k: imbalance(x, k).item()),
     ("02.2", dict.fromkeys),
@@ -235,21 +225,17 @@ RIGHT = [
     ("04.3", lambda w, u: plus(w, u, torch.bfloat16) != torch.tensor(w).bfloat16()),
     ("05.1", lambda k, n: np.array(ANSWERS["05.1"](k, n, z=1.959964))),
     ("05.2", lambda logits, ids: max(zip(logits[ids], "ABCD", strict=True))[1]),
-    (
-        "05.3",
-        lambda subjects: torch.tensor([*subjects.values()]).sum(0)[0] / sum(n for _, n in subjects.values()),
-    ),
+    ("05.3", lambda subjects: (lambda k, n: k / n)(*torch.tensor([*subjects.values()]).sum(0))),
     ("06.2", lambda logits, t: logits.div_(t).softmax(-1)),
     ("06.2", lambda logits, t: (lambda e: (e / e.sum()).tolist())(np.exp(logits.numpy() / t))),
     ("06.3", html.escape),
 ]
 
 
-@pytest.mark.parametrize("id", EXERCISES)
-def test_solution_passes_its_checker(id):
-    kind, message = verdict(id, ANSWERS[id])
-    assert kind == "right", message
-    assert id in message
+@pytest.mark.parametrize(("id", "answer"), [*ANSWERS.items(), *RIGHT])
+def test_solution_and_right_answers_in_other_forms_pass(id, answer):
+    kind, message = verdict(id, answer)
+    assert kind == "right" and id in message, message
 
 
 def test_every_solution_belongs_to_an_exercise():
@@ -257,10 +243,8 @@ def test_every_solution_belongs_to_an_exercise():
 
 
 def test_every_exercise_is_in_its_notebook_once_and_no_other_is():
-    texts = {path.name[:2]: path.read_text(encoding="utf-8") for path in (NOTEBOOKS / "text").glob("*.py")}
-    found = [
-        (number, id) for number, text in texts.items() for id in re.findall(r'exercises.check\("(.+?)"', text)
-    ]
+    calls, texts = re.compile(r'exercises.check\("(.+?)"'), (NOTEBOOKS / "text").glob("*.py")
+    found = [(path.name[:2], id) for path in texts for id in calls.findall(path.read_text(encoding="utf-8"))]
     assert sorted(found) == sorted((id[:2], id) for id in EXERCISES)
 
 
@@ -277,9 +261,9 @@ def test_typical_wrong_answer_gets_its_own_message(id, answer, fragment):
     assert kind == "wrong" and fragment.lower() in message.lower(), message
 
 
-@pytest.mark.parametrize("id", EXERCISES)
-def test_at_least_two_wrong_answers_are_tried(id):
-    assert sum(tried == id for tried, *_ in WRONG) >= 2
+def test_at_least_two_wrong_answers_are_tried():
+    tried = [id for id, *_ in WRONG]
+    assert [id for id in EXERCISES if tried.count(id) < 2] == []
 
 
 @pytest.mark.parametrize("id", [id for id in EXERCISES if callable(ANSWERS[id])])
@@ -292,12 +276,6 @@ def test_what_is_right_for_one_input_is_not_right_for_all(id):
 
     assert verdict(id, constant)[0] == "wrong"
     assert len(said) > 1
-
-
-@pytest.mark.parametrize(("id", "answer"), RIGHT)
-def test_right_answer_in_another_form_passes(id, answer):
-    kind, message = verdict(id, answer)
-    assert kind == "right", message
 
 
 @pytest.mark.parametrize("id", [id for id in EXERCISES if callable(ANSWERS[id])])

@@ -3,8 +3,8 @@
     python -m tools.build.chinese [04 ...]             builds all, or those named
     python -m tools.build.chinese --missing [04 ...]   prints what is to be translated, ready to paste
 
-Only Markdown cells are translated; code and outputs are those of the English notebook. In `notebooks/zh/text/` every
-translation stands below the hash of its English cell, so that a translation of an older text is noticed.
+Only Markdown cells are translated; code and outputs are those of the English notebook. In `notebooks/zh/text`
+every translation stands below the hash of its English cell: a translation of an older text is noticed.
 """
 
 import argparse
@@ -96,7 +96,7 @@ def localise(text: str) -> str:
 
 
 def build(stem: str) -> str:
-    """The Chinese notebook as JSON: translated prose, the English code, and its outputs if they are of this code.
+    """The Chinese notebook as JSON: translated prose, the English code, its outputs if they are of this code.
 
     Raises ValueError naming the cells that are not translated.
     """

@@ -20,7 +20,7 @@ FIRST = ("02", "04", "05", "07")  # the longest chain, so that nobody waits for 
 
 
 def at_once(scale: Scale) -> int:
-    """How many notebooks run side by side: at `tiny` each takes one core, at `full` each wants the whole GPU."""
+    """How many notebooks run side by side: at `tiny` each takes a core, at `full` the whole GPU."""
     return 2 if scale.name == "tiny" else 1
 
 
@@ -52,7 +52,7 @@ def run(path: Path, into: Path) -> tuple[float, str]:
 
 
 def run_all(paths: list[Path], scale: Scale) -> str:
-    """Run the notebooks, each after those it needs, and print a row each; "" or what went wrong in the first to fail."""
+    """Run each notebook after those it needs, print a row each; "" or what was wrong in the first to fail."""
     into = scale.runs / "notebooks"
     into.mkdir(parents=True, exist_ok=True)
     waiting = sorted(paths, key=lambda path: (path.stem[:2] not in FIRST, path.stem))
@@ -66,9 +66,7 @@ def run_all(paths: list[Path], scale: Scale) -> str:
             for done in wait(running, return_when=FIRST_COMPLETED).done:
                 path, (seconds, wrong) = running.pop(done), done.result()
                 if wrong:
-                    print(
-                        f"{path.stem:<22}   failed; the other notebook that runs is still brought to its end"
-                    )
+                    print(f"{path.stem:<22}   failed; the other that runs is still brought to its end")
                     return f"{wrong}\n\nTo see where: make lab, and run {path.name}"
                 todo.discard(path.stem[:2])
                 peak = results.yours(path.stem[:2], scale)[results.MEMORY]

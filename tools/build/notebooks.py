@@ -1,6 +1,6 @@
 """notebooks/text/*.py -> notebooks/*.ipynb, executed at scale tiny, outputs kept: `make notebooks`.
 
-Names of notebooks as arguments build only those ("04" or "04_finetune"). Recorded figures go to `results/tiny/`.
+Names of notebooks as arguments build only those ("04" or "04_finetune"). Figures go to `results/tiny/`.
 """
 
 import hashlib
@@ -41,7 +41,7 @@ def convert(text: Path) -> nbformat.NotebookNode:
 
 
 def static(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
-    """The outputs without what lives only in a kernel, bars and boxes: a page would show "VBox(...)", or a bar that stopped.
+    """The outputs without what lives only in a kernel: a page would show "VBox(...)", or a bar that stopped.
 
     A widget that brings its static version as HTML keeps that.
     """
@@ -58,19 +58,9 @@ def static(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
 def main(names: list[str]) -> None:
     from tools.build.course import execute
 
-    os.environ |= {
-        "AURORA_SCALE": "",
-        "TQDM_DISABLE": "1",
-    }  # bars are for those who wait; a reader needs none
-    for variable in (
-        "AURORA_DATA",
-        "AURORA_MODEL",
-        "AURORA_ADAPTER",
-        "AURORA_BENCHMARKS",
-        "AURORA_PREFERENCES",
-        "AURORA_RUNS",
-    ):
-        os.environ.pop(variable, None)
+    for variable in ("DATA", "MODEL", "ADAPTER", "BENCHMARKS", "PREFERENCES", "RUNS"):
+        os.environ.pop(f"AURORA_{variable}", None)
+    os.environ |= {"AURORA_SCALE": "", "TQDM_DISABLE": "1"}  # bars are for those who wait, not for readers
     for text in sorted((NOTEBOOKS / "text").glob("*.py")):
         if names and not any(text.stem.startswith(name) for name in names):
             continue
@@ -91,9 +81,8 @@ def main(names: list[str]) -> None:
         shutil.copy(recorded, ROOT / "results" / "tiny")
         if text.stem.startswith("04"):
             # notebooks 05 and 06, opened first, are to show what they show after 04
-            shutil.copytree(
-                ROOT / "runs" / "tiny" / "adapter", ROOT / "data" / "tiny_adapter", dirs_exist_ok=True
-            )
+            adapter = ROOT / "runs" / "tiny" / "adapter"
+            shutil.copytree(adapter, ROOT / "data" / "tiny_adapter", dirs_exist_ok=True)
             write_checksums()
     write_readme.main()
     write_environments.main()
