@@ -32,7 +32,8 @@ from aurora_lib.model import load_tokenizer
 conversations = clean_conversations(scale)
 tokenizer = load_tokenizer(scale.base_model, revision=scale.revision)
 example = next((row for row in conversations if len(row["messages"]) == 4), conversations[0])
-encoded = tokenizer.apply_chat_template(example["messages"], return_dict=True, return_assistant_tokens_mask=True)
+masks = dict(return_dict=True, return_assistant_tokens_mask=True)
+encoded = tokenizer.apply_chat_template(example["messages"], **masks)
 pieces = zip(tokenizer.convert_ids_to_tokens(encoded["input_ids"]), encoded["assistant_masks"], strict=True)
 shown = [
     f"<b style='background:#bfe8bf;color:#111'>{html.escape(piece)}</b>" if learned else html.escape(piece)
@@ -283,9 +284,8 @@ pd.DataFrame(record["length"]["rows"])[columns].style.format(
 # speed one H100 reaches in practice. The authors' own run took the hours printed first, on how many GPUs they do not say.
 
 # %%
-print(
-    f"the authors' run: {paper.RUN['training time'].value / 3600:.1f} hours ({paper.RUN['training time'].source})"
-)
+published = paper.RUN["training time"]
+print(f"the authors' run: {published.value / 3600:.1f} hours ({published.source})")
 print(f"conversations after splitting, about: {record['full, predicted']['stands for']:,}")
 pd.DataFrame(record["full, predicted"]["rows"])
 

@@ -31,9 +31,8 @@ from aurora_lib.training import preference
 pd.options.display.max_colwidth = None
 pairs = preference.load_pairs()
 held_out = preference.held_out_pairs()
-print(
-    f"{len(pairs.kept)} pairs, {len(pairs.dropped)} rows left out, {len(held_out)} pairs about held-out facts to measure on"
-)
+print(f"{len(pairs.kept)} pairs, {len(pairs.dropped)} rows left out")
+print(f"{len(held_out)} pairs about held-out facts to measure on")
 table = pd.DataFrame({name: [row[name][-1]["content"] for row in pairs.kept] for name in preference.COLUMNS})
 table.insert(0, "kind", pairs.kept["kind"])
 table.groupby("kind").head(2).sort_values("kind").set_index("kind")
@@ -74,7 +73,7 @@ import torch.nn.functional as F
 
 
 def dpo(policy, reference, beta):
-    """Loss and margin of each pair; policy and reference: log-probabilities [pairs, 2] of chosen and rejected."""
+    """Loss and margin of each pair, from log-probabilities [pairs, 2] of chosen and rejected."""
     rewards = beta * (policy - reference)
     margins = rewards[:, 0] - rewards[:, 1]
     return -F.logsigmoid(margins), margins

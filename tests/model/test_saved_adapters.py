@@ -1,4 +1,5 @@
-"""Adapters that this course trains: saved as stock folders, found in order, refused or warned about on another base."""
+"""Adapters that this course trains: saved as stock folders, found in order, refused or warned about on
+another base."""
 
 import dataclasses
 import json

@@ -1,4 +1,5 @@
-"""Record what changes of the recipe do at `tiny`: `python -m tools.record.experiments` (one core, some ten minutes).
+"""Record what changes of the recipe do at `tiny`: `python -m tools.record.experiments` (one core, some ten
+minutes).
 
 Four parts, written to `results/tiny/experiments.json` as they are made: the recipe at three seeds, what-if
 variants, packing and length grouping, optimizers. Runs are kept under `runs/tiny/experiments`, so an
@@ -37,8 +38,9 @@ SEEDS = (42, 43, 44)
 BOUNDS = {"zh_in_zh": 0.95, "zh_right": 0.70, "en_in_en": 0.85}
 RECORD = results.RECORDED / "tiny" / "experiments.json"
 
-# The router of transformers 5 is a bare parameter, which `target_modules` cannot name. PEFT's LoRA for parameters adds
-# B·A to the weight itself, so there is no input that could be dropped out: it refuses any dropout but 0.
+# The router of transformers 5 is a bare parameter, which `target_modules` cannot name. PEFT's LoRA for
+# parameters adds B·A to the weight itself, so there is no input that could be dropped out: it refuses any
+# dropout but 0.
 ROUTER = {"target_parameters": ["mlp.gate.weight"], "lora_dropout": 0.0}
 # All of the router's few weights trained, without LoRA, and saved whole in the adapter.
 ROUTER_WHOLE = {"modules_to_save": ["gate"]}
@@ -60,8 +62,9 @@ WHAT_IF = {
 }
 
 RANK_32 = {"r": 32, "lora_alpha": 64}
-# 8-bit and 4-bit optimizers keep tensors of fewer than 4,096 elements in fp32. At rank 8 that is every tensor of the
-# tiny model's adapter, so they are compared at rank 32, where three of four tensors are larger.
+# 8-bit and 4-bit optimizers keep tensors of fewer than 4,096 elements in fp32. At rank 8 that is every
+# tensor of the tiny model's adapter, so they are compared at rank 32, where three of four tensors are
+# larger.
 OPTIMIZERS = {
     "adamw_torch (fp32)": "adamw_torch",
     "adamw_bnb_8bit": "adamw_bnb_8bit",
@@ -131,7 +134,8 @@ def padding(chosen: scale.Scale, rows: Dataset, **settings) -> float:
 
 
 def packed_losses(chosen: scale.Scale, rows: Dataset) -> dict:
-    """Summed loss of the untuned model on all packs: packed as trained, each conversation alone, and run together."""
+    """Summed loss of the untuned model on all packs: packed as trained, each conversation alone, and run
+    together."""
     trainer = trainer_of(chosen, rows, packing=True)
     model = trainer.model.eval()
 
@@ -169,7 +173,8 @@ def optimizers(chosen: scale.Scale, rows: Dataset) -> dict:
 
 
 def mixtral_states(torchao: bool) -> dict:
-    """Bytes of each optimizer's state and seconds a step, on this CPU, for the paper's adapter of Mixtral-8x7B."""
+    """Bytes of each optimizer's state and seconds a step, on this CPU, for the paper's adapter of
+    Mixtral-8x7B."""
     shapes = [(8, 4096), (4096, 8), (8, 4096), (1024, 8)] * 32  # A and B of q_proj, A and B of v_proj
     classes = {"AdamW (fp32)": torch.optim.AdamW, "AdamW8bit (bitsandbytes)": bnb.optim.AdamW8bit}
     if torchao:
@@ -212,7 +217,8 @@ def _bytes(tensor: torch.Tensor) -> int:
 
 
 def full(folder: Path) -> dict:
-    """Padding, batches and hours at `full`, predicted from the lengths of the real conversations in `folder`."""
+    """Padding, batches and hours at `full`, predicted from the lengths of the real conversations in
+    `folder`."""
     tokenizer, cutoff = load_tokenizer(), scale.FULL["length"]
     read = {name: sources.load(name, folder) for name in sources.SOURCES}
     kept = clean(concatenate_datasets(list(read.values()))).kept
@@ -249,7 +255,8 @@ def full(folder: Path) -> dict:
 
 
 def batchings(lengths: list[int], cutoff: int) -> dict[str, list[list[int]]]:
-    """The lengths (tokens) in batches of two as each way of sampling makes them; a pack's length is its sum."""
+    """The lengths (tokens) in batches of two as each way of sampling makes them; a pack's length is its
+    sum."""
     generator = torch.Generator().manual_seed(SEEDS[0])
     order = torch.randperm(len(lengths), generator=generator).tolist()
     step = scale.FULL["batch"] * scale.FULL["accumulation"]
