@@ -80,48 +80,53 @@ def candidates(tokenizer, questions, examples, subject_name, language, scoring) 
 
 @dataclass(frozen=True)
 class Group:
-    """Questions whose prompts begin with the same ids, `prefix`; those are kept once, and read once.
+    """Questions with `shots` examples, whose prompts begin with the same ids: `prefix`, kept and read once.
 
     `rest` has the four candidates of each question, with contexts that go on where the prefix ends.
     """
 
+    shots: int
     prefix: list[int]
     questions: list[Question]
     rest: list[list[Candidate]]
 
     @classmethod
-    def of(cls, asked: list[tuple[Question, list[Candidate]]]) -> "Group":
-        """`asked`: each question with its four candidates, whose contexts are whole."""
-        contexts = [context for _, four in asked for context, _ in four]
+    def of(cls, shots: int, asked: dict[Question, list[Candidate]]) -> "Group":
+        """`asked`: questions with their four candidates, whose contexts are whole."""
+        contexts = [context for four in asked.values() for context, _ in four]
         # one id must stay: the model's output after it is what the first id of a continuation is scored by
         start = min(batching.shared_length(contexts), min(map(len, contexts)) - 1)
-        rest = [[(context[start:], ids) for context, ids in four] for _, four in asked]
-        return cls(contexts[0][:start], [question for question, _ in asked], rest)
+        rest = [[(context[start:], ids) for context, ids in four] for four in asked.values()]
+        return cls(shots, contexts[0][:start], list(asked), rest)
 
-    def batches(self, size: int) -> list[list[int]]:
-        """Places of its questions in batches of at most `size` rows, longest first: little is padding."""
-        inputs = [{tuple(context + ids[:-1]) for context, ids in four} for four in self.rest]
-        longest = [max(map(len, rows)) for rows in inputs]
-        order = sorted(range(len(longest)), key=lambda i: -longest[i])
+    def batches(self, places: list[int], size: int) -> list[list[int]]:
+        """The `places` of questions in batches of at most `size` rows, longest first: little is padding."""
+        inputs = [{(*context, *ids[:-1]) for context, ids in four} for four in self.rest]
+        order = sorted(places, key=lambda i: -max(map(len, inputs[i])))
         size = max(1, size // max(map(len, inputs)))
         return [order[i : i + size] for i in range(0, len(order), size)]
 
 
 @lru_cache(maxsize=256)  # base and tuned model, one after the other, read the same prompts
-def subject_group(tokenizer, template, questions, examples, subject_name, language, scoring, limit):
-    """The questions as a group, or None, and (question, tokens) of those with more than `limit` tokens.
+def fit(tokenizer, template, limit, questions, examples, *settings) -> tuple[list[Group], list[tuple]]:
+    """The questions in groups, and (question, tokens) of those that even alone have more than `limit` tokens.
 
-    `template` is the tokenizer's chat template: with another one, a cloze prompt is another.
+    Prompts that are too long lose examples from the front, one at a time: the first group has all of them.
+    `settings` go to `candidates`; with another chat `template` a cloze prompt is another.
     """
-    fitting, too_long = [], []
-    asked = candidates(tokenizer, questions, examples, subject_name, language, scoring)
+    fitting, too_long = {}, {}
+    asked = candidates(tokenizer, questions, examples, *settings)
     for question, four in zip(questions, asked, strict=True):
         length = max(len(context) + len(ids) for context, ids in four)
         if length <= limit:
-            fitting.append((question, four))
+            fitting[question] = four
         else:
-            too_long.append((question, length))
-    return Group.of(fitting) if fitting else None, too_long
+            too_long[question] = length
+    groups = [Group.of(len(examples), fitting)] if fitting else []
+    if not too_long or not examples:
+        return groups, list(too_long.items())
+    fewer, too_long = fit(tokenizer, template, limit, tuple(too_long), examples[1:], *settings)
+    return groups + fewer, too_long
 
 
 # ---- from token ids to log-probabilities

@@ -1,19 +1,17 @@
-"""From a benchmark to a score: equal to plain forwards, after kills and on several processes, too."""
+"""From a benchmark to a score: equal to plain forwards, after kills, too."""
 
-import json
 import os
 import signal
 from multiprocessing import get_context
 
 import pytest
 import torch
-from accelerate import PartialState, debug_launcher
 from transformers import MistralConfig, MistralForCausalLM
 
 from aurora_lib.course import DATA
 from aurora_lib.evaluation import evaluate, fewshot, multiple_choice
 from aurora_lib.evaluation.benchmarks import TASKS, EvalError, load_questions, load_subjects
-from aurora_lib.model import load_tokenizer
+from aurora_lib.model import batching, load_tokenizer
 
 
 def watched(model) -> list[torch.Tensor | None]:
@@ -151,7 +149,21 @@ def test_bad_rows_and_questions_longer_than_the_context_are_skipped_and_counted(
     result = multiple_choice(random_model(context=150), tokenizer, "mmlu", root=root, progress=False)
     assert [row["index"] for row in result.predictions] == [2] and "2 rows skipped" in str(result)
     assert [(row["file"], row["index"]) for row in result.skipped] == [("test/x_test.csv", i) for i in (1, 0)]
-    assert "context has 150; ask with fewer shots" in result.skipped[1]["reason"]
+    assert "tokens without any example, and the model's context has 150" in result.skipped[1]["reason"]
+
+
+def test_a_prompt_longer_than_the_context_loses_examples_from_the_front(random_model, tokenizer):
+    examples, questions = (load_questions("mmlu", "capital", split)[0] for split in ("dev", "test"))
+    three = batching.encode(tokenizer, fewshot.letter_prompt(questions[0], examples[2:], "capitals", "en"))
+    model = random_model(context=len(three) + 1)
+    result = multiple_choice(model, tokenizer, "mmlu", subjects=["capital"], progress=False)
+    assert [row["index"] for row in result.predictions] == list(range(len(questions)))
+    assert {row["shots"] for row in result.predictions} > {3} and not result.skipped
+    with torch.no_grad():
+        table = model(torch.tensor([three])).logits[0, -1].log_softmax(-1)
+    expected = table[tokenizer.convert_tokens_to_ids(["▁A", "▁B", "▁C", "▁D"])].tolist()
+    first = result.predictions[0]
+    assert first["shots"] == 3 and first["logprobs"] == pytest.approx(expected, abs=1e-3)
 
 
 def test_a_task_with_no_usable_row_is_an_error_that_says_why(random_model, tokenizer, write_task):
@@ -167,7 +179,7 @@ def test_a_model_that_computes_no_numbers_is_an_error(random_model, tokenizer):
         multiple_choice(model, tokenizer, "mmlu", subjects=["sum"], progress=False)
 
 
-# ---- interrupted, and on several processes
+# ---- interrupted
 
 
 def score_until_killed(model, folder):
@@ -231,23 +243,3 @@ def test_changed_questions_are_scored_anew(random_model, tokenizer, write_task, 
     assert one[0] == two[0] and one[1] != two[1]
     (path,) = cache.iterdir()
     assert len(evaluate.KeptScores(path)) == 3
-
-
-def score_a_share(model, folder):
-    PartialState._reset_state()  # a forked process has its parent's, a launched one has none
-    PartialState(cpu=True)
-    seen = watched(model)
-    result = multiple_choice(model, load_tokenizer(DATA / "tiny"), "ceval", cache=folder, progress=False)
-    rows = sum(kw["input_ids"].shape[0] for kw in seen if isinstance(kw["logits_to_keep"], torch.Tensor))
-    out = folder / f"out{PartialState().process_index}"
-    out.write_text(json.dumps([rows, result.predictions]))
-
-
-def test_two_processes_share_the_subjects_and_return_the_whole_result(random_model, tokenizer, tmp_path):
-    debug_launcher(score_a_share, args=(random_model(), tmp_path), num_processes=2)
-    alone = multiple_choice(random_model(), tokenizer, "ceval", progress=False)
-    rows, said = zip(*(json.loads((tmp_path / f"out{rank}").read_text()) for rank in "01"), strict=True)
-    assert list(said) == [alone.predictions] * 2
-    assert sum(rows) == alone.overall.n and max(rows) < 0.6 * alone.overall.n
-    (path,) = tmp_path.glob("*.jsonl")
-    assert len(evaluate.KeptScores(path)) == alone.overall.n

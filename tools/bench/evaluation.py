@@ -130,7 +130,8 @@ def memory() -> float:
 
 def ours(job: dict) -> None:
     sys.path.insert(0, str(ROOT))
-    from aurora_lib.evaluation import benchmarks, harness, multiple_choice
+    from aurora_lib.evaluation import benchmarks, multiple_choice
+    from tools.bench import harness
 
     model, tokenizer = load(job)
     task, known = job["task"], benchmarks.load_subjects(job["task"], job["root"])
