@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from aurora_lib.data.languages import language
+from aurora_lib.data import language
 from aurora_lib.evaluation.probes import answers
 from aurora_lib.evaluation.scores import Score
 
@@ -73,25 +73,25 @@ def number(text: str) -> float | None:
     return float(re.sub("[,，]", "", found[-1])) if found else None
 
 
-def problems(each: int = 10, seed: int = 0) -> list[tuple[dict, object]]:
-    """(question, what is right): `each` sums of every kind with a number, every instruction with a rule."""
-    draw, made = random.Random(seed), []
+def problems() -> list[tuple[dict, object]]:
+    """(question, what is right): ten sums of every kind with a number, every instruction with a rule."""
+    draw, made = random.Random(0), []
     with Path(__file__).with_name("abilities.tsv").open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file, delimiter="\t"):
             if row["skill"] == "instructions":
                 made.append((row, INSTRUCTIONS[row["rule"]]))
                 continue
-            for _ in range(each):  # even numbers, so that every half is a whole number
+            for _ in range(10):  # even numbers, so that every half is a whole number
                 a, b = 2 * draw.randint(2, 30), 2 * draw.randint(1, 9)
                 asked = {side: row[side].format(a=a, b=b) for side in ("en", "zh")}
                 made.append((row | asked, ARITHMETIC[row["rule"]](a, b)))
     return made
 
 
-def skills(model, tokenizer, *, progress: bool = True) -> SkillResult:
+def skills(model, tokenizer) -> SkillResult:
     """Greedy answers to all problems in both languages: is the number right, the instruction followed?"""
     asked = [(row, right, side) for side in ("en", "zh") for row, right in problems()]
-    said = answers(model, tokenizer, [row[side] for row, _, side in asked], progress=progress)
+    said = answers(model, tokenizer, [row[side] for row, _, side in asked], progress=True)
     rows = []
     for (row, right, side), text in zip(asked, said, strict=True):
         correct = bool(right(text)) if callable(right) else number(text) == right

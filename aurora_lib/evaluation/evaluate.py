@@ -24,28 +24,17 @@ PASSING = ("use_cache", "output_router_logits", "_name_or_path", "transformers_v
 
 
 def multiple_choice(
-    model,
-    tokenizer,
-    task: str,
-    *,
-    root=None,
-    subjects: list[str] | None = None,
-    shots: int = 5,
-    scoring: str = "letter",
-    batch_size: int = 8,
-    cache=None,
-    progress: bool = True,
+    model, tokenizer, task, *, root=None, subjects=None, shots=5, scoring="letter", batch_size=8, cache=None
 ) -> EvalResult:
     """Few-shot multiple choice as the paper scored it (section 4.2), or by cloze.
 
-    `task`: "ceval", "cmmlu" or "mmlu". `root`: the folder that holds the task's folder, or that folder, or
-    "hub" for a download; the bundled questions by default. The examples are the first `shots` of the
-    subject's dev file; a prompt longer than the model's context loses examples from the front. (The paper's
-    stack, LLaMA-Factory, shuffles the examples anew for every question.)
+    `task`: "ceval", "cmmlu" or "mmlu"; `subjects`: a list, or None for all. `root`: the folder that holds the
+    task's folder, or that folder, or "hub" for a download; the bundled questions by default. The examples are
+    the first `shots` of the subject's dev file; a prompt longer than the model's context loses examples from
+    the front. (The paper's stack, LLaMA-Factory, shuffles the examples anew for every question.)
 
     `scoring`: "letter" takes the likeliest of A, B, C, D as the next token. "cloze" lists no options: it
     takes the choice with the highest log-likelihood, summed over its tokens, as the answer in a chat.
-
     `cache`: a folder for the scores as they are made; run again, only what is missing is scored.
 
     Unusable rows are skipped and listed in the result. Raises EvalError for an unknown task, subject or
@@ -81,13 +70,11 @@ def multiple_choice(
         raise EvalError(f"No question of {task} {split} can be scored: {len(skipped)} rows skipped{first}.")
 
     # score, then judge
-    scored = score(model, tokenizer, groups, f"{task} {scoring}", batch_size, cache, progress)
+    scored = score(model, tokenizer, groups, f"{task} {scoring}", batch_size, cache)
     return EvalResult(task, scoring, shots, root, chosen, judge(groups, scored), skipped)
 
 
-def score(
-    model, tokenizer, groups: list[Group], label: str, batch_size: int, cache, progress: bool
-) -> list[list[list[float]]]:
+def score(model, tokenizer, groups: list[Group], label, batch_size, cache) -> list[list[list[float]]]:
     """Per group and question, the log-probabilities of its four candidates.
 
     `cache`: the folder of kept scores; `label` names the file and the progress bar. Raises EvalError where
@@ -96,8 +83,7 @@ def score(
     kept = KeptScores(Path(cache, f"{label.replace(' ', '-')}-{model_key(model)}.jsonl") if cache else None)
     keys = [[question_key(group.prefix, four) for four in group.rest] for group in groups]
     known, total = sum(key in kept for each in keys for key in each), sum(map(len, keys))
-    bar = tqdm(total=total, initial=known, desc=label, unit="question", disable=not progress)
-    with batching.ready(model), bar:
+    with batching.ready(model), tqdm(total=total, initial=known, desc=label, unit="question") as bar:
         # the longest prefix first: it needs most memory, and too little shows at once
         for group, names in sorted(zip(groups, keys, strict=True), key=lambda pair: -len(pair[0].prefix)):
             missing = [i for i, key in enumerate(names) if key not in kept]
@@ -114,7 +100,7 @@ def score(
 
 
 def judge(groups: list[Group], scored: list[list[list[float]]]) -> list[dict]:
-    """A row for each question, subject by subject in the files' order: the likeliest candidate is predicted."""
+    """A row for each question, in the order of the files: the likeliest candidate is the prediction."""
     rows = {}
     for group, values in zip(groups, scored, strict=True):
         for question, four in zip(group.questions, values, strict=True):

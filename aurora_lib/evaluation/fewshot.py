@@ -1,8 +1,7 @@
 """Few-shot scoring, bottom up: a prompt, its token ids, and the log-probability of what may follow it.
 
 The prompts of one subject begin alike: the same examples, four to five times as long as the question. `Group`
-keeps that beginning apart. The model reads it once, and every batch of questions goes on from its keys and
-values (KV cache).
+keeps that beginning apart. The model reads it once; every batch goes on from its keys and values (KV cache).
 """
 
 from dataclasses import dataclass
@@ -58,9 +57,10 @@ def letter_ids(tokenizer, language: str) -> list[list[int]]:
 
     With Mixtral's tokenizer one id each: "▁A" and "A" are different pieces, and the wrong one scores noise.
     """
-    stem = ANSWER[language].rstrip()
-    space = ANSWER[language][len(stem) :]
-    alone, *wholes = batching.encode_all(tokenizer, [stem, *(stem + space + letter for letter in LETTERS)])
+    answer = ANSWER[language]
+    alone, *wholes = batching.encode_all(
+        tokenizer, [answer.rstrip(), *(answer + letter for letter in LETTERS)]
+    )
     return [split_ids(alone, whole)[1] for whole in wholes]
 
 
@@ -155,8 +155,7 @@ def logprobs(model, cache: Cache | None, batch: list[list[Candidate]], pad: int)
     """Natural log P(ids | prefix, context), summed over the ids, of each candidate: `[len(batch)][4]`.
 
     Candidates with the same input, as the four letters have, are one row. Rows are padded on the right, where
-    no token that counts can see it. The head computes logits only at the places where a continuation is
-    scored.
+    no token that counts can see it. The head computes logits only where a continuation is scored.
     """
     rows, places = {}, {}
     for context, ids in (candidate for four in batch for candidate in four):
@@ -167,12 +166,9 @@ def logprobs(model, cache: Cache | None, batch: list[list[Candidate]], pad: int)
     longest = max(map(len, rows))
     padded = [[*tokens, *[pad] * (longest - len(tokens))] for tokens in rows]
     keep = sorted({i for _, i in places})
-    logits = model(
-        input_ids=torch.tensor(padded, device=model.device),
-        past_key_values=cache,
-        use_cache=cache is not None,
-        logits_to_keep=torch.tensor(keep, device=model.device),
-    ).logits
+    inputs, columns = torch.tensor(padded, device=model.device), torch.tensor(keep, device=model.device)
+    settings = dict(past_key_values=cache, use_cache=cache is not None, logits_to_keep=columns)
+    logits = model(input_ids=inputs, **settings).logits
     at = [row for row, _ in places], [keep.index(i) for _, i in places]
     tables = logits[at].float().log_softmax(-1).cpu()  # [places, vocabulary]
 

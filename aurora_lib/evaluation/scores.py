@@ -16,14 +16,9 @@ CHANCE = 1 / len(LETTERS)
 Z = 1.959964  # standard errors on either side that hold 95 % of a normal distribution
 
 
-def wilson(correct: int, n: int) -> tuple[float, float]:
-    """The 95 % Wilson score interval of a share `correct / n`, both ends in 0..1; (0, 1) when n is 0."""
-    return tuple(binomtest(correct, n).proportion_ci(method="wilson")) if n else (0.0, 1.0)
-
-
 @dataclass(frozen=True)
 class Score:
-    """`correct` out of `n`: `accuracy` (0..1, nan when n is 0) and `interval` (95 %, Wilson)."""
+    """`correct` out of `n`: `accuracy` (0..1, nan when n is 0) and `interval`."""
 
     correct: int
     n: int
@@ -39,7 +34,8 @@ class Score:
 
     @property
     def interval(self) -> tuple[float, float]:
-        return wilson(self.correct, self.n)
+        """The 95 % Wilson score interval of the accuracy, both ends in 0..1; (0, 1) when n is 0."""
+        return tuple(binomtest(self.correct, self.n).proportion_ci(method="wilson")) if self.n else (0.0, 1.0)
 
     def __str__(self) -> str:
         low, high = self.interval
@@ -50,9 +46,9 @@ class Score:
 class EvalResult:
     """One model on one task.
 
-    `predictions` has a dict per scored question: subject, index, prediction, answer, correct, and logprobs
-    (natural logarithms, one per choice). `skipped` has a dict per row left out: file, line, subject, index,
-    reason. `root` is the folder the questions came from; `subjects` are as `load_subjects` gives.
+    `predictions` has a dict per scored question: subject, index, prediction, answer, correct, shots (how many
+    examples it was asked with), logprobs (natural logarithms, one per choice). `skipped` has a dict per row
+    left out: file, line, subject, index, reason. `root` is the folder the questions came from.
     """
 
     task: str

@@ -243,7 +243,7 @@ for which in ("base", "tuned"):
     with model.disable_adapter() if which == "base" else torch.no_grad():
         said = evaluation.probes.answers(model, tokenizer, questions_zh, max_new_tokens=scale.max_new_tokens)
         near[which] = metrics.overlap(said, answers_zh)
-        near[which]["perplexity"] = metrics.perplexity(model, tokenizer, talks).value
+        near[which]["perplexity"] = metrics.perplexity(model, tokenizer, talks)
 checkpoint, published = max(paper.GENERATION_SCORES.items(), key=lambda item: item[1][0])
 names = ("BLEU-4", "ROUGE-1", "ROUGE-2", "ROUGE-L")
 best = f"paper's repository: checkpoint {checkpoint}, best of 5 by BLEU-4"

@@ -33,7 +33,7 @@ def test_letter_predictions_equal_one_plain_forward_per_question(
     random_model, tokenizer, plain_letters, task
 ):
     model, subjects = random_model(), ["symbol", "capital"]
-    result = multiple_choice(model, tokenizer, task, subjects=subjects, batch_size=3, progress=False)
+    result = multiple_choice(model, tokenizer, task, subjects=subjects, batch_size=3)
     expected = [(s, *row) for s in subjects for row in plain_letters(model, tokenizer, task, s)]
     got = [(row["subject"], row["index"], row["prediction"], row["answer"]) for row in result.predictions]
     assert got == [row[:4] for row in expected]
@@ -49,7 +49,7 @@ def test_cloze_predictions_equal_one_plain_forward_per_choice(random_model, toke
 
     model, shots = random_model(), cells("mmlu", "dev", "home")[:2]
     prefix = "".join(f"[INST] {r[0]} [/INST] {r['ABCD'.index(r[5]) + 1]}</s>" for r in shots)
-    settings = dict(subjects=["home"], shots=2, scoring="cloze", batch_size=5, progress=False)
+    settings = dict(subjects=["home"], shots=2, scoring="cloze", batch_size=5)
     result = multiple_choice(model, tokenizer, "mmlu", **settings)
     for row, asked in zip(result.predictions, cells("mmlu", "test", "home"), strict=True):
         expected = []
@@ -68,7 +68,7 @@ def test_a_4_bit_model_with_its_adapter_on_or_off_predicts_as_without_cache(
     model, tokenizer, plain_letters, monkeypatch, task, side
 ):
     monkeypatch.setattr(tokenizer, "padding_side", side)
-    settings = dict(subjects=["capital"], progress=False)
+    settings = dict(subjects=["capital"])
     tuned = multiple_choice(model, tokenizer, task, **settings)
     assert predictions(tuned) == [row[1] for row in plain_letters(model, tokenizer, task, "capital")]
     with model.disable_adapter():
@@ -78,9 +78,7 @@ def test_a_4_bit_model_with_its_adapter_on_or_off_predicts_as_without_cache(
 
 
 def test_cloze_finds_the_facts_the_tiny_model_was_pretrained_on(model, tokenizer):
-    found = multiple_choice(
-        model, tokenizer, "mmlu", subjects=["capital", "home"], scoring="cloze", progress=False
-    )
+    found = multiple_choice(model, tokenizer, "mmlu", subjects=["capital", "home"], scoring="cloze")
     assert found.overall.n == 17 and found.overall.accuracy > 0.9
 
 
@@ -89,14 +87,14 @@ def test_sliding_window_attention_sees_the_same_through_the_shared_prefix(tokeni
     sizes = dict(vocab_size=2000, hidden_size=32, intermediate_size=32, num_hidden_layers=2)
     heads = dict(num_attention_heads=2, num_key_value_heads=1, sliding_window=24, initializer_range=0.3)
     model = MistralForCausalLM(MistralConfig(**sizes, **heads)).eval()
-    result = multiple_choice(model, tokenizer, "mmlu", subjects=["sum"], progress=False)
+    result = multiple_choice(model, tokenizer, "mmlu", subjects=["sum"])
     assert predictions(result) == [row[1] for row in plain_letters(model, tokenizer, "mmlu", "sum")]
 
 
 def test_the_examples_of_a_subject_are_read_once(random_model, tokenizer):
     model, known = random_model(), load_subjects("mmlu")
     seen = watched(model)
-    settings = dict(subjects=["author", "use"], batch_size=3, progress=False)
+    settings = dict(subjects=["author", "use"], batch_size=3)
     result = multiple_choice(model, tokenizer, "mmlu", **settings)
     whole = 0
     for subject in ("author", "use"):
@@ -122,7 +120,7 @@ def test_letters_have_the_ids_that_the_tokenizer_gives_them_after_a_whole_prompt
 def test_scoring_leaves_the_model_as_it_was(random_model, tokenizer):
     model = random_model().train()
     model.config.output_router_logits = True
-    multiple_choice(model, tokenizer, "mmlu", subjects=["sum"], shots=0, progress=False)
+    multiple_choice(model, tokenizer, "mmlu", subjects=["sum"], shots=0)
     assert model.training and model.config.output_router_logits is True
 
 
@@ -138,7 +136,7 @@ def test_scoring_leaves_the_model_as_it_was(random_model, tokenizer):
 )
 def test_what_does_not_exist_is_one_sentence_with_a_remedy(random_model, tokenizer, options, message):
     with pytest.raises(EvalError, match=message):
-        multiple_choice(random_model(), tokenizer, "mmlu", progress=False, **options)
+        multiple_choice(random_model(), tokenizer, "mmlu", **options)
 
 
 def test_bad_rows_and_questions_longer_than_the_context_are_skipped_and_counted(
@@ -146,7 +144,7 @@ def test_bad_rows_and_questions_longer_than_the_context_are_skipped_and_counted(
 ):
     test = b"where " * 200 + b",a,b,c,d,A\nq,a,b,c,d,E\nshort,a,b,c,d,C\n"
     root = write_task("mmlu", dev=b"q,a,b,c,d,B\n", test=test)
-    result = multiple_choice(random_model(context=150), tokenizer, "mmlu", root=root, progress=False)
+    result = multiple_choice(random_model(context=150), tokenizer, "mmlu", root=root)
     assert [row["index"] for row in result.predictions] == [2] and "2 rows skipped" in str(result)
     assert [(row["file"], row["index"]) for row in result.skipped] == [("test/x_test.csv", i) for i in (1, 0)]
     assert "tokens without any example, and the model's context has 150" in result.skipped[1]["reason"]
@@ -156,7 +154,7 @@ def test_a_prompt_longer_than_the_context_loses_examples_from_the_front(random_m
     examples, questions = (load_questions("mmlu", "capital", split)[0] for split in ("dev", "test"))
     three = batching.encode(tokenizer, fewshot.letter_prompt(questions[0], examples[2:], "capitals", "en"))
     model = random_model(context=len(three) + 1)
-    result = multiple_choice(model, tokenizer, "mmlu", subjects=["capital"], progress=False)
+    result = multiple_choice(model, tokenizer, "mmlu", subjects=["capital"])
     assert [row["index"] for row in result.predictions] == list(range(len(questions)))
     assert {row["shots"] for row in result.predictions} > {3} and not result.skipped
     with torch.no_grad():
@@ -169,14 +167,14 @@ def test_a_prompt_longer_than_the_context_loses_examples_from_the_front(random_m
 def test_a_task_with_no_usable_row_is_an_error_that_says_why(random_model, tokenizer, write_task):
     root = write_task("mmlu", dev=b"q,a,b,c,d,A\n", test=b"q,a,b,c,d,E\n")
     with pytest.raises(EvalError, match=r"1 rows skipped; the first is test/x_test.csv: answer 'E'"):
-        multiple_choice(random_model(), tokenizer, "mmlu", root=root, progress=False)
+        multiple_choice(random_model(), tokenizer, "mmlu", root=root)
 
 
 def test_a_model_that_computes_no_numbers_is_an_error(random_model, tokenizer):
     model = random_model()
     model.lm_head.weight.data[:] = torch.nan
     with pytest.raises(EvalError, match=r"mmlu letter, sum: .* not a number"):
-        multiple_choice(model, tokenizer, "mmlu", subjects=["sum"], progress=False)
+        multiple_choice(model, tokenizer, "mmlu", subjects=["sum"])
 
 
 # ---- interrupted
@@ -187,7 +185,7 @@ def score_until_killed(model, folder):
     model.register_forward_pre_hook(
         lambda *args: calls.append(0) if len(calls) < 9 else os.kill(os.getpid(), signal.SIGKILL)
     )
-    multiple_choice(model, load_tokenizer(DATA / "tiny"), "mmlu", batch_size=4, cache=folder, progress=False)
+    multiple_choice(model, load_tokenizer(DATA / "tiny"), "mmlu", batch_size=4, cache=folder)
 
 
 def test_a_killed_run_goes_on_where_it_stopped_and_scores_no_question_twice(
@@ -203,7 +201,7 @@ def test_a_killed_run_goes_on_where_it_stopped_and_scores_no_question_twice(
         file.write(b'\n{"cut off, as a full disk leaves it')
 
     model = random_model()
-    seen, settings = watched(model), dict(batch_size=4, progress=False)
+    seen, settings = watched(model), dict(batch_size=4)
     resumed = multiple_choice(model, tokenizer, "mmlu", cache=tmp_path, **settings)
     rows = [kw["input_ids"].shape[0] for kw in seen if isinstance(kw["logits_to_keep"], torch.Tensor)]
     assert 0 < len(before) < resumed.overall.n and sum(rows) == resumed.overall.n - len(before)
@@ -236,9 +234,9 @@ def test_changed_questions_are_scored_anew(random_model, tokenizer, write_task, 
         write_task("mmlu", dev=row.format("d", "A").encode(), test=test.encode()),
         tmp_path / "cache",
     )
-    first = multiple_choice(model, tokenizer, "mmlu", root=root, cache=cache, progress=False)
+    first = multiple_choice(model, tokenizer, "mmlu", root=root, cache=cache)
     (root / "mmlu" / "test" / "x_test.csv").write_text(test.replace("question 2", "question 3"))
-    second = multiple_choice(model, tokenizer, "mmlu", root=root, cache=cache, progress=False)
+    second = multiple_choice(model, tokenizer, "mmlu", root=root, cache=cache)
     one, two = ([row["logprobs"] for row in result.predictions] for result in (first, second))
     assert one[0] == two[0] and one[1] != two[1]
     (path,) = cache.iterdir()

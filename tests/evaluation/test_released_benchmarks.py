@@ -23,7 +23,7 @@ def test_every_tenth_prediction_on_released_files_equals_a_plain_forward(
     random_model, mixtral_tokenizer, plain_letters, task
 ):
     model = random_model(context=4096, vocab=32000)
-    result = multiple_choice(model, mixtral_tokenizer, task, root=ROOT, progress=False)
+    result = multiple_choice(model, mixtral_tokenizer, task, root=ROOT)
     assert (len(result.by_subject), result.overall.n, result.skipped) == (*RELEASED[task], [])
     said = {(row["subject"], row["index"]): (row["prediction"], row["answer"]) for row in result.predictions}
     for subject in result.subjects:

@@ -138,7 +138,7 @@ def ours(job: dict) -> None:
     subjects = job["subjects"] or list(known)[:: max(1, len(known) // 4)][:4]
     before, start, cpu = memory(), time.perf_counter(), time.process_time()
     result = multiple_choice(
-        model, tokenizer, task, root=job["root"], subjects=subjects, batch_size=job["batch"], progress=False
+        model, tokenizer, task, root=job["root"], subjects=subjects, batch_size=job["batch"]
     )
     seconds, cpu, peak = time.perf_counter() - start, time.process_time() - cpu, memory()
 
