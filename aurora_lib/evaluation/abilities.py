@@ -1,34 +1,23 @@
 """Small probes of what tuning on another language may cost: arithmetic, and doing exactly what is asked.
 
-Every question is written for this course and stands in `abilities.tsv`, in English and in Chinese; every
-answer is judged by a rule, not by another model. Some dozens of questions show a collapse, not a difference
-of a few points: see the intervals.
+The questions are in `abilities.tsv`, in English and in Chinese; a rule judges every answer, not a model. Some
+dozens of questions show a collapse, not a difference of a few points: see the intervals.
 """
 
 import csv
-import json
 import random
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from aurora_lib.data import language
-from aurora_lib.evaluation.probes import answers
+from aurora_lib.evaluation.probes import ASKED, answers
 from aurora_lib.evaluation.scores import Score
 
 
 def units(text: str) -> int:
     """Han characters and Latin words."""
     return len(re.findall(r"[\u4e00-\u9fff]|[A-Za-z]+(?:['’-][A-Za-z]+)*", text))
-
-
-def is_json_list(text: str) -> bool:
-    """Whether the text is a JSON list of three whole numbers, and nothing else."""
-    try:
-        made = json.loads(text)
-    except ValueError:
-        return False
-    return isinstance(made, list) and len(made) == 3 and all(isinstance(x, int) for x in made)
 
 
 ARITHMETIC = {  # the right number: two rules of one step, two of two steps
@@ -40,7 +29,7 @@ ARITHMETIC = {  # the right number: two rules of one step, two of two steps
 INSTRUCTIONS = {  # whether an answer does what the row of this name asks, in either language
     "river": lambda text: 0 < units(text) <= (3 if language(text) == "en" else 5),
     "yes or no": lambda text: text.strip(" .。!！").casefold() in ("yes", "no", "是", "否"),
-    "json": is_json_list,
+    "json": lambda text: re.fullmatch(r"\s*\[\s*(-?\d+\s*,\s*){2}-?\d+\s*\]\s*", text),
     "ending": lambda text: text.rstrip(" .。!！").endswith(("END", "完毕")),
     "commas": lambda text: len(re.split("[,，]", text)) == 3 and "\n" not in text,
     "no z": lambda text: units(text) > 3 and "z" not in text.casefold() and "冷" not in text,
@@ -60,11 +49,8 @@ class SkillResult:
     @property
     def scores(self) -> dict[str, Score]:
         """By skill and the language asked in."""
-        hits = {}
-        for row in self.rows:
-            name = f"{row['skill']}, asked in {dict(en='English', zh='Chinese')[row['asked']]}"
-            hits.setdefault(name, []).append(row["correct"])
-        return {name: Score.of(each) for name, each in hits.items()}
+        names = (f"{row['skill']}, asked in {ASKED[row['asked']]}" for row in self.rows)
+        return Score.by(zip(names, (row["correct"] for row in self.rows), strict=True))
 
 
 def number(text: str) -> float | None:

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pandas as pd
 from huggingface_hub import cached_assets_path, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
 
 from aurora_lib.course import DATA
 
@@ -117,9 +116,7 @@ def load_questions(task: str, subject: str, split: str, root=None) -> tuple[list
     """
     if (task, split) == ("ceval", "test"):
         raise EvalError("C-Eval publishes no answers for its test split; score its val split instead.")
-    where = folder(task, root)
-    file = file_name(task, subject, split)
-    path = where / file
+    path = folder(task, root) / (file := file_name(task, subject, split))
     if not path.is_file():
         remedy = f"unpack {task} again, or leave {subject!r} out of subjects=[...]"
         raise EvalError(f"{path} is missing; {remedy}.")
@@ -182,7 +179,7 @@ def download(task: str) -> Path:
     wanted = dict(allow_patterns=["*.zip", *(f"*/{split}-*.parquet" for split in HUB_SPLITS)])
     try:
         source = snapshot_download(repository, repo_type="dataset", ignore_patterns=["all/*"], **wanted)
-    except (OSError, ValueError, HfHubHTTPError) as error:
+    except (OSError, ValueError) as error:
         raise OSError(f"{repository} could not be downloaded ({type(error).__name__})") from error
     made = cached_assets_path("aurora", namespace=task, subfolder=Path(source).name)
     if not (made / "complete").is_file():

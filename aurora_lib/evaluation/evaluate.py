@@ -50,7 +50,6 @@ def multiple_choice(
 
     split, language = TASKS[task]["split"], TASKS[task]["language"]
     limit, template = model.config.max_position_embeddings, tokenizer.chat_template
-
     groups, skipped = [], []
     for subject, entry in chosen.items():
         # read
@@ -59,8 +58,8 @@ def multiple_choice(
         skipped += unusable + unusable_too
         # build prompts with the same examples, which are then read once
         asked = tuple(questions), tuple(examples[:shots]), entry["name"], language, scoring
-        fitting, too_long = fewshot.fit(tokenizer, template, limit, *asked)
-        groups += fitting
+        found, too_long = fewshot.fit(tokenizer, template, limit, *asked)
+        groups += found
         for question, length in too_long:
             row = dict(file=benchmarks.file_name(task, subject, split), line=None, subject=subject)
             reason = f"{length} tokens without any example, and the model's context has {limit}"
@@ -77,8 +76,7 @@ def multiple_choice(
 def score(model, tokenizer, groups: list[Group], label, batch_size, cache) -> list[list[list[float]]]:
     """Per group and question, the log-probabilities of its four candidates.
 
-    `cache`: the folder of kept scores; `label` names the file and the progress bar. Raises EvalError where
-    the model computes no numbers.
+    `cache`: folder of kept scores; `label` names file and bar. Raises EvalError where a result is no number.
     """
     kept = KeptScores(Path(cache, f"{label.replace(' ', '-')}-{model_key(model)}.jsonl") if cache else None)
     keys = [[question_key(group.prefix, four) for four in group.rest] for group in groups]

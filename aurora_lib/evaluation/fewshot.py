@@ -114,19 +114,18 @@ def fit(tokenizer, template, limit, questions, examples, *settings) -> tuple[lis
     Prompts that are too long lose examples from the front, one at a time: the first group has all of them.
     `settings` go to `candidates`; with another chat `template` a cloze prompt is another.
     """
-    fitting, too_long = {}, {}
-    asked = candidates(tokenizer, questions, examples, *settings)
-    for question, four in zip(questions, asked, strict=True):
-        length = max(len(context) + len(ids) for context, ids in four)
-        if length <= limit:
-            fitting[question] = four
-        else:
-            too_long[question] = length
-    groups = [Group.of(len(examples), fitting)] if fitting else []
-    if not too_long or not examples:
-        return groups, list(too_long.items())
-    fewer, too_long = fit(tokenizer, template, limit, tuple(too_long), examples[1:], *settings)
-    return groups + fewer, too_long
+    groups, left = [], questions
+    for first in range(len(examples) + 1):
+        fitting, too_long, few = {}, {}, examples[first:]
+        for question, four in zip(left, candidates(tokenizer, left, few, *settings), strict=True):
+            length = max(len(context) + len(ids) for context, ids in four)
+            if length <= limit:
+                fitting[question] = four
+            else:
+                too_long[question] = length
+        groups += [Group.of(len(few), fitting)] if fitting else []
+        left = list(too_long)
+    return groups, list(too_long.items())
 
 
 # ---- from token ids to log-probabilities

@@ -45,8 +45,7 @@ def perplexity(model, tokenizer, conversations: list[list[dict]], *, batch_size:
     """exp of the mean negative log-likelihood (nats) of what the assistant says, with its closing </s>.
 
     `conversations` are lists of messages, each read as far as the model's context goes. Every token weighs
-    the same. Which are the assistant's, the chat template's generation markers tell, as in training. Raises
-    ValueError where no token can be scored.
+    the same. The chat template's markers tell which are the assistant's; raises ValueError if there are none.
     """
     limit, rows, total, tokens = model.config.max_position_embeddings, [], 0.0, 0
     settings = dict(return_dict=True, return_assistant_tokens_mask=True, add_generation_prompt=False)

@@ -11,6 +11,7 @@ from aurora_lib.evaluation.benchmarks import EvalError
 from aurora_lib.evaluation.scores import Score
 from aurora_lib.model import batching
 
+ASKED = {"zh": "Chinese", "en": "English"}
 OUTCOMES = dict(in_language="answered in {}", correct="right in {}", understood="right in either language")
 
 
@@ -84,7 +85,7 @@ class ProbeResult:
     def scores(self) -> dict[str, Score]:
         return {
             f"{name} prompts {outcome.format(name)}": self.score(asked, what)
-            for asked, name in (("zh", "Chinese"), ("en", "English"))
+            for asked, name in ASKED.items()
             for what, outcome in OUTCOMES.items()
         }
 

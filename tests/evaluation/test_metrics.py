@@ -40,7 +40,7 @@ def test_an_empty_answer_scores_nothing_and_a_copy_everything():
 
 
 def test_perplexity_equals_plain_forwards_over_the_answers_tokens(random_model, tokenizer):
-    model, tokenizer = random_model(), tokenizer
+    model = random_model()
     turns = [[("法国的首都？", "巴黎。")], [("2+3?", "5"), ("And 3+4?", "It is 7.")]]
     total = count = 0
     for turn in turns:
@@ -54,12 +54,9 @@ def test_perplexity_equals_plain_forwards_over_the_answers_tokens(random_model, 
                 table = model(torch.tensor([whole])).logits[0].log_softmax(-1)
             total -= sum(table[i - 1, whole[i]].item() for i in range(len(before), len(whole)))
             count += len(whole) - len(before)
+    roles = "user", "assistant"
     conversations = [
-        [
-            dict(role=role, content=text)
-            for pair in turn
-            for role, text in zip(("user", "assistant"), pair, strict=True)
-        ]
+        [dict(role=role, content=text) for pair in turn for role, text in zip(roles, pair, strict=True)]
         for turn in turns
     ]
     for size in (1, 2):

@@ -17,10 +17,8 @@ def result(hits: dict[str, str], category: dict[str, str] | None = None, **chang
         if hit != " "
     ]
     known = {subject: dict(name=subject, category=(category or {}).get(subject, "STEM")) for subject in hits}
-    fields = dict(
-        task="mmlu", scoring="letter", shots=5, root=DATA, subjects=known, predictions=rows, skipped=[]
-    )
-    return EvalResult(**fields | changes)
+    fields = dict(task="mmlu", scoring="letter", shots=5, root=DATA, skipped=[])
+    return EvalResult(**fields | changes, subjects=known, predictions=rows)
 
 
 def test_wilson_interval_matches_values_worked_by_hand():
