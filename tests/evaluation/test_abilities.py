@@ -9,24 +9,14 @@ RULES = {  # what follows the instruction, in English and in Chinese, and what d
     "river": ("The Nile.", "长江。", "One of the rivers is the Nile.", "中国有一条河叫长江。"),
     "yes or no": ("Yes.", "是。", "Yes, it is.", "水是湿的。"),
     "json": ("[1, 2, 3]", "[4,5,6]", "Here: [1, 2, 3]", "[1, 2]"),
-    "ending": (
-        "The sea is wide and blue END.",
-        "大海又宽又蓝，完毕。",
-        "END of the sea is far.",
-        "完毕以后大海很蓝",
-    ),
+    "ending": ("The sea is blue END.", "大海又宽又蓝，完毕。", "END of the sea is far.", "完毕以后大海很蓝"),
     "commas": ("apple, pear, plum", "苹果，梨，李子", "apple\npear\nplum", "苹果、梨、李子"),
-    "no z": (
-        "Snow lies on the roofs.",
-        "屋顶上有厚厚的雪。",
-        "A freezing day in town.",
-        "今天天气很冷很冷。",
-    ),
+    "no z": ("Snow lies on the roofs.", "屋顶上有厚厚的雪。", "A freezing day in town.", "今天天气很冷。"),
     "numbered": (
         "1. To learn.\n2. To rest.",
         "1. 学习。\n2. 休息。",
         "- To learn.\n- To rest.",
-        "一、学习。二、休息。",
+        "一、学习。",
     ),
     "tiger": ("tiger tiger tiger", "老虎 老虎 老虎", "tiger, tiger, tiger", "老虎老虎老虎"),
     "in Chinese": ("草是绿色的。", "草是绿色的。", "Grass is green.", "Grass is green."),
@@ -37,9 +27,8 @@ RULES = {  # what follows the instruction, in English and in Chinese, and what d
 def test_every_instruction_accepts_what_follows_it_and_refuses_what_does_not():
     assert RULES.keys() == abilities.INSTRUCTIONS.keys()
     for rule, followed in abilities.INSTRUCTIONS.items():
-        assert [bool(followed(text)) for text in (*RULES[rule], "")] == [True, True, False, False, False], (
-            rule
-        )
+        kept = [bool(followed(text)) for text in (*RULES[rule], "")]
+        assert kept == [True, True, False, False, False], rule
 
 
 def test_the_last_number_of_an_answer_is_what_counts():
