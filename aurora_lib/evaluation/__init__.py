@@ -2,16 +2,13 @@
 
 - `benchmarks`: the questions, from the released files of C-Eval, CMMLU and MMLU; `EvalError`.
 - `fewshot`: a question with its examples as a prompt, and the log-probability of each answer.
-- `multiple_choice` (in `evaluate`): from a benchmark to its score, on one process or several.
+- `multiple_choice` (in `evaluate`): from a benchmark to its score.
 - `scores`: what a score is worth: `Score` with its interval, `paired` for two models, `plot`.
 - `probes`: facts asked in Chinese and in English, answered freely: `load_probes`, `probe`, `answers`, `says`.
 - `skills` (in `abilities`): sums and instructions, judged by rules. `metrics`: BLEU, ROUGE, perplexity.
-- `harness`: the same questions for lm-evaluation-harness.
-
-`accelerate launch -m aurora_lib.evaluation` scores on several GPUs.
 """
 
-from aurora_lib.evaluation import benchmarks, fewshot, harness, metrics, probes, scores
+from aurora_lib.evaluation import benchmarks, fewshot, metrics, probes, scores
 from aurora_lib.evaluation.abilities import skills
 from aurora_lib.evaluation.evaluate import multiple_choice
 from aurora_lib.evaluation.probes import load_probes, probe, says
@@ -20,7 +17,6 @@ from aurora_lib.evaluation.scores import plot
 __all__ = [
     "benchmarks",
     "fewshot",
-    "harness",
     "load_probes",
     "metrics",
     "multiple_choice",

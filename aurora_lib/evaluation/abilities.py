@@ -1,34 +1,23 @@
 """Small probes of what tuning on another language may cost: arithmetic, and doing exactly what is asked.
 
-Every question is written for this course and stands in `abilities.tsv`, in English and in Chinese; every
-answer is judged by a rule, not by another model. Some dozens of questions show a collapse, not a difference
-of a few points: see the intervals.
+The questions are in `abilities.tsv`, in English and in Chinese; a rule judges every answer, not a model. Some
+dozens of questions show a collapse, not a difference of a few points: see the intervals.
 """
 
 import csv
-import json
 import random
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from aurora_lib.data.languages import language
-from aurora_lib.evaluation.probes import answers
+from aurora_lib.data import language
+from aurora_lib.evaluation.probes import ASKED, answers
 from aurora_lib.evaluation.scores import Score
 
 
 def units(text: str) -> int:
     """Han characters and Latin words."""
     return len(re.findall(r"[\u4e00-\u9fff]|[A-Za-z]+(?:['’-][A-Za-z]+)*", text))
-
-
-def is_json_list(text: str) -> bool:
-    """Whether the text is a JSON list of three whole numbers, and nothing else."""
-    try:
-        made = json.loads(text)
-    except ValueError:
-        return False
-    return isinstance(made, list) and len(made) == 3 and all(isinstance(x, int) for x in made)
 
 
 ARITHMETIC = {  # the right number: two rules of one step, two of two steps
@@ -40,7 +29,7 @@ ARITHMETIC = {  # the right number: two rules of one step, two of two steps
 INSTRUCTIONS = {  # whether an answer does what the row of this name asks, in either language
     "river": lambda text: 0 < units(text) <= (3 if language(text) == "en" else 5),
     "yes or no": lambda text: text.strip(" .。!！").casefold() in ("yes", "no", "是", "否"),
-    "json": is_json_list,
+    "json": lambda text: re.fullmatch(r"\s*\[\s*(-?\d+\s*,\s*){2}-?\d+\s*\]\s*", text),
     "ending": lambda text: text.rstrip(" .。!！").endswith(("END", "完毕")),
     "commas": lambda text: len(re.split("[,，]", text)) == 3 and "\n" not in text,
     "no z": lambda text: units(text) > 3 and "z" not in text.casefold() and "冷" not in text,
@@ -60,11 +49,8 @@ class SkillResult:
     @property
     def scores(self) -> dict[str, Score]:
         """By skill and the language asked in."""
-        hits = {}
-        for row in self.rows:
-            name = f"{row['skill']}, asked in {dict(en='English', zh='Chinese')[row['asked']]}"
-            hits.setdefault(name, []).append(row["correct"])
-        return {name: Score.of(each) for name, each in hits.items()}
+        names = (f"{row['skill']}, asked in {ASKED[row['asked']]}" for row in self.rows)
+        return Score.by(zip(names, (row["correct"] for row in self.rows), strict=True))
 
 
 def number(text: str) -> float | None:
@@ -73,25 +59,25 @@ def number(text: str) -> float | None:
     return float(re.sub("[,，]", "", found[-1])) if found else None
 
 
-def problems(each: int = 10, seed: int = 0) -> list[tuple[dict, object]]:
-    """(question, what is right): `each` sums of every kind with a number, every instruction with a rule."""
-    draw, made = random.Random(seed), []
+def problems() -> list[tuple[dict, object]]:
+    """(question, what is right): ten sums of every kind with a number, every instruction with a rule."""
+    draw, made = random.Random(0), []
     with Path(__file__).with_name("abilities.tsv").open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file, delimiter="\t"):
             if row["skill"] == "instructions":
                 made.append((row, INSTRUCTIONS[row["rule"]]))
                 continue
-            for _ in range(each):  # even numbers, so that every half is a whole number
+            for _ in range(10):  # even numbers, so that every half is a whole number
                 a, b = 2 * draw.randint(2, 30), 2 * draw.randint(1, 9)
                 asked = {side: row[side].format(a=a, b=b) for side in ("en", "zh")}
                 made.append((row | asked, ARITHMETIC[row["rule"]](a, b)))
     return made
 
 
-def skills(model, tokenizer, *, progress: bool = True) -> SkillResult:
+def skills(model, tokenizer) -> SkillResult:
     """Greedy answers to all problems in both languages: is the number right, the instruction followed?"""
     asked = [(row, right, side) for side in ("en", "zh") for row, right in problems()]
-    said = answers(model, tokenizer, [row[side] for row, _, side in asked], progress=progress)
+    said = answers(model, tokenizer, [row[side] for row, _, side in asked], progress=True)
     rows = []
     for (row, right, side), text in zip(asked, said, strict=True):
         correct = bool(right(text)) if callable(right) else number(text) == right

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pandas as pd
 from huggingface_hub import cached_assets_path, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
 
 from aurora_lib.course import DATA
 
@@ -26,12 +25,7 @@ TASKS = {
     "mmlu": dict(language="en", split="test", file="{subject}_{split}.csv"),
 }
 REPOSITORIES = {"ceval": "ceval/ceval-exam", "cmmlu": "haonan-li/cmmlu", "mmlu": "cais/mmlu"}
-HUB_SPLITS = {
-    "dev": "dev",
-    "val": "val",
-    "validation": "val",
-    "test": "test",
-}  # the hub's names -> the folders'
+HUB_SPLITS = {"dev": "dev", "val": "val", "validation": "val", "test": "test"}  # theirs -> the release's
 COLUMNS = ["Question", *LETTERS, "Answer"]  # needed everywhere, and all there is in MMLU
 
 
@@ -54,7 +48,7 @@ class Question:
 
 
 def folder(task: str, root=None) -> Path:
-    """The folder with the task's dev, val and test: below `root`, or `root` itself, or a download for "hub".
+    """The folder with the task's dev, val and test: below `root`, `root` itself, or a download for "hub".
 
     Raises EvalError for an unknown task, and where there is no such folder.
     """
@@ -104,13 +98,11 @@ def released(task: str) -> dict[str, dict[str, str]]:
     """The subjects as released, in alphabetical order; for copies without a mapping.json.
 
     Sources: subject_mapping.json of hkust-nlp/ceval, src/categories.py of haonan-li/CMMLU, categories.py of
-    hendrycks/test. CMMLU's fifth category, "China specific", overlaps the other four and is left out, as in
-    LLaMA-Factory.
+    hendrycks/test. CMMLU's "China specific" overlaps these and is left out, as in LLaMA-Factory.
     """
-    with Path(__file__).with_name("subjects.tsv").open(encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file, delimiter="\t") if row["task"] == task]
-    rows.sort(key=lambda row: row["subject"])
-    return {row["subject"]: dict(name=row["name"], category=row["category"]) for row in rows}
+    table = pd.read_csv(Path(__file__).with_name("subjects.tsv"), sep="\t", keep_default_na=False)
+    rows = table[table.task == task].sort_values("subject").set_index("subject")
+    return rows[["name", "category"]].to_dict(orient="index")
 
 
 # ---- from rows to questions
@@ -124,38 +116,32 @@ def load_questions(task: str, subject: str, split: str, root=None) -> tuple[list
     """
     if (task, split) == ("ceval", "test"):
         raise EvalError("C-Eval publishes no answers for its test split; score its val split instead.")
-    where = folder(task, root)
-    file = file_name(task, subject, split)
-    path = where / file
+    path = folder(task, root) / (file := file_name(task, subject, split))
     if not path.is_file():
-        raise EvalError(
-            f"{path} is missing; unpack {task} again, or leave {subject!r} out of subjects=[...]."
-        )
+        remedy = f"unpack {task} again, or leave {subject!r} out of subjects=[...]"
+        raise EvalError(f"{path} is missing; {remedy}.")
     where = dict(file=file, line=None, subject=subject, index=None)
     questions, skipped, ids = [], [], {}
     # surrogateescape keeps undecodable bytes visible, so that one broken row does not take its file with it
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
         reader = csv.reader(lines)
         try:
-            header = COLUMNS
-            if task != "mmlu":
-                header = [name.strip().capitalize() or "Id" for name in next(reader, [])]
-            last = reader.line_num
+            first = COLUMNS if task == "mmlu" else next(reader, [])
+            header, last = [name.strip().capitalize() or "Id" for name in first], reader.line_num
             for row in reader:
                 line, last, index = last + 1, reader.line_num, len(questions) + len(skipped)
                 if not row:
                     continue
                 record = dict(zip(header, row, strict=False))
-                reason = _defect(header, row, record, ids)
-                if "Id" in record:
-                    ids.setdefault(record["Id"], line)
-                if reason:
+                if reason := _defect(header, row, record, ids):
                     if last > line:  # an opening quote without an end swallows the rows below it
                         reason += f"; the row goes on to line {last}: is a quote left open?"
                     skipped.append(where | dict(line=line, index=index, reason=reason))
                 else:
                     text, *choices, answer = (record[name].strip() for name in COLUMNS)
                     questions.append(Question(subject, index, text, tuple(choices), answer))
+                if "Id" in record:
+                    ids.setdefault(record["Id"], line)
         except csv.Error as error:
             raise EvalError(f"{path}, line {reader.line_num}: {error}; repair or replace the file.") from None
     if not questions and not skipped:
@@ -187,16 +173,13 @@ def _defect(header: list[str], row: list[str], record: dict[str, str], ids: dict
 def download(task: str) -> Path:
     """The folder of a downloaded task, in the hub's cache; made once for each commit of its repository.
 
-    Raises OSError, in one sentence, without a network or where the repository holds something else than
-    expected.
+    Raises OSError, in one sentence, without a network or where the repository lacks what it should hold.
     """
     repository = REPOSITORIES[task]
-    wanted = ["*.zip", *(f"*/{split}-*.parquet" for split in HUB_SPLITS)]
+    wanted = dict(allow_patterns=["*.zip", *(f"*/{split}-*.parquet" for split in HUB_SPLITS)])
     try:
-        source = snapshot_download(
-            repository, repo_type="dataset", allow_patterns=wanted, ignore_patterns=["all/*", "auxiliary*"]
-        )
-    except (OSError, ValueError, HfHubHTTPError) as error:
+        source = snapshot_download(repository, repo_type="dataset", ignore_patterns=["all/*"], **wanted)
+    except (OSError, ValueError) as error:
         raise OSError(f"{repository} could not be downloaded ({type(error).__name__})") from error
     made = cached_assets_path("aurora", namespace=task, subfolder=Path(source).name)
     if not (made / "complete").is_file():
@@ -207,9 +190,8 @@ def download(task: str) -> Path:
             if subject in released(task) and split:
                 (made / split).mkdir(parents=True, exist_ok=True)
                 _rewrite(task, file, made / file_name(task, subject, split))
-        if missing := [
-            name for name in released(task) if not (made / file_name(task, name, "dev")).is_file()
-        ]:
+        files = {subject: made / file_name(task, subject, "dev") for subject in released(task)}
+        if missing := [subject for subject, path in files.items() if not path.is_file()]:
             raise OSError(f"{repository} as downloaded lacks {len(missing)} subjects, such as {missing[0]}")
         (made / "complete").touch()
     return made
@@ -220,8 +202,6 @@ def _rewrite(task: str, parquet: Path, target: Path) -> None:
     table = pd.read_parquet(parquet)
     if task == "mmlu":
         letter = dict(enumerate(LETTERS))
-        rows = [
-            [row.question, *row.choices, letter.get(row.answer, row.answer)] for row in table.itertuples()
-        ]
+        rows = [[row.question, *row.choices, letter.get(row.answer)] for row in table.itertuples()]
         table = pd.DataFrame(rows)
     table.to_csv(target, index=False, header=task != "mmlu")

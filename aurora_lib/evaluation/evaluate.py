@@ -10,9 +10,7 @@ import json
 import math
 from pathlib import Path
 
-import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import distributed
 from tqdm.auto import tqdm
 
 from aurora_lib.evaluation import benchmarks, fewshot
@@ -26,127 +24,89 @@ PASSING = ("use_cache", "output_router_logits", "_name_or_path", "transformers_v
 
 
 def multiple_choice(
-    model,
-    tokenizer,
-    task: str,
-    *,
-    root=None,
-    subjects: list[str] | None = None,
-    shots: int = 5,
-    scoring: str = "letter",
-    batch_size: int = 8,
-    cache=None,
-    progress: bool = True,
+    model, tokenizer, task, *, root=None, subjects=None, shots=5, scoring="letter", batch_size=8, cache=None
 ) -> EvalResult:
     """Few-shot multiple choice as the paper scored it (section 4.2), or by cloze.
 
-    `task`: "ceval", "cmmlu" or "mmlu". `root`: the folder that holds the task's folder, or that folder, or
-    "hub" for a download; the bundled questions by default. The examples are the first `shots` of the
-    subject's dev file. (The paper's stack, LLaMA-Factory, shuffles them anew for every question.)
+    `task`: "ceval", "cmmlu" or "mmlu"; `subjects`: a list, or None for all. `root`: the folder that holds the
+    task's folder, or that folder, or "hub" for a download; the bundled questions by default. The examples are
+    the first `shots` of the subject's dev file; a prompt longer than the model's context loses examples from
+    the front. (The paper's stack, LLaMA-Factory, shuffles the examples anew for every question.)
 
     `scoring`: "letter" takes the likeliest of A, B, C, D as the next token. "cloze" lists no options: it
     takes the choice with the highest log-likelihood, summed over its tokens, as the answer in a chat.
-
-    `cache`: a folder for the scores as they are made; run again, only what is missing is scored. Under
-    `accelerate launch` the subjects are shared out, and every process returns the whole result.
+    `cache`: a folder for the scores as they are made; run again, only what is missing is scored.
 
     Unusable rows are skipped and listed in the result. Raises EvalError for an unknown task, subject or
     scoring, a missing file, and when no row at all can be scored.
     """
-    known, where = benchmarks.load_subjects(task, root), benchmarks.folder(task, root)
+    known, root = benchmarks.load_subjects(task, root), benchmarks.folder(task, root)
     subjects = list(known) if subjects is None else subjects
     for kind, values, allowed in (("scoring", [scoring], fewshot.SCORING), ("subject", subjects, known)):
         for value in values:
             if value not in allowed:
                 raise EvalError(f"There is no {kind} {value!r} in {task}. Choose from: {', '.join(allowed)}.")
     chosen = {subject: known[subject] for subject in subjects}
-    split, language = TASKS[task]["split"], TASKS[task]["language"]
-    limit = model.config.max_position_embeddings
 
+    split, language = TASKS[task]["split"], TASKS[task]["language"]
+    limit, template = model.config.max_position_embeddings, tokenizer.chat_template
     groups, skipped = [], []
     for subject, entry in chosen.items():
         # read
-        examples, unusable = load_questions(task, subject, "dev", where) if shots else ([], [])
-        questions, unusable_too = load_questions(task, subject, split, where)
+        examples, unusable = load_questions(task, subject, "dev", root) if shots else ([], [])
+        questions, unusable_too = load_questions(task, subject, split, root)
         skipped += unusable + unusable_too
-        # build prompts, all with the same examples, which are then read once
-        few, settings = tuple(examples[:shots]), (entry["name"], language, scoring, limit)
-        group, too_long = fewshot.subject_group(
-            tokenizer, tokenizer.chat_template, tuple(questions), few, *settings
-        )
-        groups += [group] if group else []
+        # build prompts with the same examples, which are then read once
+        asked = tuple(questions), tuple(examples[:shots]), entry["name"], language, scoring
+        found, too_long = fewshot.fit(tokenizer, template, limit, *asked)
+        groups += found
         for question, length in too_long:
             row = dict(file=benchmarks.file_name(task, subject, split), line=None, subject=subject)
-            reason = f"{length} tokens, and the model's context has {limit}; ask with fewer shots"
+            reason = f"{length} tokens without any example, and the model's context has {limit}"
             skipped.append(row | dict(index=question.index, reason=reason))
     if not groups:
         first = f"; the first is {skipped[0]['file']}: {skipped[0]['reason']}" if skipped else ""
         raise EvalError(f"No question of {task} {split} can be scored: {len(skipped)} rows skipped{first}.")
 
     # score, then judge
-    scored = score(model, tokenizer, groups, f"{task} {scoring}", batch_size, cache, progress)
-    return EvalResult(task, scoring, shots, where, chosen, judge(groups, scored), skipped)
+    scored = score(model, tokenizer, groups, f"{task} {scoring}", batch_size, cache)
+    return EvalResult(task, scoring, shots, root, chosen, judge(groups, scored), skipped)
 
 
-def score(
-    model, tokenizer, groups, label, batch_size=8, cache=None, progress=True
-) -> list[list[list[float]]]:
+def score(model, tokenizer, groups: list[Group], label, batch_size, cache) -> list[list[list[float]]]:
     """Per group and question, the log-probabilities of its four candidates.
 
-    `cache`: the folder of kept scores; `label` names the file and the progress bar. Raises EvalError where
-    the model computes no numbers.
+    `cache`: folder of kept scores; `label` names file and bar. Raises EvalError where a result is no number.
     """
-    launched = distributed.is_initialized()
-    rank, processes = (distributed.get_rank(), distributed.get_world_size()) if launched else (0, 1)
-    mine = share(groups, rank, processes)
-    keys = [[question_key(group.prefix, four) for four in group.rest] for group in groups]
     kept = KeptScores(Path(cache, f"{label.replace(' ', '-')}-{model_key(model)}.jsonl") if cache else None)
-    total, known = sum(len(keys[g]) for g in mine), sum(key in kept for g in mine for key in keys[g])
-    bar = tqdm(total=total, initial=known, desc=label, unit="question", disable=not progress or rank > 0)
-    with batching.ready(model), bar:
-        for g in mine:
-            group, prefix = groups[g], None
-            for batch in group.batches(batch_size):
-                batch = [i for i in batch if keys[g][i] not in kept]
-                if not batch:
-                    continue
-                prefix = prefix or fewshot.read_prefix(model, group.prefix)
+    keys = [[question_key(group.prefix, four) for four in group.rest] for group in groups]
+    known, total = sum(key in kept for each in keys for key in each), sum(map(len, keys))
+    with batching.ready(model), tqdm(total=total, initial=known, desc=label, unit="question") as bar:
+        # the longest prefix first: it needs most memory, and too little shows at once
+        for group, names in sorted(zip(groups, keys, strict=True), key=lambda pair: -len(pair[0].prefix)):
+            missing = [i for i, key in enumerate(names) if key not in kept]
+            prefix = fewshot.read_prefix(model, group.prefix) if missing else None
+            for batch in group.batches(missing, batch_size):
                 asked = [group.rest[i] for i in batch]
                 values = fewshot.logprobs(model, prefix, asked, batching.padding(tokenizer))
                 if any(math.isnan(value) for four in values for value in four):
                     where = f"{label}, {group.questions[0].subject}: the model's output"
                     raise EvalError(f"{where} is not a number; load the model in bfloat16 or float32.")
-                kept.add({keys[g][i]: four for i, four in zip(batch, values, strict=True)})
+                kept.add({names[i]: four for i, four in zip(batch, values, strict=True)})
                 bar.update(len(batch))
-    if launched:
-        everyone = [None] * processes
-        distributed.all_gather_object(everyone, dict(kept))
-        for scores in everyone:
-            kept.update(scores)
-    return [[kept[key] for key in each] for each in keys]
+    return [[kept[key] for key in names] for names in keys]
 
 
 def judge(groups: list[Group], scored: list[list[list[float]]]) -> list[dict]:
-    """A row for each question, in the order of groups: the likeliest candidate is the prediction."""
-    rows = []
+    """A row for each question, in the order of the files: the likeliest candidate is the prediction."""
+    rows = {}
     for group, values in zip(groups, scored, strict=True):
         for question, four in zip(group.questions, values, strict=True):
             said = LETTERS[four.index(max(four))]
-            row = dict(
-                subject=question.subject, index=question.index, prediction=said, answer=question.answer
-            )
-            rows.append(row | dict(correct=said == question.answer, logprobs=four))
-    return rows
-
-
-def share(groups: list[Group], rank: int, processes: int) -> list[int]:
-    """Which groups this process scores: whole groups, so that no prefix is read twice, dealt out by length.
-
-    The longest prefix comes first: it needs most memory, and too little shows at once.
-    """
-    cost = [len(g.prefix) + sum(len(context) for four in g.rest for context, _ in four) for g in groups]
-    mine = sorted(range(len(groups)), key=lambda g: -cost[g])[rank::processes]
-    return sorted(mine, key=lambda g: -len(groups[g].prefix))
+            row = dict(subject=question.subject, index=question.index, prediction=said)
+            row |= dict(answer=question.answer, correct=said == question.answer, shots=group.shots)
+            rows.setdefault(question.subject, []).append(row | dict(logprobs=four))
+    return [row for each in rows.values() for row in sorted(each, key=lambda row: row["index"])]
 
 
 # ---- scores kept on disk
@@ -155,8 +115,8 @@ def share(groups: list[Group], rank: int, processes: int) -> list[int]:
 class KeptScores(dict):
     """Key of a question -> log-probabilities of its candidates; also in a file, unless `path` is None.
 
-    A question's key is a digest of the very ids the model reads, and the file's name has one of the model's
-    weights: so nothing stale is taken for fresh. All processes append to the same file.
+    A question's key is a digest of the very ids the model reads, and the file's name has one of the model:
+    so nothing stale is taken for fresh.
     """
 
     def __init__(self, path: Path | None):
@@ -166,12 +126,12 @@ class KeptScores(dict):
                 self.update(json.loads(line))
 
     def add(self, scores: dict[str, list[float]]) -> None:
-        """Keep a batch in one write. It begins with a line break: no line cut off earlier can spoil it."""
+        """Keep a batch. It begins with a line break: no line cut off earlier can spoil it."""
         self.update(scores)
         if self.path:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("ab", buffering=0) as file:
-                file.write(b"\n" + json.dumps(scores).encode())
+            with self.path.open("a") as file:
+                file.write("\n" + json.dumps(scores))
 
 
 def question_key(prefix: list[int], four: list[Candidate]) -> str:
@@ -181,16 +141,12 @@ def question_key(prefix: list[int], four: list[Candidate]) -> str:
 
 def model_key(model) -> str:
     """16 hex digits for a model: configuration, weights (a sample of each) and the state of its adapters."""
-    settings = {name: value for name, value in model.config.to_dict().items() if name not in PASSING}
-    digest = hashlib.blake2b(json.dumps(settings, sort_keys=True, default=str).encode(), digest_size=8)
+    facts = [{name: value for name, value in model.config.to_dict().items() if name not in PASSING}]
     for name, weight in model.named_parameters():
-        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-        if not weight.is_meta:
-            flat = weight.detach().flatten()
-            sample = flat[:: max(1, len(flat) // SAMPLE)].contiguous()
-            digest.update(sample.cpu().view(torch.uint8).numpy().tobytes())
+        sample = weight.detach().flatten()[:: max(1, weight.numel() // SAMPLE)]
+        facts.append((name, str(weight.dtype), weight.shape, sample.tolist()))
     for name, module in model.named_modules():
         if isinstance(module, BaseTunerLayer):  # an adapter that is switched off still has its weights
             state = module.disable_adapters, module.active_adapters, module.merged_adapters
-            digest.update(f"{name} {state} {getattr(module, 'scaling', None)}".encode())
-    return digest.hexdigest()
+            facts.append((name, *state, getattr(module, "scaling", None)))
+    return hashlib.blake2b(json.dumps(facts, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()

@@ -1,8 +1,7 @@
 """Few-shot scoring, bottom up: a prompt, its token ids, and the log-probability of what may follow it.
 
 The prompts of one subject begin alike: the same examples, four to five times as long as the question. `Group`
-keeps that beginning apart. The model reads it once, and every batch of questions goes on from its keys and
-values (KV cache).
+keeps that beginning apart. The model reads it once; every batch goes on from its keys and values (KV cache).
 """
 
 from dataclasses import dataclass
@@ -58,9 +57,10 @@ def letter_ids(tokenizer, language: str) -> list[list[int]]:
 
     With Mixtral's tokenizer one id each: "▁A" and "A" are different pieces, and the wrong one scores noise.
     """
-    stem = ANSWER[language].rstrip()
-    space = ANSWER[language][len(stem) :]
-    alone, *wholes = batching.encode_all(tokenizer, [stem, *(stem + space + letter for letter in LETTERS)])
+    answer = ANSWER[language]
+    alone, *wholes = batching.encode_all(
+        tokenizer, [answer.rstrip(), *(answer + letter for letter in LETTERS)]
+    )
     return [split_ids(alone, whole)[1] for whole in wholes]
 
 
@@ -80,48 +80,52 @@ def candidates(tokenizer, questions, examples, subject_name, language, scoring) 
 
 @dataclass(frozen=True)
 class Group:
-    """Questions whose prompts begin with the same ids, `prefix`; those are kept once, and read once.
+    """Questions with `shots` examples, whose prompts begin with the same ids: `prefix`, kept and read once.
 
     `rest` has the four candidates of each question, with contexts that go on where the prefix ends.
     """
 
+    shots: int
     prefix: list[int]
     questions: list[Question]
     rest: list[list[Candidate]]
 
     @classmethod
-    def of(cls, asked: list[tuple[Question, list[Candidate]]]) -> "Group":
-        """`asked`: each question with its four candidates, whose contexts are whole."""
-        contexts = [context for _, four in asked for context, _ in four]
+    def of(cls, shots: int, asked: dict[Question, list[Candidate]]) -> "Group":
+        """`asked`: questions with their four candidates, whose contexts are whole."""
+        contexts = [context for four in asked.values() for context, _ in four]
         # one id must stay: the model's output after it is what the first id of a continuation is scored by
         start = min(batching.shared_length(contexts), min(map(len, contexts)) - 1)
-        rest = [[(context[start:], ids) for context, ids in four] for _, four in asked]
-        return cls(contexts[0][:start], [question for question, _ in asked], rest)
+        rest = [[(context[start:], ids) for context, ids in four] for four in asked.values()]
+        return cls(shots, contexts[0][:start], list(asked), rest)
 
-    def batches(self, size: int) -> list[list[int]]:
-        """Places of its questions in batches of at most `size` rows, longest first: little is padding."""
-        inputs = [{tuple(context + ids[:-1]) for context, ids in four} for four in self.rest]
-        longest = [max(map(len, rows)) for rows in inputs]
-        order = sorted(range(len(longest)), key=lambda i: -longest[i])
+    def batches(self, places: list[int], size: int) -> list[list[int]]:
+        """The `places` of questions in batches of at most `size` rows, longest first: little is padding."""
+        inputs = [{(*context, *ids[:-1]) for context, ids in four} for four in self.rest]
+        order = sorted(places, key=lambda i: -max(map(len, inputs[i])))
         size = max(1, size // max(map(len, inputs)))
         return [order[i : i + size] for i in range(0, len(order), size)]
 
 
 @lru_cache(maxsize=256)  # base and tuned model, one after the other, read the same prompts
-def subject_group(tokenizer, template, questions, examples, subject_name, language, scoring, limit):
-    """The questions as a group, or None, and (question, tokens) of those with more than `limit` tokens.
+def fit(tokenizer, template, limit, questions, examples, *settings) -> tuple[list[Group], list[tuple]]:
+    """The questions in groups, and (question, tokens) of those that even alone have more than `limit` tokens.
 
-    `template` is the tokenizer's chat template: with another one, a cloze prompt is another.
+    Prompts that are too long lose examples from the front, one at a time: the first group has all of them.
+    `settings` go to `candidates`; with another chat `template` a cloze prompt is another.
     """
-    fitting, too_long = [], []
-    asked = candidates(tokenizer, questions, examples, subject_name, language, scoring)
-    for question, four in zip(questions, asked, strict=True):
-        length = max(len(context) + len(ids) for context, ids in four)
-        if length <= limit:
-            fitting.append((question, four))
-        else:
-            too_long.append((question, length))
-    return Group.of(fitting) if fitting else None, too_long
+    groups, left = [], questions
+    for first in range(len(examples) + 1):
+        fitting, too_long, few = {}, {}, examples[first:]
+        for question, four in zip(left, candidates(tokenizer, left, few, *settings), strict=True):
+            length = max(len(context) + len(ids) for context, ids in four)
+            if length <= limit:
+                fitting[question] = four
+            else:
+                too_long[question] = length
+        groups += [Group.of(len(few), fitting)] if fitting else []
+        left = list(too_long)
+    return groups, list(too_long.items())
 
 
 # ---- from token ids to log-probabilities
@@ -150,8 +154,7 @@ def logprobs(model, cache: Cache | None, batch: list[list[Candidate]], pad: int)
     """Natural log P(ids | prefix, context), summed over the ids, of each candidate: `[len(batch)][4]`.
 
     Candidates with the same input, as the four letters have, are one row. Rows are padded on the right, where
-    no token that counts can see it. The head computes logits only at the places where a continuation is
-    scored.
+    no token that counts can see it. The head computes logits only where a continuation is scored.
     """
     rows, places = {}, {}
     for context, ids in (candidate for four in batch for candidate in four):
@@ -162,12 +165,9 @@ def logprobs(model, cache: Cache | None, batch: list[list[Candidate]], pad: int)
     longest = max(map(len, rows))
     padded = [[*tokens, *[pad] * (longest - len(tokens))] for tokens in rows]
     keep = sorted({i for _, i in places})
-    logits = model(
-        input_ids=torch.tensor(padded, device=model.device),
-        past_key_values=cache,
-        use_cache=cache is not None,
-        logits_to_keep=torch.tensor(keep, device=model.device),
-    ).logits
+    inputs, columns = torch.tensor(padded, device=model.device), torch.tensor(keep, device=model.device)
+    settings = dict(past_key_values=cache, use_cache=cache is not None, logits_to_keep=columns)
+    logits = model(input_ids=inputs, **settings).logits
     at = [row for row, _ in places], [keep.index(i) for _, i in places]
     tables = logits[at].float().log_softmax(-1).cpu()  # [places, vocabulary]
 

@@ -1,8 +1,6 @@
 """How near answers come to reference answers (BLEU-4, ROUGE), how well a model foresees them (perplexity)."""
 
 import math
-from collections.abc import Iterable
-from typing import NamedTuple
 
 import rjieba
 import torch
@@ -43,34 +41,17 @@ def overlap(said: list[str], references: list[str]) -> dict[str, float]:
     return {name: total / len(said) for name, total in totals.items()}
 
 
-class Perplexity(NamedTuple):
-    """`value` on `tokens` assistant tokens; `cut` conversations were too long, `skipped` had none."""
-
-    value: float
-    tokens: int
-    cut: int
-    skipped: int
-
-
-def perplexity(model, tokenizer, conversations: Iterable[list[dict]], *, batch_size: int = 4) -> Perplexity:
+def perplexity(model, tokenizer, conversations: list[list[dict]], *, batch_size: int = 4) -> float:
     """exp of the mean negative log-likelihood (nats) of what the assistant says, with its closing </s>.
 
-    `conversations` are lists of messages. Every token weighs the same. Which tokens are the assistant's, the
-    chat template's generation markers tell, as in training. Raises ValueError where no token can be scored.
+    `conversations` are lists of messages, each read as far as the model's context goes. Every token weighs
+    the same. The chat template's markers tell which are the assistant's; raises ValueError if there are none.
     """
-    limit, rows, cut, skipped = model.config.max_position_embeddings, [], 0, 0
+    limit, rows, total, tokens = model.config.max_position_embeddings, [], 0.0, 0
+    settings = dict(return_dict=True, return_assistant_tokens_mask=True, add_generation_prompt=False)
     for messages in conversations:
-        encoded = tokenizer.apply_chat_template(
-            messages, return_dict=True, return_assistant_tokens_mask=True, add_generation_prompt=False
-        )
-        ids, answer = encoded["input_ids"], encoded["assistant_masks"]
-        cut += len(ids) > limit
-        skipped += not any(answer[1:limit])
-        if any(answer[1:limit]):
-            rows.append(list(zip(ids[:limit], answer[:limit], strict=True)))
-    if not rows:
-        raise ValueError(f"None of {skipped} conversations has an assistant token within {limit} tokens.")
-    total, tokens = 0.0, 0
+        encoded = tokenizer.apply_chat_template(messages, **settings)
+        rows.append(list(zip(encoded["input_ids"], encoded["assistant_masks"], strict=True))[:limit])
     with batching.ready(model):
         for batch in batching.batches(rows, batch_size, False, "perplexity"):
             longest = max(len(rows[i]) for i in batch)
@@ -81,4 +62,8 @@ def perplexity(model, tokenizer, conversations: Iterable[list[dict]], *, batch_s
                 given, right = table[:-1][mask[1:]].float(), row[1:][mask[1:]]
                 total += torch.nn.functional.cross_entropy(given, right, reduction="sum").item()
                 tokens += len(right)
-    return Perplexity(math.exp(total / tokens), tokens, cut, skipped)
+    if not tokens:
+        raise ValueError(
+            f"No conversation has an assistant token within the model's context of {limit} tokens."
+        )
+    return math.exp(total / tokens)

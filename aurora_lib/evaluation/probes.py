@@ -6,21 +6,16 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 
 from aurora_lib.course import DATA
-from aurora_lib.data.languages import language as language_of
+from aurora_lib.data import language
 from aurora_lib.evaluation.benchmarks import EvalError
 from aurora_lib.evaluation.scores import Score
 from aurora_lib.model import batching
 
-OUTCOMES = {
-    "in_language": "answered in {}",
-    "correct": "right in {}",
-    "understood": "right in either language",
-}
+ASKED = {"zh": "Chinese", "en": "English"}
+OUTCOMES = dict(in_language="answered in {}", correct="right in {}", understood="right in either language")
 
 
-def answers(
-    model, tokenizer, prompts: list[str], *, max_new_tokens=64, batch_size=16, progress=False
-) -> list[str]:
+def answers(model, tokenizer, prompts: list[str], *, max_new_tokens=64, batch_size=16, progress=False):
     """The model's greedy answer to each prompt (a user's message), in the order of `prompts`."""
     asked = [[{"role": "user", "content": text}] for text in prompts]
     rows = batching.encode_all(tokenizer, [batching.chat_prompt(tokenizer, messages) for messages in asked])
@@ -67,9 +62,9 @@ def says(answer: str, question: str, key: str) -> bool:
 class ProbeResult:
     """What a model answered to probes in Chinese and in English.
 
-    `rows` has a dict per answer: id, relation, held_out, asked ("zh" or "en"), question, expected, answer,
-    language (of the answer), in_language (the one asked in), correct (in that language, and with the key),
-    understood (with the key of either language: the fact was found, whatever language it came out in).
+    `rows` has a dict per answer: id, asked ("zh" or "en"), question, expected, answer, language (of the
+    answer), in_language (the one asked in), correct (in that language, and with the key), understood (with
+    the key of either language: the fact was found, whatever language it came out in).
     """
 
     rows: list[dict]
@@ -90,7 +85,7 @@ class ProbeResult:
     def scores(self) -> dict[str, Score]:
         return {
             f"{name} prompts {outcome.format(name)}": self.score(asked, what)
-            for asked, name in (("zh", "Chinese"), ("en", "English"))
+            for asked, name in ASKED.items()
             for what, outcome in OUTCOMES.items()
         }
 
@@ -98,9 +93,7 @@ class ProbeResult:
         return "\n".join(f"{name:40} {score}" for name, score in self.scores.items())
 
 
-def probe(
-    model, tokenizer, probes: list[dict] | None = None, *, max_new_tokens=40, progress=True
-) -> ProbeResult:
+def probe(model, tokenizer, probes=None, *, max_new_tokens=40, progress=True) -> ProbeResult:
     """Ask every probe in Chinese and in English (by default those held out of tuning); judge the answers."""
     probes = load_probes(held_out=True) if probes is None else probes
     asked = [(item, side) for side in ("zh", "en") for item in probes]
@@ -108,12 +101,9 @@ def probe(
     settings = dict(max_new_tokens=max_new_tokens, batch_size=32, progress=progress)
     rows = []
     for (item, side), answer in zip(asked, answers(model, tokenizer, questions, **settings), strict=True):
-        question, spoken = item[side]["question"], language_of(answer)
+        question, spoken = item[side]["question"], language(answer)
         right = {each: says(answer, question, item[each]["key"]) for each in ("zh", "en")}
-        row = {name: item[name] for name in ("id", "relation", "held_out")}
-        row |= dict(
-            asked=side, question=question, expected=item[side]["answer"], answer=answer, language=spoken
-        )
-        row |= dict(in_language=spoken == side, correct=spoken == side and right[side])
+        row = dict(id=item["id"], asked=side, question=question, expected=item[side]["answer"], answer=answer)
+        row |= dict(language=spoken, in_language=spoken == side, correct=spoken == side and right[side])
         rows.append(row | dict(understood=any(right.values())))
     return ProbeResult(rows)

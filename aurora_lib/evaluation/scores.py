@@ -16,14 +16,9 @@ CHANCE = 1 / len(LETTERS)
 Z = 1.959964  # standard errors on either side that hold 95 % of a normal distribution
 
 
-def wilson(correct: int, n: int) -> tuple[float, float]:
-    """The 95 % Wilson score interval of a share `correct / n`, both ends in 0..1; (0, 1) when n is 0."""
-    return tuple(binomtest(correct, n).proportion_ci(method="wilson")) if n else (0.0, 1.0)
-
-
 @dataclass(frozen=True)
 class Score:
-    """`correct` out of `n`: `accuracy` (0..1, nan when n is 0) and `interval` (95 %, Wilson)."""
+    """`correct` out of `n`: `accuracy` (0..1, nan when n is 0) and `interval`."""
 
     correct: int
     n: int
@@ -33,13 +28,22 @@ class Score:
         hits = list(hits)
         return cls(sum(hits), len(hits))
 
+    @classmethod
+    def by(cls, hits: Iterable[tuple[str, bool]], order: Iterable[str] = ()) -> dict[str, "Score"]:
+        """A score for each name in (name, hit); names of `order` come first."""
+        found = {name: [] for name in order}
+        for name, hit in hits:
+            found.setdefault(name, []).append(hit)
+        return {name: cls.of(each) for name, each in found.items() if each}
+
     @property
     def accuracy(self) -> float:
         return self.correct / self.n if self.n else math.nan
 
     @property
     def interval(self) -> tuple[float, float]:
-        return wilson(self.correct, self.n)
+        """The 95 % Wilson score interval of the accuracy, both ends in 0..1; (0, 1) when n is 0."""
+        return tuple(binomtest(self.correct, self.n).proportion_ci(method="wilson")) if self.n else (0.0, 1.0)
 
     def __str__(self) -> str:
         low, high = self.interval
@@ -50,9 +54,9 @@ class Score:
 class EvalResult:
     """One model on one task.
 
-    `predictions` has a dict per scored question: subject, index, prediction, answer, correct, and logprobs
-    (natural logarithms, one per choice). `skipped` has a dict per row left out: file, line, subject, index,
-    reason. `root` is the folder the questions came from; `subjects` are as `load_subjects` gives.
+    `predictions` has a dict per scored question: subject, index, prediction, answer, correct, shots (how many
+    examples it was asked with), logprobs (natural logarithms, one per choice). `skipped` has a dict per row
+    left out: file, line, subject, index, reason. `root` is the folder the questions came from.
     """
 
     task: str
@@ -70,17 +74,12 @@ class EvalResult:
 
     @property
     def by_subject(self) -> dict[str, Score]:
-        return self._by(lambda subject: subject, self.subjects)
+        return Score.by((row["subject"], row["correct"]) for row in self.predictions)
 
     @property
     def by_category(self) -> dict[str, Score]:
-        return self._by(lambda subject: self.subjects[subject]["category"], CATEGORIES)
-
-    def _by(self, name_of, order) -> dict[str, Score]:
-        hits = {name: [] for name in order}
-        for row in self.predictions:
-            hits.setdefault(name_of(row["subject"]), []).append(row["correct"])
-        return {name: Score.of(each) for name, each in hits.items() if each}
+        of = {subject: entry["category"] for subject, entry in self.subjects.items()}
+        return Score.by(((of[row["subject"]], row["correct"]) for row in self.predictions), CATEGORIES)
 
     @property
     def macro(self) -> float:
@@ -90,12 +89,11 @@ class EvalResult:
 
     def table(self) -> pd.DataFrame:
         """Categories, then the two averages: accuracy and both ends of the interval (per cent), and n."""
-        rows = {
-            name: [100 * share for share in (score.accuracy, *score.interval)] + [score.n]
-            for name, score in (self.by_category | {"micro average (the paper's)": self.overall}).items()
-        }
-        rows["macro average, over subjects"] = [100 * self.macro, math.nan, math.nan, self.overall.n]
-        rows["chance"] = [100 * CHANCE, math.nan, math.nan, self.overall.n]
+        rows = {}
+        for name, score in (self.by_category | {"micro average (the paper's)": self.overall}).items():
+            rows[name] = [100 * share for share in (score.accuracy, *score.interval)] + [score.n]
+        for name, share in (("macro average, over subjects", self.macro), ("chance", CHANCE)):
+            rows[name] = [100 * share, math.nan, math.nan, self.overall.n]
         return pd.DataFrame.from_dict(rows, orient="index", columns=["accuracy", "low", "high", "n"])
 
     def __str__(self) -> str:
@@ -110,7 +108,7 @@ class Paired:
 
     `difference` is accuracy of b less that of a, `interval` its 95 % interval (Agresti and Min 2005: half a
     question is added to each of the four cells), `p` the two-sided exact McNemar probability of a split at
-    least this uneven if both were equally good. `unmatched` counts questions that only one of them was asked.
+    least this uneven if both were equally good. `unmatched` questions were asked of only one of them.
     """
 
     only_a: int

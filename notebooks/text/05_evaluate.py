@@ -243,7 +243,7 @@ for which in ("base", "tuned"):
     with model.disable_adapter() if which == "base" else torch.no_grad():
         said = evaluation.probes.answers(model, tokenizer, questions_zh, max_new_tokens=scale.max_new_tokens)
         near[which] = metrics.overlap(said, answers_zh)
-        near[which]["perplexity"] = metrics.perplexity(model, tokenizer, talks).value
+        near[which]["perplexity"] = metrics.perplexity(model, tokenizer, talks)
 checkpoint, published = max(paper.GENERATION_SCORES.items(), key=lambda item: item[1][0])
 names = ("BLEU-4", "ROUGE-1", "ROUGE-2", "ROUGE-L")
 best = f"paper's repository: checkpoint {checkpoint}, best of 5 by BLEU-4"
@@ -303,14 +303,8 @@ print(f"{sum(a != b for a, b in zip(one, other, strict=True))} predictions diffe
 # %% [markdown]
 # ## Check it with an independent program
 #
-# `lm-evaluation-harness` can score the same prompts, token for token. The cell writes them as a task of its own; [this page](lm_evaluation_harness.md) shows
-# how to run it on this model and adapter. `tools/bench/evaluation.py` compares every prediction, the seconds and the memory on two other models.
-
-# %%
-from aurora_lib.evaluation import harness
-
-written = harness.export(scores["cmmlu", "letter", "tuned"], tokenizer, scale.runs / "harness")
-print("task written:", written.name)
+# `lm-evaluation-harness` can score the same prompts, token for token: [this page](lm_evaluation_harness.md) shows how, on this model and adapter.
+# `tools/bench/evaluation.py` compares every prediction, the seconds and the memory on two other models.
 
 # %% [markdown]
 # ## Exercises

@@ -1,19 +1,16 @@
-"""From a benchmark to a score: equal to plain forwards, after kills and on several processes, too."""
+"""From a benchmark to a score: equal to plain forwards, after kills, too."""
 
-import json
 import os
 import signal
 from multiprocessing import get_context
 
 import pytest
 import torch
-from accelerate import PartialState, debug_launcher
-from transformers import MistralConfig, MistralForCausalLM
 
 from aurora_lib.course import DATA
 from aurora_lib.evaluation import evaluate, fewshot, multiple_choice
 from aurora_lib.evaluation.benchmarks import TASKS, EvalError, load_questions, load_subjects
-from aurora_lib.model import load_tokenizer
+from aurora_lib.model import batching, load_tokenizer
 
 
 def watched(model) -> list[torch.Tensor | None]:
@@ -31,11 +28,9 @@ def predictions(result) -> list[str]:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_letter_predictions_equal_one_plain_forward_per_question(
-    random_model, tokenizer, plain_letters, task
-):
+def test_letters_equal_one_plain_forward_per_question(random_model, tokenizer, plain_letters, task):
     model, subjects = random_model(), ["symbol", "capital"]
-    result = multiple_choice(model, tokenizer, task, subjects=subjects, batch_size=3, progress=False)
+    result = multiple_choice(model, tokenizer, task, subjects=subjects, batch_size=3)
     expected = [(s, *row) for s in subjects for row in plain_letters(model, tokenizer, task, s)]
     got = [(row["subject"], row["index"], row["prediction"], row["answer"]) for row in result.predictions]
     assert got == [row[:4] for row in expected]
@@ -51,8 +46,8 @@ def test_cloze_predictions_equal_one_plain_forward_per_choice(random_model, toke
 
     model, shots = random_model(), cells("mmlu", "dev", "home")[:2]
     prefix = "".join(f"[INST] {r[0]} [/INST] {r['ABCD'.index(r[5]) + 1]}</s>" for r in shots)
-    settings = dict(subjects=["home"], shots=2, scoring="cloze", batch_size=5, progress=False)
-    result = multiple_choice(model, tokenizer, "mmlu", **settings)
+    settings = dict(scoring="cloze", batch_size=5)
+    result = multiple_choice(model, tokenizer, "mmlu", subjects=["home"], shots=2, **settings)
     for row, asked in zip(result.predictions, cells("mmlu", "test", "home"), strict=True):
         expected = []
         for choice in asked[1:5]:
@@ -70,36 +65,18 @@ def test_a_4_bit_model_with_its_adapter_on_or_off_predicts_as_without_cache(
     model, tokenizer, plain_letters, monkeypatch, task, side
 ):
     monkeypatch.setattr(tokenizer, "padding_side", side)
-    settings = dict(subjects=["capital"], progress=False)
-    tuned = multiple_choice(model, tokenizer, task, **settings)
+    tuned = multiple_choice(model, tokenizer, task, subjects=["capital"])
     assert predictions(tuned) == [row[1] for row in plain_letters(model, tokenizer, task, "capital")]
     with model.disable_adapter():
-        base = multiple_choice(model, tokenizer, task, **settings)
+        base = multiple_choice(model, tokenizer, task, subjects=["capital"])
         assert predictions(base) == [row[1] for row in plain_letters(model, tokenizer, task, "capital")]
     assert tuned.predictions[0]["logprobs"] != base.predictions[0]["logprobs"]
-
-
-def test_cloze_finds_the_facts_the_tiny_model_was_pretrained_on(model, tokenizer):
-    found = multiple_choice(
-        model, tokenizer, "mmlu", subjects=["capital", "home"], scoring="cloze", progress=False
-    )
-    assert found.overall.n == 17 and found.overall.accuracy > 0.9
-
-
-def test_sliding_window_attention_sees_the_same_through_the_shared_prefix(tokenizer, plain_letters):
-    torch.manual_seed(0)
-    sizes = dict(vocab_size=2000, hidden_size=32, intermediate_size=32, num_hidden_layers=2)
-    heads = dict(num_attention_heads=2, num_key_value_heads=1, sliding_window=24, initializer_range=0.3)
-    model = MistralForCausalLM(MistralConfig(**sizes, **heads)).eval()
-    result = multiple_choice(model, tokenizer, "mmlu", subjects=["sum"], progress=False)
-    assert predictions(result) == [row[1] for row in plain_letters(model, tokenizer, "mmlu", "sum")]
 
 
 def test_the_examples_of_a_subject_are_read_once(random_model, tokenizer):
     model, known = random_model(), load_subjects("mmlu")
     seen = watched(model)
-    settings = dict(subjects=["author", "use"], batch_size=3, progress=False)
-    result = multiple_choice(model, tokenizer, "mmlu", **settings)
+    result = multiple_choice(model, tokenizer, "mmlu", subjects=["author", "use"], batch_size=3)
     whole = 0
     for subject in ("author", "use"):
         questions, examples = (load_questions("mmlu", subject, split)[0] for split in ("test", "dev"))
@@ -121,53 +98,49 @@ def test_letters_have_the_ids_that_the_tokenizer_gives_them_after_a_whole_prompt
         assert len(ids) == 1 and tokenizer.decode(ids).strip() == letter
 
 
-def test_scoring_leaves_the_model_as_it_was(random_model, tokenizer):
-    model = random_model().train()
-    model.config.output_router_logits = True
-    multiple_choice(model, tokenizer, "mmlu", subjects=["sum"], shots=0, progress=False)
-    assert model.training and model.config.output_router_logits is True
-
-
 # ---- bad input
 
 
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        (dict(subjects=["alchemy"]), "no subject 'alchemy'.*capital"),
-        (dict(scoring="vibes"), "no scoring 'vibes'.*letter, cloze"),
-    ],
-)
-def test_what_does_not_exist_is_one_sentence_with_a_remedy(random_model, tokenizer, options, message):
-    with pytest.raises(EvalError, match=message):
-        multiple_choice(random_model(), tokenizer, "mmlu", progress=False, **options)
+def test_what_does_not_exist_is_one_sentence_with_a_remedy(random_model, tokenizer):
+    with pytest.raises(EvalError, match=r"no subject 'alchemy'.*capital"):
+        multiple_choice(random_model(), tokenizer, "mmlu", subjects=["alchemy"])
+    with pytest.raises(EvalError, match=r"no scoring 'vibes'.*letter, cloze"):
+        multiple_choice(random_model(), tokenizer, "mmlu", scoring="vibes")
 
 
-def test_bad_rows_and_questions_longer_than_the_context_are_skipped_and_counted(
-    random_model, tokenizer, write_task
-):
+def test_bad_rows_and_questions_too_long_are_skipped_and_counted(random_model, tokenizer, write_task):
     test = b"where " * 200 + b",a,b,c,d,A\nq,a,b,c,d,E\nshort,a,b,c,d,C\n"
     root = write_task("mmlu", dev=b"q,a,b,c,d,B\n", test=test)
-    result = multiple_choice(random_model(context=150), tokenizer, "mmlu", root=root, progress=False)
+    result = multiple_choice(random_model(context=150), tokenizer, "mmlu", root=root)
     assert [row["index"] for row in result.predictions] == [2] and "2 rows skipped" in str(result)
     assert [(row["file"], row["index"]) for row in result.skipped] == [("test/x_test.csv", i) for i in (1, 0)]
-    assert "context has 150; ask with fewer shots" in result.skipped[1]["reason"]
+    assert "tokens without any example, and the model's context has 150" in result.skipped[1]["reason"]
 
 
-def test_a_task_with_no_usable_row_is_an_error_that_says_why(random_model, tokenizer, write_task):
-    root = write_task("mmlu", dev=b"q,a,b,c,d,A\n", test=b"q,a,b,c,d,E\n")
+def test_a_prompt_longer_than_the_context_loses_examples_from_the_front(random_model, tokenizer):
+    examples, questions = (load_questions("mmlu", "capital", split)[0] for split in ("dev", "test"))
+    three = batching.encode(tokenizer, fewshot.letter_prompt(questions[0], examples[2:], "capitals", "en"))
+    model = random_model(context=len(three) + 1)
+    result = multiple_choice(model, tokenizer, "mmlu", subjects=["capital"])
+    assert [row["index"] for row in result.predictions] == list(range(len(questions)))
+    assert {row["shots"] for row in result.predictions} > {3} and not result.skipped
+    with torch.no_grad():
+        table = model(torch.tensor([three])).logits[0, -1].log_softmax(-1)
+    expected = table[tokenizer.convert_tokens_to_ids(["▁A", "▁B", "▁C", "▁D"])].tolist()
+    first = result.predictions[0]
+    assert first["shots"] == 3 and first["logprobs"] == pytest.approx(expected, abs=1e-3)
+
+
+def test_no_usable_row_or_no_number_is_an_error_that_says_why(random_model, tokenizer, write_task):
+    model, root = random_model(), write_task("mmlu", dev=b"q,a,b,c,d,A\n", test=b"q,a,b,c,d,E\n")
     with pytest.raises(EvalError, match=r"1 rows skipped; the first is test/x_test.csv: answer 'E'"):
-        multiple_choice(random_model(), tokenizer, "mmlu", root=root, progress=False)
-
-
-def test_a_model_that_computes_no_numbers_is_an_error(random_model, tokenizer):
-    model = random_model()
+        multiple_choice(model, tokenizer, "mmlu", root=root)
     model.lm_head.weight.data[:] = torch.nan
     with pytest.raises(EvalError, match=r"mmlu letter, sum: .* not a number"):
-        multiple_choice(model, tokenizer, "mmlu", subjects=["sum"], progress=False)
+        multiple_choice(model, tokenizer, "mmlu", subjects=["sum"])
 
 
-# ---- interrupted, and on several processes
+# ---- interrupted
 
 
 def score_until_killed(model, folder):
@@ -175,12 +148,10 @@ def score_until_killed(model, folder):
     model.register_forward_pre_hook(
         lambda *args: calls.append(0) if len(calls) < 9 else os.kill(os.getpid(), signal.SIGKILL)
     )
-    multiple_choice(model, load_tokenizer(DATA / "tiny"), "mmlu", batch_size=4, cache=folder, progress=False)
+    multiple_choice(model, load_tokenizer(DATA / "tiny"), "mmlu", batch_size=4, cache=folder)
 
 
-def test_a_killed_run_goes_on_where_it_stopped_and_scores_no_question_twice(
-    random_model, tokenizer, tmp_path
-):
+def test_a_killed_run_goes_on_and_scores_no_question_twice(random_model, tokenizer, tmp_path):
     child = get_context("fork").Process(target=score_until_killed, args=(random_model(), tmp_path))
     child.start()
     child.join()
@@ -191,7 +162,7 @@ def test_a_killed_run_goes_on_where_it_stopped_and_scores_no_question_twice(
         file.write(b'\n{"cut off, as a full disk leaves it')
 
     model = random_model()
-    seen, settings = watched(model), dict(batch_size=4, progress=False)
+    seen, settings = watched(model), dict(batch_size=4)
     resumed = multiple_choice(model, tokenizer, "mmlu", cache=tmp_path, **settings)
     rows = [kw["input_ids"].shape[0] for kw in seen if isinstance(kw["logits_to_keep"], torch.Tensor)]
     assert 0 < len(before) < resumed.overall.n and sum(rows) == resumed.overall.n - len(before)
@@ -217,37 +188,8 @@ def test_scores_are_kept_apart_by_weights_and_by_the_state_of_adapters(random_mo
     assert base != evaluate.model_key(model)
 
 
-def test_changed_questions_are_scored_anew(random_model, tokenizer, write_task, tmp_path):
-    row, model = "question {},one,two,three,four,{}\n", random_model()
-    test = row.format("1", "A") + row.format("2", "B")
-    root, cache = (
-        write_task("mmlu", dev=row.format("d", "A").encode(), test=test.encode()),
-        tmp_path / "cache",
-    )
-    first = multiple_choice(model, tokenizer, "mmlu", root=root, cache=cache, progress=False)
-    (root / "mmlu" / "test" / "x_test.csv").write_text(test.replace("question 2", "question 3"))
-    second = multiple_choice(model, tokenizer, "mmlu", root=root, cache=cache, progress=False)
-    one, two = ([row["logprobs"] for row in result.predictions] for result in (first, second))
-    assert one[0] == two[0] and one[1] != two[1]
-    (path,) = cache.iterdir()
-    assert len(evaluate.KeptScores(path)) == 3
-
-
-def score_a_share(model, folder):
-    PartialState._reset_state()  # a forked process has its parent's, a launched one has none
-    PartialState(cpu=True)
-    seen = watched(model)
-    result = multiple_choice(model, load_tokenizer(DATA / "tiny"), "ceval", cache=folder, progress=False)
-    rows = sum(kw["input_ids"].shape[0] for kw in seen if isinstance(kw["logits_to_keep"], torch.Tensor))
-    out = folder / f"out{PartialState().process_index}"
-    out.write_text(json.dumps([rows, result.predictions]))
-
-
-def test_two_processes_share_the_subjects_and_return_the_whole_result(random_model, tokenizer, tmp_path):
-    debug_launcher(score_a_share, args=(random_model(), tmp_path), num_processes=2)
-    alone = multiple_choice(random_model(), tokenizer, "ceval", progress=False)
-    rows, said = zip(*(json.loads((tmp_path / f"out{rank}").read_text()) for rank in "01"), strict=True)
-    assert list(said) == [alone.predictions] * 2
-    assert sum(rows) == alone.overall.n and max(rows) < 0.6 * alone.overall.n
-    (path,) = tmp_path.glob("*.jsonl")
-    assert len(evaluate.KeptScores(path)) == alone.overall.n
+def test_scores_are_kept_apart_by_every_id_of_prompt_and_continuation():
+    four = [([3, 4], [5])] * 4
+    keys = [evaluate.question_key([1, 2], four), evaluate.question_key([1], four)]
+    keys += [evaluate.question_key([1, 2], [*four[:3], other]) for other in (([3, 4], [6]), ([3], [4, 5]))]
+    assert len(set(keys)) == 4 and keys[0] == evaluate.question_key([1, 2], list(four))

@@ -5,7 +5,7 @@ import pytest
 
 from aurora_lib.course import DATA
 from aurora_lib.evaluation.benchmarks import EvalError
-from aurora_lib.evaluation.scores import EvalResult, Paired, Score, paired, plot, wilson
+from aurora_lib.evaluation.scores import EvalResult, Paired, Score, paired, plot
 
 
 def result(hits: dict[str, str], category: dict[str, str] | None = None, **changes) -> EvalResult:
@@ -17,16 +17,14 @@ def result(hits: dict[str, str], category: dict[str, str] | None = None, **chang
         if hit != " "
     ]
     known = {subject: dict(name=subject, category=(category or {}).get(subject, "STEM")) for subject in hits}
-    fields = dict(
-        task="mmlu", scoring="letter", shots=5, root=DATA, subjects=known, predictions=rows, skipped=[]
-    )
-    return EvalResult(**fields | changes)
+    fields = dict(task="mmlu", scoring="letter", shots=5, root=DATA, skipped=[])
+    return EvalResult(**fields | changes, subjects=known, predictions=rows)
 
 
 def test_wilson_interval_matches_values_worked_by_hand():
     # 8 of 10: centre (0.8 + 3.8415/20) / 1.38415 = 0.71674, half 1.95996 / 1.38415 * sqrt(0.016 + 3.8415/400)
-    assert wilson(8, 10) == pytest.approx((0.49016, 0.94333), abs=1e-4)
-    assert wilson(0, 20) == pytest.approx((0.0, 0.16113), abs=1e-4)
+    assert Score(8, 10).interval == pytest.approx((0.49016, 0.94333), abs=1e-4)
+    assert Score(0, 20).interval == pytest.approx((0.0, 0.16113), abs=1e-4)
     assert Score(0, 0).interval == (0.0, 1.0)
 
 
@@ -83,4 +81,4 @@ def test_plot_draws_the_chance_line_and_every_interval():
     assert [bar.get_height() for bar in ax.patches if bar.get_height() in (0.3, 0.7)] == [0.3, 0.7]
     segments = [line for bars in ax.containers if hasattr(bars, "errorbar") for line in bars.errorbar[2]]
     ends = [y for lines in segments for segment in lines.get_segments() for _, y in segment]
-    assert ends == pytest.approx([*wilson(3, 10), *wilson(7, 10)])
+    assert ends == pytest.approx([*Score(3, 10).interval, *Score(7, 10).interval])

@@ -130,14 +130,15 @@ def memory() -> float:
 
 def ours(job: dict) -> None:
     sys.path.insert(0, str(ROOT))
-    from aurora_lib.evaluation import benchmarks, harness, multiple_choice
+    from aurora_lib.evaluation import benchmarks, multiple_choice
+    from tools.bench import harness
 
     model, tokenizer = load(job)
     task, known = job["task"], benchmarks.load_subjects(job["task"], job["root"])
     subjects = job["subjects"] or list(known)[:: max(1, len(known) // 4)][:4]
     before, start, cpu = memory(), time.perf_counter(), time.process_time()
     result = multiple_choice(
-        model, tokenizer, task, root=job["root"], subjects=subjects, batch_size=job["batch"], progress=False
+        model, tokenizer, task, root=job["root"], subjects=subjects, batch_size=job["batch"]
     )
     seconds, cpu, peak = time.perf_counter() - start, time.process_time() - cpu, memory()
 

@@ -50,7 +50,7 @@ def score(rows: list[dict], found: list[str]) -> dict:
     return {
         "n": len(rows),
         "accuracy": round(right / len(rows), 4),
-        "interval": [round(end, 4) for end in scores.wilson(right, len(rows))],
+        "interval": [round(end, 4) for end in scores.Score(right, len(rows)).interval],
     }
 
 
