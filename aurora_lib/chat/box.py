@@ -18,9 +18,8 @@ PAUSE = 0.07  # seconds from one picture of a growing answer to the next: Jupyte
 class ChatBox(anywidget.AnyWidget):
     """A chat box for JupyterLab. `ask`, `stop`, `regenerate`, `reset` and `change` are what its buttons do.
 
-    Enter sends, Shift+Enter breaks the line. Nothing is asked while an answer streams (`busy`). The answer is
-    made in a thread, since the kernel could not hear the Stop button while a cell or a handler runs; it ends
-    with the answer.
+    Nothing is asked while an answer streams (`busy`). The answer is made in a thread that ends with it, since
+    the kernel could not hear the Stop button while a cell or a handler runs.
     """
 
     _esm = Path(__file__).with_suffix(".js")

@@ -61,7 +61,7 @@ def yours(notebook: str, scale: Scale) -> dict[str, float]:
 
 
 def before_after(scale: Scale) -> pd.DataFrame:
-    """What tuning changed in your run of notebook 04: its figures "..., base [unit]" and "..., tuned [unit]"."""
+    """What tuning changed in your run of notebook 04: figures "..., base [unit]" and "..., tuned [unit]"."""
     values = yours("04", scale)
     pairs = {name: name.replace(", base", ", tuned") for name in values if ", base" in name}
     rows = [(_show(values[base]), _show(values[tuned])) for base, tuned in pairs.items()]

@@ -42,7 +42,7 @@ class Scale:
 
     @property
     def sharding(self) -> bool:
-        """Whether the model is split over several GPUs: set by `accelerate launch` with configs/fsdp2.yaml."""
+        """Whether the model is split over several GPUs (`accelerate launch` with configs/fsdp2.yaml)."""
         return os.environ.get("ACCELERATE_USE_FSDP") == "true"
 
     @property
@@ -80,9 +80,9 @@ def choose(environ=os.environ) -> Scale:
     seen = f"{gpu.name} with {gib:.1f} GiB" if gpu else "no CUDA GPU"
     if name == "full" and gib < FULL_NEEDS_GIB:
         raise ScaleError(
-            f"AURORA_SCALE=full needs a CUDA GPU with at least {FULL_NEEDS_GIB} GiB of memory, and this machine "
-            f"has {seen}. Unset AURORA_SCALE to run everything at 'tiny' on the CPU, or rent a GPU (README, "
-            "'Going full')."
+            f"AURORA_SCALE=full needs a CUDA GPU with at least {FULL_NEEDS_GIB} GiB of memory, and this "
+            f"machine has {seen}. Unset AURORA_SCALE to run everything at 'tiny' on the CPU, or rent a GPU "
+            "(README, 'Going full')."
         )
     if environ.get("AURORA_SCALE"):
         reason = f"AURORA_SCALE={name}; {seen}"
