@@ -77,16 +77,13 @@ class Box:
 
     def bubbles(self):
         """The texts of the whole messages."""
-        found = f"{self.css} .aurora-chat-bubble:not(.aurora-chat-partial) .aurora-chat-text"
-        return self.page.run(
-            "return Array.from(document.querySelectorAll(arguments[0]), (b) => b.textContent)", found
-        )
+        found = self.page.all(f"{self.css} .aurora-chat-bubble:not(.aurora-chat-partial) .aurora-chat-text")
+        return self.page.run("return arguments[0].map((bubble) => bubble.textContent)", found)
 
     def growing(self):
         """What has been said so far of an answer; empty without one."""
-        return "".join(
-            part.text for part in self.page.all(f"{self.css} .aurora-chat-partial .aurora-chat-text")
-        )
+        parts = self.page.all(f"{self.css} .aurora-chat-partial .aurora-chat-text")
+        return "".join(part.text for part in parts)
 
     def answered(self, messages):
         """The messages, once there are that many and the answer has ended."""
