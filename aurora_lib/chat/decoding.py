@@ -127,13 +127,13 @@ class Decoder:
                 self._adapter = adapter
             pairs = zip(self._seen, ids[:-1], strict=False)  # the last token is computed in any case
             self.reused = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-            new = torch.tensor([ids[self.reused :]], device=self.model.device)
             switched = hasattr(self.model, "disable_adapter") and not adapter
             try:
                 if self.reused < len(self._seen):
                     self.cache.rewind(self.reused)
                 # off for one call only: a reader who pauses must not leave the adapter off for everybody else
                 with self.model.disable_adapter() if switched else nullcontext():
+                    new = torch.tensor([ids[self.reused :]], device=self.model.device)
                     logits = self.cache.forward(new)[0]
                     self._seen = list(ids)
                     self._capture_once()

@@ -132,15 +132,14 @@ class ChatSession:
 
         Raises ValueError where there is no answer yet. A failure keeps the old answer.
         """
-        messages, old = self.messages, self.messages[-2:]
-        if not old or old[-1]["role"] != "assistant":
+        messages, before = self.messages, list(self.messages)
+        if not before or before[-1]["role"] != "assistant":
             raise ValueError("There is no answer yet that could be given anew.")
         del messages[-2:]
-        kept = len(messages)
         try:
-            yield from self.stream(old[0]["content"])
+            yield from self.stream(before[-2]["content"])
         except Exception:
-            messages[kept:] = old
+            messages[:] = before
             raise
 
     def _prompt(self) -> list[int]:

@@ -204,29 +204,17 @@ def test_thirty_turns_longer_than_the_context_go_on_and_what_is_forgotten_is_rig
 # base beside tuned
 
 
-def test_adapter_switched_between_turns_counts_for_the_whole_history(model, tokenizer, session):
-    session.say(QUESTION)
-    other = ChatSession(model, tokenizer, max_new_tokens=20, adapter=False)
-    other.messages = [dict(message) for message in session.messages]
-    session.adapter = False
-    assert session.say(HAMLET) == other.say(HAMLET)
-    assert session.stats.reused_tokens == 0
-
-
 def test_base_and_tuned_answering_at_the_same_time_do_not_mix(model, tokenizer):
-    sessions = [
-        ChatSession(model, tokenizer, adapter=adapter, max_new_tokens=20) for adapter in (False, True)
-    ]
-    alone = [session.say(QUESTION) for session in sessions]
-    assert alone[0] != alone[1]
-    for session in sessions:
-        session.reset()
-    by_turns = zip_longest(*(session.stream(QUESTION) for session in sessions), fillvalue="")
-    assert ["".join(pieces) for pieces in zip(*by_turns, strict=True)] == alone
-    for session in sessions:
-        session.reset()
+    def sessions():
+        return [
+            ChatSession(model, tokenizer, adapter=adapter, max_new_tokens=20) for adapter in (False, True)
+        ]
+
+    alone = [session.say(QUESTION) for session in sessions()]
+    by_turns = zip_longest(*(session.stream(QUESTION) for session in sessions()), fillvalue="")
+    assert ["".join(pieces) for pieces in zip(*by_turns, strict=True)] == alone and alone[0] != alone[1]
     with ThreadPoolExecutor() as pool:
-        assert list(pool.map(lambda session: session.say(QUESTION), sessions)) == alone
+        assert list(pool.map(lambda session: session.say(QUESTION), sessions())) == alone
 
 
 # on disk

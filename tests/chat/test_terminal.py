@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from aurora_lib.chat.__main__ import main, talk
+from aurora_lib.chat.__main__ import talk
 from aurora_lib.course import DATA, ROOT
 
 
@@ -95,10 +95,3 @@ def test_piped_questions_are_answered_on_standard_output_alone(tmp_path):
     assert run.returncode == 0 and tuned == "日本的首都是东京。" and base == "The capital of Japan is Tokyo."
     assert str(saved) in rest[0] and len(rest) == 2, run.stderr.decode()[-500:]
     assert [m["content"] for m in json.loads(saved.read_text())["messages"]][1::2] == [tuned, base]
-
-
-def test_help_names_the_commands(capsys):
-    with pytest.raises(SystemExit) as left:
-        main(["--help"])
-    shown = capsys.readouterr().out
-    assert left.value.code == 0 and all(name in shown for name in ("/reset", "/base", "/save FILE", "Ctrl-C"))
