@@ -9,8 +9,7 @@ from contextlib import closing, redirect_stdout
 from pathlib import Path
 
 from aurora_lib.chat.session import ChatSession
-from aurora_lib.course import ScaleError, choose
-from aurora_lib.course.html import visible
+from aurora_lib.course import ScaleError, choose, html
 from aurora_lib.model import AdapterError, find_adapter, load_adapter, load_model, load_tokenizer
 
 COMMANDS = """\
@@ -26,11 +25,11 @@ OBEYED = re.compile("[\x80-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 def printable(text: str) -> str:
     """`text` as it may go to a terminal: what a model writes is shown, and never obeyed."""
-    return OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", visible(text))
+    return OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", html.visible(text))
 
 
 def talk(session: ChatSession, lines: Iterable[str], write: Callable[[str], object]) -> None:
-    """Answer `lines` in turn through `write`; a slash begins a command, and what fails is said in a sentence."""
+    """Answer `lines` in turn through `write`; a slash begins a command, what fails is said in a sentence."""
     for line in lines:
         text = line.strip()
         if text == "/quit":

@@ -8,8 +8,7 @@ from itertools import zip_longest
 from tqdm.auto import tqdm
 
 from aurora_lib.chat.session import ChatSession
-from aurora_lib.course import DATA
-from aurora_lib.course.html import escaped
+from aurora_lib.course import DATA, html
 from aurora_lib.data import language
 from aurora_lib.evaluation import says
 
@@ -112,7 +111,8 @@ def _table(row: dict) -> str:
     style, body = "text-align:left;vertical-align:top;white-space:normal;width:50%", ""
     for line in lines:
         opened = f'<td style="{style}" colspan="{2 // len(line)}">'
-        body += "<tr>" + "".join(f"{opened}<b>{escaped(who)}:</b> {escaped(text)}</td>" for who, text in line)
+        cells = (f"{opened}<b>{html.escaped(who)}:</b> {html.escaped(text)}</td>" for who, text in line)
+        body += f"<tr>{''.join(cells)}</tr>"
     return f'<table style="width:100%;table-layout:fixed;margin-bottom:1em">{body}</table>'
 
 

@@ -77,8 +77,9 @@ class Box:
 
     def bubbles(self):
         """The texts of the whole messages."""
-        found = self.page.all(f"{self.css} .aurora-chat-bubble:not(.aurora-chat-partial) .aurora-chat-text")
-        return self.page.run("return arguments[0].map((bubble) => bubble.textContent)", found)
+        found = f"{self.css} .aurora-chat-bubble:not(.aurora-chat-partial) .aurora-chat-text"
+        script = "return Array.from(document.querySelectorAll(arguments[0]), (bubble) => bubble.textContent)"
+        return self.page.run(script, found)
 
     def growing(self):
         """What has been said so far of an answer; empty without one."""

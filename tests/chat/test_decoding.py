@@ -54,7 +54,7 @@ def test_every_token_of_every_turn_gets_the_logits_of_computing_everything(model
 
 def test_only_what_is_new_is_computed(model, fixed):
     decoder, ids = Decoder(model, fixed=fixed), list(range(100, 130))
-    # two tokens more; another end; the same (the last token's logits are asked for); shorter; another beginning
+    # two tokens more; another end; the same (its last token is computed again); shorter; another beginning
     prompts = [ids, [*ids, 7, 8], [*ids[:20], 5], [*ids[:20], 5], ids[:10], [9, *ids]]
     for prompt, reused in zip(prompts, [0, 30, 20, 20, 9, 0], strict=True):
         torch.testing.assert_close(decoder.logits(prompt), whole(model, prompt), **SAME)

@@ -14,7 +14,7 @@ FIGURES = [figure for table in TABLES for figure in table.values() if isinstance
 
 
 def writes(notebook, label):
-    """Whether `label` is a string of the notebook, or one of its f-strings with other strings in its holes."""
+    """Whether `label` is a string of the notebook, or one of its f-strings with others in its holes."""
     nodes = list(ast.walk(ast.parse(notebook.read_text(encoding="utf-8"))))
     plain = {n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)}
     formatted = [node.values for node in nodes if isinstance(node, ast.JoinedStr)]
