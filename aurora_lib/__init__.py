@@ -4,8 +4,8 @@ import logging
 import os
 
 if os.environ.get("AURORA_SCALE") != "full":
-    # The tiny model's matrices are so small that one thread is as fast as two, and many times faster on a busy
-    # machine. Results then do not depend on the number of cores. torch and bitsandbytes read this on import.
+    # The tiny model's matrices are small: one thread is as fast as two, and on a busy machine much faster.
+    # Results then do not depend on the number of cores. torch and bitsandbytes read this on import.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from aurora_lib.course import Scale, ScaleError, start

@@ -1,12 +1,9 @@
 """Talk to a model. Read `session` first: a conversation is a list of messages, and one string for the model.
 
-- `session`: `ChatSession`, a conversation in the model's exact format; streaming, the context window, on
-  disk.
-- `decoding`: one token after another: the cache of keys and values, sampling, and text that comes in whole
-  characters.
+- `session`: `ChatSession`, a conversation in the model's exact format, streamed, within the context window.
+- `decoding`: one token after another: the cache of keys and values, sampling, text in whole characters.
 - `comparing`: `compare_models`, base beside tuned on the prompts of the paper's kinds.
-- `box`: `ChatBox` for JupyterLab, with its script and style sheet; `python -m aurora_lib.chat` talks in a
-  terminal.
+- `box`: `ChatBox` for JupyterLab, with script and style sheet. `python -m aurora_lib.chat`: in a terminal.
 """
 
 from aurora_lib.chat import decoding

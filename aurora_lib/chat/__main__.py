@@ -5,12 +5,11 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager, redirect_stdout
+from contextlib import closing, redirect_stdout
 from pathlib import Path
 
 from aurora_lib.chat.session import ChatSession
-from aurora_lib.course import ScaleError, choose
-from aurora_lib.course.html import visible
+from aurora_lib.course import ScaleError, choose, html
 from aurora_lib.model import AdapterError, find_adapter, load_adapter, load_model, load_tokenizer
 
 COMMANDS = """\
@@ -20,21 +19,17 @@ COMMANDS = """\
 /save FILE  write the conversation as JSON
 /quit       leave (so does Ctrl-D)
 Ctrl-C stops an answer; what was said so far stays."""
-# A terminal obeys more than escape codes: the C1 controls, and marks that turn the direction of writing
-# around.
+# beside escape codes, a terminal obeys the C1 controls, and marks that turn the direction of writing
 OBEYED = re.compile("[\x80-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 def printable(text: str) -> str:
     """`text` as it may go to a terminal: what a model writes is shown, and never obeyed."""
-    return OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", visible(text))
+    return OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", html.visible(text))
 
 
 def talk(session: ChatSession, lines: Iterable[str], write: Callable[[str], object]) -> None:
-    """Answer `lines` in turn through `write`, piece by piece; lines that begin with a slash are commands.
-
-    What cannot be done is said in a sentence, and the talk goes on.
-    """
+    """Answer `lines` in turn through `write`; a slash begins a command, what fails is said in a sentence."""
     for line in lines:
         text = line.strip()
         if text == "/quit":
@@ -57,40 +52,32 @@ def _obey(session: ChatSession, command: str, argument: str = "") -> str:
         session.adapter = command == "/tuned"
         return f"[the {command[1:]} model answers from here on]"
     if command == "/save":
-        return (
-            f"[saved as {session.save(Path(argument).expanduser())}]"
-            if argument
-            else "[name a file: /save a.json]"
-        )
+        saved = argument and session.save(Path(argument).expanduser())
+        return f"[saved as {saved}]" if saved else "[name a file: /save a.json]"
     return COMMANDS if command == "/help" else f"[there is no {command}; /help lists what there is]"
 
 
 def _answer(session: ChatSession, text: str, write: Callable[[str], object]) -> None:
-    with closing(session.stream(text)) as pieces, _interrupts() as interrupted:
-        for piece in pieces:
-            write(printable(piece))
-            if interrupted:
-                write(" [stopped]")
-                break
+    """Ctrl-C ends the answer between two tokens, where nothing is half done; again, it ends the program."""
+    stopped = []
+
+    def stop(number, frame):
+        stopped.append(number)
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        with closing(session.stream(text)) as pieces:
+            for piece in pieces:
+                write(printable(piece))
+                if stopped:
+                    write(" [stopped]")
+                    break
+    finally:
+        signal.signal(signal.SIGINT, before)
     write("\n")
     if session.forgotten:
         write(f"[{session.forgotten} old turns no longer fit the context window]\n")
-
-
-@contextmanager
-def _interrupts() -> Iterator[list[int]]:
-    """Ctrl-C fills the list, so that an answer ends between two tokens; again, it ends the program."""
-    seen: list[int] = []
-
-    def note(number, frame):
-        signal.signal(signal.SIGINT, before)
-        seen.append(number)
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield seen
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _typed(session: ChatSession) -> Iterator[str]:
@@ -121,8 +108,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         with redirect_stdout(sys.stderr):
             scale = choose()
-            place = find_adapter(scale)
-            model = load_adapter(load_model(scale.base_model, **scale.loading), place)
+            adapter = find_adapter(scale)  # first: what is missing is told before a long load
+            model = load_adapter(load_model(scale.base_model, **scale.loading), adapter)
             tokenizer = load_tokenizer(scale.base_model, revision=scale.revision)
     except (ScaleError, AdapterError, OSError) as error:
         sys.exit(str(error))

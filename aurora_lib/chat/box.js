@@ -26,25 +26,16 @@ function bubble({ role, content }) {
 function render({ model, el }) {
   const send = (action, rest = {}) => model.send({ action, ...rest });
   const log = element("div", { class: "aurora-chat-log", role: "log", "aria-label": "Chat", tabindex: 0 });
-  const entry = element("textarea", {
-    class: "aurora-chat-entry",
-    rows: 2,
-    dir: "auto",
-    "aria-label": "Message",
-    placeholder: "你好 / Hello   (Enter sends, Shift+Enter breaks the line)",
-  });
-  const button = (label, action) => {
-    const made = element("button", { type: "button", class: `aurora-chat-${action}` }, label);
-    made.addEventListener("click", () => {
+  const entry = element("textarea", { class: "aurora-chat-entry", rows: 2, dir: "auto", "aria-label": "Message" });
+  entry.placeholder = "你好 / Hello   (Enter sends, Shift+Enter breaks the line)";
+  const buttons = { ask: "Send", stop: "Stop", regenerate: "Regenerate", reset: "New conversation" };
+  for (const [action, label] of Object.entries(buttons)) {
+    buttons[action] = element("button", { type: "button", class: `aurora-chat-${action}` }, label);
+    buttons[action].addEventListener("click", () => {
       action === "ask" ? ask() : send(action);
       entry.focus(); // a button that is disabled next would drop it
     });
-    return made;
-  };
-  const sending = button("Send", "ask");
-  const stop = button("Stop", "stop");
-  const regenerate = button("Regenerate", "regenerate");
-  const reset = button("New conversation", "reset");
+  }
   const status = element("span", { class: "aurora-chat-status" });
   const trouble = element("div", { class: "aurora-chat-trouble", role: "alert" });
   const inputs = {};
@@ -66,7 +57,7 @@ function render({ model, el }) {
     log,
     trouble,
     element("div", { class: "aurora-chat-row" }, entry),
-    element("div", { class: "aurora-chat-row" }, sending, stop, regenerate, reset, status),
+    element("div", { class: "aurora-chat-row" }, ...Object.values(buttons), status),
     element("details", {}, element("summary", {}, "Settings"), fields),
   );
 
@@ -99,10 +90,10 @@ function render({ model, el }) {
     if (busy) bubbles.at(-1).classList.add("aurora-chat-partial");
     keepEnd(() => log.replaceChildren(...bubbles));
     log.setAttribute("aria-busy", busy); // read aloud once it is whole
-    sending.disabled = fields.disabled = busy;
-    stop.disabled = !busy;
-    regenerate.disabled = busy || !asked;
-    reset.disabled = !busy && !asked;
+    buttons.ask.disabled = fields.disabled = busy;
+    buttons.stop.disabled = !busy;
+    buttons.regenerate.disabled = busy || !asked;
+    buttons.reset.disabled = !busy && !asked;
   }
 
   function drawAnswer() {

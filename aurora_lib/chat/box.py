@@ -10,7 +10,7 @@ import anywidget
 import traitlets
 
 from aurora_lib.chat.session import SETTINGS, ChatSession, checked
-from aurora_lib.course.html import to_html, visible
+from aurora_lib.course import html
 
 PAUSE = 0.07  # seconds from one picture of a growing answer to the next: JupyterLab cannot draw much faster
 
@@ -18,9 +18,8 @@ PAUSE = 0.07  # seconds from one picture of a growing answer to the next: Jupyte
 class ChatBox(anywidget.AnyWidget):
     """A chat box for JupyterLab. `ask`, `stop`, `regenerate`, `reset` and `change` are what its buttons do.
 
-    Enter sends, Shift+Enter breaks the line. Nothing is asked while an answer streams (`busy`). The answer is
-    made in a thread, since the kernel could not hear the Stop button while a cell or a handler runs; it ends
-    with the answer.
+    Nothing is asked while an answer streams (`busy`). The answer is made in a thread that ends with it, since
+    the kernel could not hear the Stop button while a cell or a handler runs.
     """
 
     _esm = Path(__file__).with_suffix(".js")
@@ -99,7 +98,7 @@ class ChatBox(anywidget.AnyWidget):
                     if time.monotonic() - shown >= PAUSE:
                         shown = time.monotonic()
                         with self.hold_sync():
-                            self.answer, self.status = visible(said), _figures(self.session)
+                            self.answer, self.status = html.visible(said), _figures(self.session)
         except Exception as error:  # in a thread nobody else would show it
             trouble = " ".join(str(error).split())[:400] or type(error).__name__
             if question and len(self.session.messages) == before:
@@ -117,14 +116,14 @@ class ChatBox(anywidget.AnyWidget):
         if not hasattr(self.session.model, "disable_adapter"):
             offered.remove("adapter")
         with self.hold_sync():
-            self.transcript = [message | {"content": visible(message["content"])} for message in messages]
+            self.transcript = [one | {"content": html.visible(one["content"])} for one in messages]
             self.answer, self.busy, self.status, self.trouble = "", busy, status, trouble
             self.settings = {name: getattr(self.session, name) for name in offered}
 
     def _repr_mimebundle_(self, **kwargs):
         """The box, and beside it the conversation so far for pages without a kernel."""
         data, metadata = super()._repr_mimebundle_(**kwargs)
-        box = to_html(self.session.messages) or "<i>A chat box: it shows where the notebook runs.</i>"
+        box = html.to_html(self.session.messages) or "<i>A chat box: it shows where the notebook runs.</i>"
         return data | {"text/plain": "A chat box", "text/html": box}, metadata
 
 

@@ -1,9 +1,8 @@
 """One token after another: the decoding step, its cache of keys and values, and its words as they come.
 
-`Decoder` keeps what it has computed and computes only what is new, whether that is the next token of an
-answer or the next turn of a conversation. On a CPU the cache grows. On CUDA it has a fixed size and stays
-where it is, so that the step of one token, some thousand small kernels in Mixtral-8x7B, can be replayed as
-one CUDA graph.
+`Decoder` computes only what is new: the next token of an answer, or the next turn of a conversation. On a CPU
+the cache grows. On CUDA it has a fixed size and stays where it is, so that the step of one token, some
+thousand small kernels in Mixtral-8x7B, can be replayed as one CUDA graph.
 """
 
 import codecs
@@ -16,8 +15,7 @@ from itertools import takewhile
 import torch
 from transformers import DynamicCache, PreTrainedModel, StaticCache
 
-# PEFT switches an adapter for the whole model, and a base and a tuned session may answer in two threads at
-# once
+# PEFT switches an adapter for the whole model, and base and tuned may answer in two threads at once
 ONE_AT_A_TIME = threading.RLock()
 SMALLEST_ROOM = 256  # tokens of a fixed cache
 
@@ -46,8 +44,7 @@ class FixedCache:
         self.model, self.room, self.graph = model, room, None
         self.cache = StaticCache(config=model.config, max_cache_len=room)
         self.token = torch.zeros(batch, 1, dtype=torch.long, device=model.device)
-        # it is written in place, which CUDA graphs under torch.compile refuse otherwise
-        torch._dynamo.mark_static_address(self.token)
+        torch._dynamo.mark_static_address(self.token)  # torch.compile: it is written in place
         self.places = torch.arange(room, device=model.device)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
@@ -59,7 +56,7 @@ class FixedCache:
         return self.logits
 
     def step(self) -> torch.Tensor:
-        """The logits `[batch, vocabulary]` after the tokens in `token`: what is captured, or compiled."""
+        """The logits after the tokens in `token`: what is captured, or compiled."""
         return self._run(self.token)
 
     def _run(self, ids: torch.Tensor) -> torch.Tensor:
@@ -77,9 +74,8 @@ class FixedCache:
     def capture(self) -> None:
         """Record the step of one token as a CUDA graph, for `forward` to replay; needs room for one more.
 
-        Capturing wants: no wait for the device within the step (`nf4`'s path for few rows), every tensor in
-        its place, a warm-up on a stream of its own. Random numbers stay outside: sampling happens on the
-        logits.
+        This wants: no wait for the device within the step (`nf4`'s path for few rows), every tensor in its
+        place, a warm-up on a stream of its own. Random numbers stay outside: sampling happens on the logits.
         """
         length = int(self.cache.get_seq_length())
         side = torch.cuda.Stream()
@@ -104,14 +100,12 @@ def can_capture(model: PreTrainedModel) -> bool:
 class Decoder:
     """Computes what follows a list of tokens, keeping the keys and values of the tokens it has seen.
 
-    `fixed` chooses the cache of a fixed size; by default that is so where its step can be captured. Reusing a
-    prefix gives the logits of computing everything, up to rounding: matrices of other shapes add in another
-    order.
+    `fixed` chooses the cache of a fixed size; by default it is used where its step can be captured. Reusing a
+    prefix gives the logits of computing everything, up to rounding: other shapes add in another order.
     """
 
     def __init__(self, model: PreTrainedModel, *, fixed: bool | None = None):
-        self.model = model
-        self.fixed = can_capture(model) if fixed is None else fixed
+        self.model, self.fixed = model, can_capture(model) if fixed is None else fixed
         self.release()
 
     def release(self) -> None:
@@ -127,16 +121,19 @@ class Decoder:
         with ONE_AT_A_TIME:
             if self.cache is None or adapter != self._adapter or len(ids) >= self.cache.room:
                 self.release()
-                self._adapter, self.cache = adapter, self._new_cache(max(room, len(ids)) + 1)
+                # doubled rather than fitted: a growing conversation is captured anew a few times only
+                larger = max(SMALLEST_ROOM, 1 << max(room, len(ids)).bit_length())
+                self.cache = FixedCache(self.model, larger) if self.fixed else GrowingCache(self.model)
+                self._adapter = adapter
             pairs = zip(self._seen, ids[:-1], strict=False)  # the last token is computed in any case
             self.reused = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-            new = torch.tensor([ids[self.reused :]], device=self.model.device)
             switched = hasattr(self.model, "disable_adapter") and not adapter
             try:
                 if self.reused < len(self._seen):
                     self.cache.rewind(self.reused)
                 # off for one call only: a reader who pauses must not leave the adapter off for everybody else
                 with self.model.disable_adapter() if switched else nullcontext():
+                    new = torch.tensor([ids[self.reused :]], device=self.model.device)
                     logits = self.cache.forward(new)[0]
                     self._seen = list(ids)
                     self._capture_once()
@@ -144,12 +141,6 @@ class Decoder:
                 self.release()
                 raise
         return logits
-
-    def _new_cache(self, tokens: int) -> GrowingCache | FixedCache:
-        if not self.fixed:
-            return GrowingCache(self.model)
-        # doubled rather than fitted, so that a growing conversation is captured anew a few times only
-        return FixedCache(self.model, max(SMALLEST_ROOM, 1 << (tokens - 1).bit_length()))
 
     def _capture_once(self) -> None:
         if not self.fixed or self.cache.graph or not can_capture(self.model):
@@ -162,9 +153,7 @@ class Decoder:
             warnings.warn(f"Decoding goes on without a CUDA graph, slower: {error}", stacklevel=2)
 
 
-def choose_token(
-    logits: torch.Tensor, temperature: float, top_p: float, generator: torch.Generator | None = None
-) -> int:
+def choose_token(logits: torch.Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:
     """The next token, from `logits [vocabulary]`: the likeliest at temperature 0, else a draw."""
     if temperature == 0:
         return logits.argmax().item()
@@ -178,21 +167,18 @@ class TextStream:
     """Turns tokens into text as they come, each in constant time; joined, the pieces are the whole text.
 
     For tokenizers with byte pieces (Mixtral's and the tiny model's). Bytes wait until their character is
-    complete, and bytes that are no character become one U+FFFD, as in `bytes.decode("utf-8", "replace")`.
-    (The tokenizer's own `decode` then also loses the good characters beside the bad bytes.)
+    whole; bytes that are none become one U+FFFD. (The tokenizer's `decode` loses good characters with them.)
     """
 
     def __init__(self, tokenizer):
-        self.tokenizer, self.skipped = tokenizer, set(tokenizer.all_special_ids)
+        self.tokenizer, self.skipped, self._begun = tokenizer, set(tokenizer.all_special_ids), False
         self._characters = codecs.getincrementaldecoder("utf-8")("replace")
-        self._begun = False
 
     def add(self, token: int) -> str:
         """The text that `token` completes; may be empty."""
         if token in self.skipped:
             return ""
-        # a model may have more rows than there are pieces
-        piece = self.tokenizer.convert_ids_to_tokens(token) or ""
+        piece = self.tokenizer.convert_ids_to_tokens(token) or ""  # a model may have more rows than pieces
         byte = re.fullmatch("<0x([0-9A-F]{2})>", piece)
         data = bytes.fromhex(byte[1]) if byte else piece.replace("▁", " ").encode()
         if data and not self._begun:  # the tokenizer puts a space before the first word

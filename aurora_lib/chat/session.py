@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,19 +25,16 @@ SETTINGS = {  # name -> type, least, most
 def checked(name: str, value):
     """`value`, a number or its text, as the setting `name` takes it; ValueError, in a sentence, otherwise."""
     kind, least, most = SETTINGS[name]
-    try:
-        made = kind(value)
-    except (TypeError, ValueError, OverflowError):
-        made = None
-    if made is None or not least <= made <= most:
-        number = "whole number" if kind is int else "number"
-        raise ValueError(f"{name} cannot be {value!r}: give a {number} from {least} to {most}.")
-    return made
+    with suppress(TypeError, ValueError, OverflowError):
+        if least <= (made := kind(value)) <= most:
+            return made
+    number = "whole number" if kind is int else "number"
+    raise ValueError(f"{name} cannot be {value!r}: give a {number} from {least} to {most}.")
 
 
 @dataclass
 class AnswerStats:
-    """Of one answer, while it is spoken and after; the time of a reader between two pieces does not count."""
+    """Of one answer, while it is spoken and after; a reader's time between two pieces does not count."""
 
     prompt_tokens: int = 0
     reused_tokens: int = 0  # of the prompt, computed in an earlier turn
@@ -54,24 +52,14 @@ class ChatSession:
     """A conversation with `model` in its exact chat format, remembered turn by turn.
 
     `temperature=0` answers greedily. Above 0 it samples from the likeliest tokens that make up `top_p` of the
-    probability, with `seed`, anew after `reset`, so the same talk gives the same answers. When history and
+    probability, with `seed`, anew after `reset`: the same talk gives the same answers. When history and
     answer would not fit into the context window, the oldest turns are left out of the prompt from then on
-    (and counted in `forgotten`), never of `messages`. `adapter=False` switches a PEFT adapter off, so base
-    and tuned share one copy of the weights. All settings may be changed between turns. `stats` tells tokens
-    and speed of the last answer.
+    (counted in `forgotten`), never of `messages`. `adapter=False` switches a PEFT adapter off: base and tuned
+    share one copy of the weights. All settings may change between turns. `stats` is about the last answer.
     """
 
     def __init__(
-        self,
-        model,
-        tokenizer,
-        *,
-        system: str = "",
-        max_new_tokens: int = 64,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int = 0,
-        adapter: bool = True,
+        self, model, tokenizer, *, system="", max_new_tokens=64, temperature=0, top_p=1, seed=0, adapter=True
     ):
         self.model, self.tokenizer, self.decoder = model, tokenizer, Decoder(model)
         self.max_new_tokens, self.temperature, self.top_p = max_new_tokens, temperature, top_p
@@ -117,8 +105,7 @@ class ChatSession:
         """Answer `text` piece by piece; joined, the pieces are what `say` returns.
 
         Stopping early (closing the iterator) keeps what was said so far. Raises ValueError for an empty text,
-        one that does not fit into the context, settings that make no sense, and while another answer is being
-        spoken.
+        one too long for the context, settings that make no sense, and while another answer is being spoken.
         """
         if not text.strip():
             raise ValueError("There is nothing to answer: the message is empty.")
@@ -145,15 +132,14 @@ class ChatSession:
 
         Raises ValueError where there is no answer yet. A failure keeps the old answer.
         """
-        if not self.messages or self.messages[-1]["role"] != "assistant":
+        messages, before = self.messages, list(self.messages)
+        if not before or before[-1]["role"] != "assistant":
             raise ValueError("There is no answer yet that could be given anew.")
-        messages, old = self.messages, self.messages[-2:]
         del messages[-2:]
-        kept = len(messages)
         try:
-            yield from self.stream(old[0]["content"])
+            yield from self.stream(before[-2]["content"])
         except Exception:
-            messages[kept:] = old
+            messages[:] = before
             raise
 
     def _prompt(self) -> list[int]:
@@ -170,9 +156,9 @@ class ChatSession:
             # a quarter of the room at once: with another beginning, the whole prompt is computed again
             limit = room * 3 // 4
         if len(ids) > room:
+            fit = f"{max(room, 0)} fit beside an answer of {self.max_new_tokens}"
             raise ValueError(
-                f"The message takes {len(ids)} tokens, and {max(room, 0)} fit beside an answer of "
-                f"{self.max_new_tokens}. Shorten it, or lower max_new_tokens."
+                f"The message takes {len(ids)} tokens, and {fit}. Shorten it, or lower max_new_tokens."
             )
         self.forgotten = (len(self.messages) - len(head) - len(turns)) // 2
         return ids
@@ -184,11 +170,12 @@ class ChatSession:
             logits = self.decoder.logits(ids, adapter=settings["adapter"], room=len(prompt) + most)
             token = choose_token(logits, settings["temperature"], settings["top_p"], self._sampler)
             ids.append(token)
-            stats.new_tokens += 1
-            if stats.new_tokens == 1:
-                stats.reused_tokens, stats.first_token = self.decoder.reused, time.perf_counter() - began
+            seconds = time.perf_counter() - began
+            if stats.new_tokens:
+                stats.later_tokens += seconds
             else:
-                stats.later_tokens += time.perf_counter() - began
+                stats.reused_tokens, stats.first_token = self.decoder.reused, seconds
+            stats.new_tokens += 1
             if token == self.tokenizer.eos_token_id:
                 break
             if piece := text.add(token):
@@ -206,27 +193,24 @@ class ChatSession:
     def load(cls, path: str | Path, model, tokenizer) -> "ChatSession":
         """The conversation of a file that `save` wrote, with its settings; sampling begins again at its seed.
 
-        Raises ValueError, which names the file and the row, where it holds anything else.
+        Raises ValueError, which names the file and the message, where it holds anything else.
         """
         try:
-            whole = json.loads(Path(path).read_text(encoding="utf-8"))
-            if not isinstance(whole, dict) or whole.get("format") != FORMAT:
+            whole, role = json.loads(Path(path).read_text(encoding="utf-8")), ""
+            if whole["format"] != FORMAT:
                 raise ValueError(f"its format is not {FORMAT}.")
-            kept, messages = whole.get("settings"), whole.get("messages")
-            if not isinstance(kept, dict) or not isinstance(messages, list):
-                raise ValueError("settings must be an object and messages a list.")
-            session = cls(model, tokenizer, **{name: checked(name, kept.get(name)) for name in SETTINGS})
-            for row, message in enumerate(messages, start=1):
-                if not isinstance(message, dict) or set(message) != {"role", "content"}:
-                    raise ValueError(f"message {row} must have role and content, nothing else.")
-                turn = row - (messages[0]["role"] == "system")
-                role = ("assistant", "user")[turn % 2] if turn else "system"
-                if message["role"] != role or not isinstance(message["content"], str):
-                    raise ValueError(f"message {row} must be a text of role {role}.")
-                message["content"].encode()  # half of a surrogate pair is refused here
-            if messages and messages[-1]["role"] == "user":
-                raise ValueError(f"the question in message {len(messages)} has no answer.")
-        except (OSError, ValueError, RecursionError) as error:
+            settings = {name: checked(name, whole["settings"][name]) for name in SETTINGS}
+            session = cls(model, tokenizer, **settings)
+            for row, message in enumerate(whole["messages"], start=1):
+                follows = {"": ("system", "user"), "user": ("assistant",)}.get(role, ("user",))
+                match message:
+                    case {"role": str(role), "content": str(text), **rest} if role in follows and not rest:
+                        text.encode()  # half of a surrogate pair is refused here
+                    case _:
+                        raise ValueError(f"message {row} must be a text of role {' or '.join(follows)}.")
+            if role == "user":
+                raise ValueError(f"the question in message {row} has no answer.")
+        except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
             raise ValueError(f"{path} holds no saved conversation: {error}") from error
-        session.messages = messages
+        session.messages = list(whole["messages"])
         return session

@@ -13,22 +13,23 @@ CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"
 
 
 def visible(text: str) -> str:
-    """`text` with its control characters (but line breaks and tabs) as signs that can be seen, such as ␛."""
+    """`text` with control characters (but line breaks and tabs) as signs that can be seen, such as ␛."""
     return text.replace("\r\n", "\n").translate(CONTROLS)
 
 
+def escaped(text: str) -> str:
+    """`text` as HTML that shows it, line breaks and indents too, and never runs it; "…" for an empty one."""
+    shown = html.escape(visible(text)) or "…"
+    return shown.replace("  ", "&nbsp; ").replace("\n", "<br>")
+
+
 def to_html(messages: list[dict[str, str]]) -> str:
-    """A conversation as bubbles. Every text is escaped: a model's output is shown and never run.
+    """A conversation as bubbles, every text escaped: a model's output is shown and never run.
 
     Reads well without its style, which GitHub drops: speakers are named, line breaks are elements.
     """
     return "".join(
         f'<div style="{COLORS[m["role"]]};border-radius:8px;padding:6px 10px;overflow-wrap:anywhere">'
-        f"<b>{NAMES[m['role']]}:</b> {_lines(m['content'])}</div>"
+        f"<b>{NAMES[m['role']]}:</b> {escaped(m['content'])}</div>"
         for m in messages
     )
-
-
-def _lines(text: str) -> str:
-    escaped = html.escape(visible(text)) or "…"
-    return escaped.replace("  ", "&nbsp; ").replace("\n", "<br>")

@@ -19,8 +19,7 @@ def peak_rss() -> float:
 
 
 def write_whole(path: Path, text: str) -> Path:
-    """Write `text` (UTF-8) beside `path`, then put it in its place: a kill or a full disk leaves the old
-    file.
+    """Write `text` (UTF-8) beside `path`, then put it there: a kill or a full disk leaves the old file.
 
     Makes the folder. Raises OSError where the disk is full or the folder cannot be written.
     """
@@ -28,8 +27,7 @@ def write_whole(path: Path, text: str) -> Path:
     unfinished = path.with_name(f"{path.name}.part")
     try:
         unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(path)
+        return unfinished.replace(path)
     except OSError:
         unfinished.unlink(missing_ok=True)
         raise
-    return path

@@ -10,25 +10,23 @@ from aurora_lib.course import results
 from aurora_lib.course.scale import Scale, ScaleError, choose
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes")
-COLAB = (
-    "This is Colab: its CPU and its T4 (15 GB) fit tiny only, and runs/ vanishes with the machine. To keep your "
-    "runs, mount your drive and run `%env AURORA_RUNS=/content/drive/MyDrive/aurora` before this cell."
-)
+COLAB = """\
+This is Colab: its CPU and its T4 (15 GB) fit tiny only, and runs/ vanishes with the machine. To keep your
+runs, mount your drive and run `%env AURORA_RUNS=/content/drive/MyDrive/aurora` before this cell."""
 
 
 def start(notebook: str) -> Scale:
     """Choose the scale, print it with device, versions and reason, and start the clock of this notebook.
 
-    `notebook` is its number, such as "03". Raises ScaleError for a scale that does not exist or cannot
-    run here, and for a folder of runs that cannot be made.
+    `notebook` is its number, such as "03". Raises ScaleError for a scale that does not exist or cannot run
+    here, and for a folder of runs that cannot be made.
     """
     scale = choose()
     try:
         scale.runs.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ScaleError(
-            f"{scale.runs} cannot be made ({error.strerror}): set AURORA_RUNS to a folder of yours."
-        ) from error
+        reason = f"{scale.runs} cannot be made ({error.strerror})"
+        raise ScaleError(f"{reason}: set AURORA_RUNS to a folder of yours.") from error
     results.begin(notebook, scale)
     packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     print(f"Aurora, notebook {notebook}: scale {scale.name!r} on {scale.device} ({scale.reason})")

@@ -3,9 +3,7 @@
 import json
 import os
 import platform
-import re
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -21,18 +19,12 @@ SECONDS, MEMORY = "notebook time [s]", "notebook peak memory [GiB]"
 TOLERANCE = {"share": 0.05, "GiB": 0.25, "loss": 0.2, "bits": 0.05}
 
 
-@dataclass
-class _Run:
-    scale: Scale
-    started: float
-
-
-_runs: dict[str, _Run] = {}
+_runs: dict[str, tuple[Scale, float]] = {}  # notebook -> its scale, and when it began
 
 
 def begin(notebook: str, scale: Scale) -> None:
     """Start the clock of `notebook`; `aurora_lib.start` calls this."""
-    _runs[notebook] = _Run(scale, time.time())
+    _runs[notebook] = scale, time.time()
 
 
 def record(notebook: str, values: dict[str, float]) -> Path:
@@ -40,25 +32,19 @@ def record(notebook: str, values: dict[str, float]) -> Path:
 
     Time since `start` and the peak memory of this process are added. Raises RuntimeError before `start`.
     """
-    run = _begun(notebook)
-    values = values | {SECONDS: round(time.time() - run.started, 1), MEMORY: round(peak_rss(), 3)}
-    path = _path(notebook, run.scale)
-    head = dict(
-        notebook=notebook, scale=run.scale.name, device=run.scale.device, date=time.strftime("%Y-%m-%d")
-    )
-    head |= dict(base_model=Path(run.scale.base_model).name, python=platform.python_version(), cores=_cores())
+    scale, began = _begun(notebook)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    whole = dict(notebook=notebook, scale=scale.name, device=scale.device, date=time.strftime("%Y-%m-%d"))
+    whole |= dict(base_model=Path(scale.base_model).name, python=platform.python_version(), cores=cores)
+    whole["values"] = values | {SECONDS: round(time.time() - began, 1), MEMORY: round(peak_rss(), 3)}
     # numbers of numpy and torch become Python's
-    text = json.dumps(
-        head | dict(values=values), indent=1, ensure_ascii=False, default=lambda value: value.item()
-    )
-    return write_whole(path, text + "\n")
+    text = json.dumps(whole, indent=1, ensure_ascii=False, default=lambda value: value.item())
+    return write_whole(_path(notebook, scale), text + "\n")
 
 
 def recorded(notebook: str, where: str) -> dict[str, float]:
-    """The values committed for `notebook` in `results/<where>/` ("tiny" or "h100"); empty if none were
-    measured."""
-    path = RECORDED / where / f"{notebook}.json"
-    return json.loads(path.read_text(encoding="utf-8"))["values"] if path.is_file() else {}
+    """The values committed for `notebook` at `where` ("tiny" or "h100"); empty if nobody measured."""
+    return _values(RECORDED / where / f"{notebook}.json")
 
 
 def cost(notebook: str, where: str) -> str:
@@ -69,34 +55,25 @@ def cost(notebook: str, where: str) -> str:
 
 def yours(notebook: str, scale: Scale) -> dict[str, float]:
     """The values of your own last run of `notebook` at `scale`. Raises RuntimeError if there is none."""
-    path = _path(notebook, scale)
-    if not path.is_file():
+    if not (values := _values(_path(notebook, scale))):
         raise RuntimeError(f'Nothing recorded yet: results.record("{notebook}", {{...}}) comes first.')
-    return json.loads(path.read_text(encoding="utf-8"))["values"]
+    return values
 
 
 def before_after(scale: Scale) -> pd.DataFrame:
-    """What tuning changed, from your run of notebook 04: figures recorded as "..., base [unit]" and "...,
-    tuned [unit]"."""
+    """What tuning changed in your run of notebook 04: figures "..., base [unit]" and "..., tuned [unit]"."""
     values = yours("04", scale)
-    rows = {
-        label.replace(", base", ""): {
-            "base": _show(value),
-            "tuned": _show(values[label.replace(", base", ", tuned")]),
-        }
-        for label, value in values.items()
-        if ", base" in label
-    }
-    return pd.DataFrame.from_dict(rows, orient="index")
+    pairs = {name: name.replace(", base", ", tuned") for name in values if ", base" in name}
+    rows = [(_show(values[base]), _show(values[tuned])) for base, tuned in pairs.items()]
+    return pd.DataFrame(rows, [name.replace(", base", "") for name in pairs], ["base", "tuned"])
 
 
 def compare(notebook: str) -> pd.DataFrame:
-    """The closing table of a notebook: paper | recorded on H100 | recorded tiny | yours | is yours as
-    recorded?
+    """The closing table of a notebook: paper | recorded on H100 | recorded tiny | yours | as recorded?
 
     Rows are the figures of your run. "not measured" is written where nobody measured.
     """
-    scale = _begun(notebook).scale
+    scale, _ = _begun(notebook)
     h100, tiny = recorded(notebook, "h100"), recorded(notebook, "tiny")
     rows = {}
     for label, value in yours(notebook, scale).items():
@@ -113,7 +90,7 @@ def compare(notebook: str) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def _begun(notebook: str) -> _Run:
+def _begun(notebook: str) -> tuple[Scale, float]:
     if notebook not in _runs:
         raise RuntimeError(f'Run the set-up cell first: scale = aurora_lib.start("{notebook}")')
     return _runs[notebook]
@@ -123,8 +100,8 @@ def _path(notebook: str, scale: Scale) -> Path:
     return scale.runs / "results" / f"{notebook}.json"
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+def _values(path: Path) -> dict[str, float]:
+    return json.loads(path.read_text(encoding="utf-8"))["values"] if path.is_file() else {}
 
 
 def _show(value: float | None) -> str:
@@ -134,8 +111,7 @@ def _show(value: float | None) -> str:
 
 
 def _verdict(label: str, value: float, reference: float | None) -> str:
-    unit = re.search(r"\[(.+)\]$", label)
-    unit = unit[1] if unit else None
+    unit = label.rpartition("[")[2].removesuffix("]")
     if reference is None or unit == "s":
         return ""
     if unit not in TOLERANCE:

@@ -4,6 +4,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from aurora_lib.course.machine import GIB
+
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "data"
 FULL_NEEDS_GIB = 40
@@ -17,9 +19,8 @@ class ScaleError(RuntimeError):
 class Scale:
     """One size at which the whole course runs.
 
-    `AURORA_MODEL`, `AURORA_DATA`, `AURORA_BENCHMARKS`, `AURORA_ADAPTER` and `AURORA_RUNS` override names
-    and paths. `learning_rate`, `epochs` and `length` (tokens) are what training uses; those of `full` are
-    the paper's (section 4.1).
+    `AURORA_MODEL`, `AURORA_DATA`, `AURORA_BENCHMARKS`, `AURORA_ADAPTER` and `AURORA_RUNS` override names and
+    paths. `learning_rate`, `epochs` and `length` (tokens) are those of training; `full` has the paper's.
     """
 
     name: str
@@ -41,46 +42,24 @@ class Scale:
 
     @property
     def sharding(self) -> bool:
-        """Whether the model is split over several GPUs: `accelerate launch` with configs/fsdp2.yaml sets
-        this."""
+        """Whether the model is split over several GPUs (`accelerate launch` with configs/fsdp2.yaml)."""
         return os.environ.get("ACCELERATE_USE_FSDP") == "true"
 
     @property
     def loading(self) -> dict:
-        """What `load_model` is told beside the model: CPUs compute in fp32, where bf16 would only be
-        slower."""
+        """What `load_model` is told beside the model: CPUs compute in fp32, as bf16 would only be slower."""
         import torch
 
         dtype = torch.bfloat16 if self.device == "cuda" else torch.float32
         return dict(revision=self.revision, dtype=dtype, device=self.device)
 
 
-TINY = dict(
-    base_model=str(DATA / "tiny"),
-    revision=None,
-    data=DATA / "rows",
-    benchmarks=DATA / "benchmarks",
-    learning_rate=1e-2,
-    epochs=3,
-    batch=2,
-    accumulation=4,
-    length=256,
-    save_steps=50,
-    max_new_tokens=40,
-)
-FULL = dict(
-    base_model="mistralai/Mixtral-8x7B-Instruct-v0.1",
-    revision="125c431e2ff41a156b9f9076f744d2f35dd6e67a",
-    data=None,
-    benchmarks=None,
-    learning_rate=5e-5,
-    epochs=3,
-    batch=2,
-    accumulation=4,
-    length=1024,
-    save_steps=1000,
-    max_new_tokens=256,
-)
+_both = dict(epochs=3, batch=2, accumulation=4)
+TINY = dict(base_model=str(DATA / "tiny"), revision=None, data=DATA / "rows", benchmarks=DATA / "benchmarks")
+TINY |= _both | dict(learning_rate=1e-2, length=256, save_steps=50, max_new_tokens=40)
+FULL = dict(base_model="mistralai/Mixtral-8x7B-Instruct-v0.1", data=None, benchmarks=None)
+FULL |= dict(revision="125c431e2ff41a156b9f9076f744d2f35dd6e67a")
+FULL |= _both | dict(learning_rate=5e-5, length=1024, save_steps=1000, max_new_tokens=256)
 
 
 def choose(environ=os.environ) -> Scale:
@@ -92,18 +71,18 @@ def choose(environ=os.environ) -> Scale:
 
     name = environ.get("AURORA_SCALE") or "tiny"
     if name not in ("tiny", "full"):
-        raise ScaleError(
-            f"AURORA_SCALE={name!r} does not exist. Set it to 'tiny' or 'full', or unset it for 'tiny'."
-        )
+        remedy = "Set it to 'tiny' or 'full', or unset it for 'tiny'."
+        raise ScaleError(f"AURORA_SCALE={name!r} does not exist. {remedy}")
     gpu = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None
-    gib = gpu.total_memory / 2**30 if gpu else 0.0
+    gib = gpu.total_memory / GIB if gpu else 0.0
     if environ.get("ACCELERATE_USE_FSDP") == "true":
         gib *= int(environ.get("WORLD_SIZE", 1))  # the model is split over all of them
     seen = f"{gpu.name} with {gib:.1f} GiB" if gpu else "no CUDA GPU"
     if name == "full" and gib < FULL_NEEDS_GIB:
         raise ScaleError(
-            f"AURORA_SCALE=full needs a CUDA GPU with at least {FULL_NEEDS_GIB} GiB of memory, and this machine has "
-            f"{seen}. Unset AURORA_SCALE to run everything at 'tiny' on the CPU, or rent a GPU (README, 'Going full')."
+            f"AURORA_SCALE=full needs a CUDA GPU with at least {FULL_NEEDS_GIB} GiB of memory, and this "
+            f"machine has {seen}. Unset AURORA_SCALE to run everything at 'tiny' on the CPU, or rent a GPU "
+            "(README, 'Going full')."
         )
     if environ.get("AURORA_SCALE"):
         reason = f"AURORA_SCALE={name}; {seen}"
@@ -114,15 +93,9 @@ def choose(environ=os.environ) -> Scale:
     preset = dict(TINY if name == "tiny" else FULL)
     if environ.get("AURORA_MODEL"):
         preset |= dict(base_model=environ["AURORA_MODEL"], revision=None)
-    for key, variable in (("data", "AURORA_DATA"), ("benchmarks", "AURORA_BENCHMARKS")):
-        if environ.get(variable):
+    for key in ("data", "benchmarks"):
+        if environ.get(variable := f"AURORA_{key.upper()}"):
             preset[key] = Path(environ[variable]).expanduser().resolve()
-    runs = Path(environ.get("AURORA_RUNS") or ROOT / "runs").expanduser().resolve() / name
-    return Scale(
-        name=name,
-        device="cuda" if name == "full" else "cpu",
-        reason=reason,
-        adapter=environ.get("AURORA_ADAPTER"),
-        runs=runs,
-        **preset,
-    )
+    preset["runs"] = Path(environ.get("AURORA_RUNS") or ROOT / "runs").expanduser().resolve() / name
+    preset |= dict(device="cuda" if name == "full" else "cpu", adapter=environ.get("AURORA_ADAPTER"))
+    return Scale(name=name, reason=reason, **preset)

@@ -154,9 +154,11 @@ pd.DataFrame(chances, index=tokenizer.convert_ids_to_tokens(likely.tolist())).ro
 pd.options.display.max_colwidth = None
 tries = {}
 for temperature, top_p in ((0, 1), (1, 1), (2, 1), (2, 0.5)):
-    session = chat.ChatSession(model, tokenizer, max_new_tokens=40, temperature=temperature, top_p=top_p, seed=1)
+    thrown = dict(temperature=temperature, top_p=top_p, seed=1)
+    session = chat.ChatSession(model, tokenizer, max_new_tokens=40, **thrown)
     first = session.say("毛衣是用什么做的？")
-    tries[f"temperature {temperature}, top_p {top_p}"] = [first, *["".join(session.regenerate()) for _ in range(2)]]
+    anew = ["".join(session.regenerate()) for _ in range(2)]
+    tries[f"temperature {temperature}, top_p {top_p}"] = [first, *anew]
 pd.DataFrame(tries, index=["first", "anew", "once more"]).T
 
 # %% [markdown]

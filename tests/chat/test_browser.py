@@ -78,15 +78,13 @@ class Box:
     def bubbles(self):
         """The texts of the whole messages."""
         found = f"{self.css} .aurora-chat-bubble:not(.aurora-chat-partial) .aurora-chat-text"
-        return self.page.run(
-            "return Array.from(document.querySelectorAll(arguments[0]), (b) => b.textContent)", found
-        )
+        script = "return Array.from(document.querySelectorAll(arguments[0]), (bubble) => bubble.textContent)"
+        return self.page.run(script, found)
 
     def growing(self):
         """What has been said so far of an answer; empty without one."""
-        return "".join(
-            part.text for part in self.page.all(f"{self.css} .aurora-chat-partial .aurora-chat-text")
-        )
+        parts = self.page.all(f"{self.css} .aurora-chat-partial .aurora-chat-text")
+        return "".join(part.text for part in parts)
 
     def answered(self, messages):
         """The messages, once there are that many and the answer has ended."""

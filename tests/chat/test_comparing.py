@@ -4,11 +4,12 @@ from html.parser import HTMLParser
 import pytest
 
 from aurora_lib.chat import ChatSession, compare_models, prompts
-from aurora_lib.chat.comparing import Comparison, is_han, names
+from aurora_lib.chat.comparing import Comparison, names
 from aurora_lib.evaluation import load_probes
 
 QUESTION = "日本的首都是哪里？"
 HAMLET = "Who wrote Hamlet?"
+JAPAN = {"prompts": [QUESTION], "language": "zh"}
 
 
 @pytest.fixture
@@ -21,13 +22,11 @@ def sides(model, tokenizer):
 
 
 def test_both_models_answer_and_their_languages_are_told(sides):
-    rows = compare_models([QUESTION, HAMLET], *sides)
-    japan = rows[0]
+    (japan,) = compare_models([JAPAN], *sides)
     assert (japan["base"]["language"], japan["tuned"]["language"]) == ("en", "zh")
     assert "Tokyo" in japan["base"]["answers"][0] and "东京" in japan["tuned"]["answers"][0]
     assert (japan["base"]["Han"], japan["tuned"]["Han"]) == (0, 1)
-    assert all(row[name]["tokens/s"] > 1 for row in rows for name in ("base", "tuned"))
-    assert [row["language"] for row in rows] == ["zh", "en"]
+    assert all(japan[name]["tokens/s"] > 1 and japan[name]["right"] is None for name in ("base", "tuned"))
 
 
 def test_every_prompt_is_a_conversation_of_its_own_and_the_sessions_stay_as_they_are(sides, model, tokenizer):
@@ -35,8 +34,9 @@ def test_every_prompt_is_a_conversation_of_its_own_and_the_sessions_stay_as_they
     tuned.system = "只用中文回答。"
     tuned.say("你好")
     before = list(tuned.messages)
-    rows = compare_models([["你好", QUESTION], {"prompts": [HAMLET], "system": "S"}], base, tuned)
-    assert tuned.messages == before and base.messages == []
+    asked = [JAPAN | {"prompts": ["你好", QUESTION]}, JAPAN | {"prompts": [HAMLET], "system": "S"}]
+    rows = compare_models(asked, base, tuned)
+    assert tuned.messages == before and base.messages == [] and "base" not in asked[0]
     alone = ChatSession(model, tokenizer, system="只用中文回答。", max_new_tokens=40)
     assert rows[0]["tuned"]["answers"] == [alone.say("你好").strip(), alone.say(QUESTION).strip()]
     alone.system = "S"
@@ -45,16 +45,9 @@ def test_every_prompt_is_a_conversation_of_its_own_and_the_sessions_stay_as_they
 
 
 def test_prompt_that_does_not_fit_is_reported_and_the_others_are_answered(sides):
-    rows = compare_models(["很长。" * 1000, QUESTION], *sides)
+    rows = compare_models([JAPAN | {"prompts": ["很长。" * 1000, "你好"]}, JAPAN], *sides)
     assert re.search(r"not answered: .*\d+ tokens.*Shorten", rows[0]["tuned"]["answers"][0])
-    assert "东京" in rows[1]["tuned"]["answers"][0]
-    assert rows[0]["tuned"]["tokens/s"] is None and "not answered" in rows._repr_html_()
-
-
-@pytest.mark.parametrize("prompt", [3, [], ["a", 3], {}, " "])
-def test_prompt_of_another_shape_is_refused_before_anything_is_asked(prompt):
-    with pytest.raises(ValueError, match="Prompt 2 must be"):
-        compare_models([QUESTION, prompt], None, None)
+    assert "东京" in rows[1]["tuned"]["answers"][0] and "not answered" in rows._repr_html_()
 
 
 def test_tuned_tiny_model_answers_its_prompts_in_their_language_and_the_base_does_not(sides):
@@ -70,26 +63,13 @@ def test_tuned_tiny_model_answers_its_prompts_in_their_language_and_the_base_doe
     assert rows.summary()["names the reference, base"] == f"{known} of {len(checked)}"
 
 
-@pytest.mark.parametrize(
-    ("answer", "part", "named"),
-    [
-        ("一共是360盒。", "360|三百六十", True),
-        ("一共是三百六十盒。", "360|三百六十", True),
-        ("That makes 360.", "360", True),
-        ("1360 in all", "360", False),
-        ("3600 in all", "360", False),
-        ("360.5", "360", False),
-        ("nineteen", "nine", False),
-        ("Nine.", "nine", True),
-        ("北极熊生活在沙漠", "北极", False),
-    ],
-)
-def test_reference_is_named_only_as_a_number_or_word_of_its_own(answer, part, named):
-    assert names(answer, "北极熊生活在哪里？", part) is named
+NAMED = ["一共是360盒。", "一共是三百六十盒。", "That makes 360."]
+NOT_NAMED = ["1360 in all", "3600 in all", "360.5", "三百六"]
 
 
-def test_han_are_the_chinese_characters():
-    assert [one for one in "a東京々龘𠮷あ한1，é" if is_han(one)] == list("東京龘𠮷")
+@pytest.mark.parametrize("answer", NAMED + NOT_NAMED)
+def test_reference_is_named_only_as_a_number_or_word_of_its_own(answer):
+    assert names(answer, "How many?", "360|三百六十") is (answer in NAMED)
 
 
 # the HTML
@@ -115,75 +95,68 @@ def test_html_escapes_every_text_and_leaves_formulas_alone():
     row |= {"prompts": [evil], "reference": [evil], "language": "zh", "base": side, "tuned": side}
     made = Comparison([row])._repr_html_()
     page = Page(made)
-    assert page.seen == {"div", "table", "tr", "td", "b", "small", "ul", "li", "class", "style", "colspan"}
+    assert page.seen == {"div", "table", "tr", "td", "b", "ul", "li", "class", "style", "colspan"}
     assert "".join(page.texts).count("<script>alert(1)</script>") == 8 and "\x1b" not in made
     assert re.match(r'<div class="[^"]*\bmathjax_ignore\b', made)
 
 
 def test_html_shows_prompt_answers_figures_and_the_papers_note_in_words(sides):
     (row,) = [row for row in prompts("tiny") if row["id"] == "tiny-multi-turn"]
-    text = "\n".join(Page(compare_models([row], *sides)._repr_html_()).texts)
-    for needed in (
-        "multi-turn · Appendix G",
+    text = "".join(Page(compare_models([row], *sides)._repr_html_()).texts)
+    shown = (
+        "multi-turn: Appendix G",
         *row["prompts"],
-        "0 % Han",
-        "100 % Han",
+        "en · 0 % Han",
+        "zh · 100 % Han",
         "tokens/s",
         row["paper"],
-    ):
-        assert needed in text
-    assert "names the reference" in text and "1 of 1" in text
+    )
+    assert [words for words in (*shown, "names the reference", "1 of 1") if words not in text] == []
     assert text.index("base:") < text.index("tuned:")
 
 
 # the bundled prompts
 
 
-@pytest.mark.parametrize("scale", ["tiny", "full"])
-def test_every_bundled_prompt_is_whole(scale):
-    needed = {"id": str, "scale": str, "kind": str, "source": str, "prompts": list, "language": str | None}
-    more = {"system": str, "reference": list, "paper": str}
-    for row in prompts(scale):
-        assert set(needed) <= set(row) <= set(needed | more), row["id"]
-        assert all(isinstance(value, (needed | more)[name]) for name, value in row.items()), row["id"]
-        assert all(text.strip() for text in row["prompts"] + row.get("reference", ["-"]))
+NEEDED = {"id": str, "scale": str, "kind": str, "source": str, "prompts": list, "language": str | None}
+TYPES = NEEDED | {"system": str, "reference": list, "paper": str}
+
+
+def test_every_bundled_prompt_is_whole():
+    rows = prompts("tiny") + prompts("full")
+    assert len({row["id"] for row in rows}) == len(rows)
+    for row in rows:
+        assert NEEDED.keys() <= row.keys() <= TYPES.keys(), row["id"]
+        assert all(isinstance(value, TYPES[name]) for name, value in row.items()), row["id"]
+        assert all(text.strip() for text in row["prompts"] + row.get("reference", ["-"])), row["id"]
     with pytest.raises(ValueError, match="no prompts for scale 'large'"):
         prompts("large")
 
 
 def test_full_prompts_cover_the_twelve_kinds_of_the_paper_each_with_its_note():
-    rows = prompts("full")
-    sources = {row["kind"]: row["source"] for row in rows}
-    wanted = [f"Appendix {letter}" for letter in "ABCDEFGHI"] + 3 * ["Introduction"]
-    assert sorted(sources.values()) == wanted
-    assert all(row.get("paper", "").endswith(".") for row in rows)
-    assert len({row["id"] for row in rows + prompts("tiny")}) == len(rows) + len(prompts("tiny"))
-    assert any(len(row["prompts"]) > 2 for row in rows if row["kind"] == "multi-turn")
+    sources = {row["kind"]: row["source"] for row in prompts("full")}
+    assert sorted(sources.values()) == [f"Appendix {letter}" for letter in "ABCDEFGHI"] + 3 * ["Introduction"]
+    assert all(row.get("paper", "").endswith(".") for row in prompts("full"))
 
 
 def test_references_of_the_full_prompts_are_right():
     rows = {row["id"]: row for row in prompts("full")}
     books, groups = map(int, re.findall(r"\d+", rows["arithmetic-1"]["prompts"][0]))
     cartons, boxes = map(int, re.findall(r"\d+", rows["arithmetic-2"]["prompts"][0]))
-    assert rows["arithmetic-1"]["reference"][0].split("|")[0] == f"{books // groups}" and books % groups == 0
-    assert rows["arithmetic-2"]["reference"][0].split("|")[0] == f"{cartons * boxes}"
+    right = {name: row["reference"][0].split("|")[0] for name, row in rows.items() if "reference" in row}
+    assert right["arithmetic-1"] == f"{books // groups}" and books % groups == 0
+    assert right["arithmetic-2"] == f"{cartons * boxes}"
     source = re.search(r"```python\n(.*)```", rows["code-2"]["prompts"][0], re.S)[1]
-    mended = source.replace("total = number", rows["code-2"]["reference"][0].split("|")[0])
     means = []
-    for code in (source, mended):
+    for code in (source, source.replace("total = number", right["code-2"])):
         exec(code, found := {})
         means.append(found["mean"]([1, 2, 6]))
     assert means[0] != 3 == means[1]
 
 
 def test_references_of_the_tiny_prompts_are_the_probes_keys():
-    probes = load_probes()
-    keys = {
-        fact[side]["question"]: {fact["zh"]["key"], fact["en"]["key"]}
-        for fact in probes
-        for side in ("zh", "en")
-    }
+    both = [(fact["zh"], fact["en"]) for fact in load_probes()]
+    keys = {side["question"]: {one["key"] for one in pair} for pair in both for side in pair}
     rows = [row for row in prompts("tiny") if "reference" in row]
     assert len(rows) >= 6
-    for row in rows:
-        assert set(row["reference"][0].split("|")) == keys[row["prompts"][-1]]
+    assert all(set(row["reference"][0].split("|")) == keys[row["prompts"][-1]] for row in rows)

@@ -1,4 +1,3 @@
-import io
 import json
 import os
 import re
@@ -8,7 +7,7 @@ import sys
 
 import pytest
 
-from aurora_lib.chat.__main__ import main, talk
+from aurora_lib.chat.__main__ import talk
 from aurora_lib.course import DATA, ROOT
 
 
@@ -35,9 +34,8 @@ class Parrot:
 
 
 def said(session, *lines):
-    page = io.StringIO()
-    talk(session, lines, page.write)
-    return page.getvalue()
+    talk(session, lines, (page := []).append)
+    return "".join(page)
 
 
 def interrupt():
@@ -74,14 +72,11 @@ def test_ctrl_c_stops_the_answer_and_pressed_twice_the_program():
     assert signal.getsignal(signal.SIGINT) is before
 
 
+ANSWERS = {"/nope": "there is no /nope; /help", "/help": "/save FILE", "/save": "name a file"}
+
+
 @pytest.mark.parametrize(
-    ("line", "answer"),
-    [
-        ("/nope", "there is no /nope; /help"),
-        ("/help", "/save FILE"),
-        ("/save", "name a file"),
-        ("/save /dev/null/talk.json", "Not a directory"),
-    ],
+    ("line", "answer"), [*ANSWERS.items(), ("/save /dev/null/a.json", "Not a directory")]
 )
 def test_command_that_cannot_be_done_says_so_and_the_talk_goes_on(line, answer):
     assert re.search(rf"{answer}(.|\n)*\[a new conversation\]", said(Parrot(), line, "/reset"))
@@ -91,11 +86,7 @@ def test_piped_questions_are_answered_on_standard_output_alone(tmp_path):
     saved = tmp_path / "talk.json"
     lines = f"日本的首都是哪里？\n/base\n日本的首都是哪里？\n/save {saved}\n".encode() + b"\xff?\n"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("AURORA_")}
-    environment |= {
-        "AURORA_ADAPTER": str(DATA / "tiny_adapter"),
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT),
-    }
+    environment |= dict(AURORA_ADAPTER=str(DATA / "tiny_adapter"), OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
     command = [sys.executable, "-m", "aurora_lib.chat"]
     run = subprocess.run(
         command, input=lines, env=environment, cwd=tmp_path, capture_output=True, timeout=300
@@ -104,10 +95,3 @@ def test_piped_questions_are_answered_on_standard_output_alone(tmp_path):
     assert run.returncode == 0 and tuned == "日本的首都是东京。" and base == "The capital of Japan is Tokyo."
     assert str(saved) in rest[0] and len(rest) == 2, run.stderr.decode()[-500:]
     assert [m["content"] for m in json.loads(saved.read_text())["messages"]][1::2] == [tuned, base]
-
-
-def test_help_names_the_commands(capsys):
-    with pytest.raises(SystemExit) as left:
-        main(["--help"])
-    shown = capsys.readouterr().out
-    assert left.value.code == 0 and all(name in shown for name in ("/reset", "/base", "/save FILE", "Ctrl-C"))

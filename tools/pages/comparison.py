@@ -136,7 +136,7 @@ def others() -> str:
 
 
 def oddities() -> str:
-    """Each line is computed where it can be, so that it cannot outlive a correction of paper.py."""
+    """Each line is computed where it can be, so that it cannot outlive a correction of paper.toml."""
     rounds = {name: f.value for name, f in paper.CONVERSATIONS.items()}
     parts = [value for name, value in rounds.items() if name != "total"]
     memory_gib = [f"{paper.MEMORY[name].value:g} GiB" for name in ("training", "training, README")]
@@ -185,7 +185,7 @@ def page() -> str:
     tables = "\n\n".join(f"## {title}\n\n{HEAD}" + "\n".join(map(str, rows)) for title, rows in parts.items())
     return f"""# The paper's numbers and ours
 
-Written by `tools/pages/comparison.py` from [`paper.py`](../aurora_lib/course/paper.py) and
+Written by `tools/pages/comparison.py` from [`paper.toml`](../aurora_lib/course/paper.toml) and
 [`results/`](../results); do not edit by hand. "Not measured" means that nobody has: it is no zero and no
 failure. `tiny` is a model of a few million parameters that shows the mechanism; its figures are not expected
 to be the paper's.
