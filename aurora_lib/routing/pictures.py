@@ -1,17 +1,14 @@
-"""Pictures of routing: coloured tokens (HTML, escaped), loads, pairs of experts, a statistic by layer."""
+"""Pictures of routing: coloured tokens (HTML, escaped), loads, a statistic by layer."""
 
 import html
-import math
 import re
 from collections.abc import Sequence
-from itertools import permutations
 
 import matplotlib.pyplot as plt
 import torch
-from matplotlib.colors import LogNorm
 from torch import Tensor
 
-from aurora_lib.routing.statistics import Coactivation, Statistic, bound, load_by_group
+from aurora_lib.routing.statistics import Statistic, bound, load_by_group
 from aurora_lib.routing.tracing import RoutingTrace
 
 
@@ -104,31 +101,6 @@ def plot_groups(trace: RoutingTrace, labels: Sequence[str], layers: Sequence[int
     axes[-1, 0].set(xlabel="expert", xticks=range(experts))
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(loads))
     return figure
-
-
-def plot_coactivation(found: Coactivation, layer: int) -> plt.Axes:
-    """Heat map of one layer's pairs of experts, in times what independence gives (log colours).
-
-    A dot marks pairs outside what re-dealing gives for all pairs at once; the title judges the whole layer.
-    """
-    experts, lift = found.lift.shape[-1], found.lift[layer]
-    figsize = (1.8 + 0.5 * experts, 1.4 + 0.45 * experts)
-    ax = plt.subplots(figsize=figsize, layout="constrained")[1]
-    image = ax.imshow(lift.clamp(0.25, 4).numpy(), cmap="RdBu_r", norm=LogNorm(0.25, 4))
-    for one, other in permutations(range(experts), 2):
-        value, dot = float(lift[one, other]), "•" if found.outside[layer, one, other] else ""
-        text = "–" if math.isnan(value) else f"{value:.1f}{dot}"
-        ink = "white" if value < 0.45 or value > 2.2 else "black"
-        ax.text(other, one, text, ha="center", va="center", fontsize=7, color=ink)
-    bar = ax.figure.colorbar(image, ax=ax, label="times as often as independent picks", format="%g")
-    bar.set_ticks([0.25, 0.5, 1, 2, 4])
-    bar.minorticks_off()
-    ax.set(xlabel="expert", ylabel="expert", xticks=range(experts), yticks=range(experts))
-    draws = " and ".join(f"{len(each)} {name}" for name, each in found.baselines.items())
-    verdict = f"as a whole {'above' if found.above[layer] else 'not above'} what {draws} give"
-    title = f"Experts that share a token, layer {found.layers[layer]} (• beyond re-dealing)"
-    ax.set_title(f"{title}\n{verdict}", fontsize=9)
-    return ax
 
 
 def plot_statistic(found: Statistic, ax: plt.Axes) -> None:

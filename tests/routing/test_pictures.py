@@ -1,6 +1,7 @@
 """Pictures show the numbers that they are given, and texts as text."""
 
 import matplotlib
+import matplotlib.pyplot as plt
 import pytest
 import torch
 
@@ -49,11 +50,10 @@ def test_groups_stand_side_by_side_with_their_intervals():
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["zh (12 texts)", "en (12 texts)"]
 
 
-def test_dots_mark_the_pairs_outside_and_the_legend_names_the_baselines():
-    found = statistics.coactivation(clustered(0, gain=2.0)[0], permutations=50)
-    axes = pictures.plot_coactivation(found, layer=0)
-    assert len(axes.texts) == 56
-    assert sum("•" in text.get_text() for text in axes.texts) == found.outside.sum() > 0
-    axes = matplotlib.pyplot.subplots()[1]
+def test_a_statistic_is_drawn_with_every_baseline():
+    found, axes = statistics.load_gap(*clustered(0, gain=2.0), permutations=50), plt.subplots()[1]
     pictures.plot_statistic(found, axes)
-    assert "50 re-dealt experts: mean to bound" in [text.get_text() for text in axes.get_legend().get_texts()]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+        "50 shuffled texts: mean to bound",
+        "this model",
+    ]

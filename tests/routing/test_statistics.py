@@ -1,6 +1,6 @@
 """Statistics find what was planted, and claim nothing where there is nothing."""
 
-from itertools import combinations, islice
+from itertools import islice
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from aurora_lib.course import DATA
 from aurora_lib.evaluation import load_probes
 from aurora_lib.model import load_model
 from aurora_lib.routing import baselines, statistics
-from tests.routing.made import clustered, picks, trace_of
+from tests.routing.made import clustered, trace_of
 
 
 def test_load_counts_slots():
@@ -149,58 +149,6 @@ def test_shuffles_keep_units_together_and_strata_apart():
         assert sorted(moved[:4].tolist()) == [0, 0, 1, 1] and sorted(moved[4:].tolist()) == [2, 2, 3, 3]
         orders.add(tuple(moved.tolist()))
     assert len(orders) == 4
-
-
-def test_adjacent_layers_agree_only_beyond_the_token():
-    draw = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, 20, (800,), generator=draw)
-    by_token = torch.stack([picks(draw, torch.rand(20, 8, generator=draw))[ids] for _ in range(2)])
-    noisy = torch.stack([picks(draw, torch.rand(20, 8, generator=draw)[ids]) for _ in range(3)])
-    found = statistics.agreement(trace_of(by_token, ids=ids))
-    assert found.value > 0.5 and not found.above.any()  # much, and all of it the token's
-    noisy[2, :, 0] = (noisy[1, :, 0] + 3) % 8
-    noisy[2, :, 1] = (noisy[1, :, 0] + 4) % 8
-    found = statistics.agreement(trace_of(noisy, ids=ids))
-    assert found.layers == ["0→1", "1→2"] and found.above.tolist() == [False, True]
-
-
-# ---- co-activation
-
-
-def test_redealing_keeps_every_tokens_number_and_every_experts_load():
-    draw = torch.Generator().manual_seed(0)
-    experts = picks(draw, torch.rand(2, 101, 6, generator=draw) ** 2, top_k=3)
-    chosen = torch.zeros(2, 101, 6, dtype=torch.bool).scatter_(2, experts, True)
-    dealt = statistics.redeal(chosen, draw)
-    assert not torch.equal(dealt, chosen)
-    assert torch.equal(dealt.sum(-1), chosen.sum(-1)) and torch.equal(dealt.sum(1), chosen.sum(1))
-
-
-def test_redealing_comes_to_all_deals_alike():
-    """Four tokens with two of four experts, every expert twice: the 90 deals are few enough to list."""
-    rows = [torch.tensor([e in pair for e in range(4)]) for pair in combinations(range(4), 2)]
-    deals = [torch.stack([rows[index // 6**i % 6] for i in range(4)]) for index in range(6**4)]
-    deals = [deal.float() for deal in deals if (deal.sum(0) == 2).all()]
-    draw, dealt, total = torch.Generator().manual_seed(0), deals[0][None].bool(), torch.zeros(4, 4)
-    for _ in range(6000):
-        dealt = statistics.redeal(dealt, draw)
-        total += dealt[0].float().T @ dealt[0].float()
-    assert len(deals) == 90
-    torch.testing.assert_close(total / 6000, sum(deal.T @ deal for deal in deals) / 90, atol=0.06, rtol=0)
-
-
-@pytest.mark.parametrize("top_k", [2, 3])
-def test_coactivation_is_found_where_planted_and_not_for_independent_picks(top_k):
-    draw = torch.Generator().manual_seed(top_k)
-    uneven = torch.tensor([8.0, 4, 2, 2, 1, 1, 1, 1])
-    independent = picks(draw, uneven.expand(10, 400, 8), top_k)
-    assert statistics.coactivation(trace_of(independent), permutations=100).above.sum() <= 2
-    friends = independent[:1].clone()
-    friends[0, ::5, :2] = torch.tensor([6, 7])
-    friends[0, ::5, 2:] = 0
-    found = statistics.coactivation(trace_of(friends), permutations=100)
-    assert found.above.item() and found.lift[0, 6, 7] > 2 and found.outside[0, 6, 7]
-    torch.testing.assert_close(found.lift, found.lift.mT, equal_nan=True)
 
 
 @pytest.mark.parametrize(
