@@ -36,11 +36,7 @@ class WithoutAdapter(nn.Module):
 
     def __init__(self, tuned: nn.Module):
         super().__init__()
-        self.tuned = tuned
-
-    @property
-    def config(self):
-        return self.tuned.config
+        self.tuned, self.config = tuned, tuned.config
 
     def forward(self, *args, **kwargs):
         with self.tuned.disable_adapter():
@@ -54,13 +50,10 @@ def random_adapter(model: nn.Module, seed: int = 0) -> Iterator[None]:
     What it changes is what any change of that size changes. The trained ones are back when the `with` ends.
     Raises ValueError for a model without a LoRA adapter.
     """
-    layers = [module for module in model.modules() if hasattr(module, "lora_A")]
-    weights = [
-        (layer.lora_A[name].weight, layer.lora_B[name].weight) for layer in layers for name in layer.lora_A
-    ]
-    if not weights:
+    layers = [(layer.lora_A, layer.lora_B) for layer in model.modules() if hasattr(layer, "lora_A")]
+    pairs = [(a[name].weight.detach(), b[name].weight.detach()) for a, b in layers for name in a]
+    if not pairs:
         raise ValueError(f"{type(model).__name__} has no LoRA adapter to make random.")
-    pairs = [(a.detach(), b.detach()) for a, b in weights]
     trained = [(a.clone(), b.clone()) for a, b in pairs]
     generator = torch.Generator().manual_seed(seed)
     try:

@@ -186,7 +186,18 @@ def information(
         "position": ((trace.positions + 1).log2().long().tolist(), None, trace.ids),
         "token": (trace.ids.tolist(), None, None),
     }[label]
-    bits = _told(_chosen(trace), labels, units, within, permutations)
+    kinds = {kind: i for i, kind in enumerate(dict.fromkeys(labels))}
+    index, by_token = torch.tensor([kinds[kind] for kind in labels]), _chosen(trace).transpose(0, 1)
+
+    def told(index):
+        table = by_token.new_zeros(len(kinds), *by_token.shape[1:]).index_add_(0, index, by_token).double()
+        cells = table / by_token[:, 0].sum()
+        both, of_labels, of_experts = map(torch.special.entr, (cells, cells.sum(2), cells.sum(0)))
+        nats = of_labels.sum(0) + of_experts.sum(1) - both.sum((0, 2))
+        return (nats / math.log(2)).clamp(min=0).float()
+
+    draws = islice(shuffles(index, units, within), permutations)
+    bits = torch.stack([told(index), *map(told, draws)])
     return Statistic(f"{label} in experts [bits]", bits[0], trace.layers, {"shuffled labels": bits[1:]})
 
 
@@ -210,30 +221,10 @@ def shuffles(labels: Tensor, units: Tensor | None, within: Tensor | None) -> Ite
         yield moved[units]
 
 
-def _told(chosen: Tensor, labels: list, units, within, permutations: int) -> Tensor:
-    """Bits that `chosen [layers, tokens, experts]` tells of labels, then of shuffles: `[draws, layers]`."""
-    kinds = {kind: i for i, kind in enumerate(dict.fromkeys(labels))}
-    by_token = chosen.transpose(0, 1)
-
-    def bits(index):
-        table = by_token.new_zeros(len(kinds), *by_token.shape[1:]).index_add_(0, index, by_token).double()
-        cells = table / by_token[:, 0].sum()
-        both, of_labels, of_experts = map(torch.special.entr, (cells, cells.sum(2), cells.sum(0)))
-        nats = of_labels.sum(0) + of_experts.sum(1) - both.sum((0, 2))
-        return (nats / math.log(2)).clamp(min=0).float()
-
-    index = torch.tensor([kinds[label] for label in labels])
-    draws = islice(shuffles(index, units, within), permutations)
-    return torch.stack([bits(index), *map(bits, draws)])
-
-
 def _script(token: str) -> str:
     if re.fullmatch("<.+>", token):
         return "byte" if token.startswith("<0x") else "other"
     return "zh" if _HAN.search(token) else "en" if re.search("[A-Za-z]", token) else "other"
-
-
-# ---- counting
 
 
 def _chosen(trace: RoutingTrace) -> Tensor:
