@@ -29,12 +29,9 @@ def test_bytes_name_the_character_they_are_of():
     assert pictures.byte_characters(whole + broken) == named
 
 
-def test_bars_of_a_load_have_numbers_and_an_escaped_title():
+def test_a_load_is_shown_in_numbers_under_an_escaped_title():
     page = pictures.load_to_html(torch.tensor([0.25, 0.75]), "<b>")
     assert "75.0%" in page and "balanced = 50.0%" in page and "&lt;b&gt;" in page and "<b>" not in page
-
-
-def test_a_load_has_a_cell_per_layer_and_expert():
     axes = pictures.plot_load(torch.tensor([[0.1, 0.9], [0.5, 0.5]]))
     assert [text.get_text() for text in axes.texts] == ["10", "90", "50", "50"]
 

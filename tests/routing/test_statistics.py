@@ -15,12 +15,9 @@ from aurora_lib.routing import baselines, statistics
 from tests.routing.made import clustered, trace_of
 
 
-def test_load_counts_slots():
+def test_load_counts_slots_and_its_entropy_is_in_bits():
     trace = trace_of(torch.tensor([[[0, 1], [0, 2]], [[3, 4], [4, 3]]]), width=5)
     assert routing.expert_load(trace).tolist() == [[0.5, 0.25, 0.25, 0, 0], [0, 0, 0, 0.5, 0.5]]
-
-
-def test_entropy_of_balanced_and_collapsed_load():
     load = torch.tensor([[1 / 8] * 8, [1.0] + [0.0] * 7])
     torch.testing.assert_close(statistics.entropy(load), torch.tensor([3.0, 0.0]))
 
@@ -31,26 +28,18 @@ def test_balance_loss_is_the_librarys():
     torch.testing.assert_close(routing.balance_loss(logits, 2), library)
 
 
-def test_intervals_are_as_wide_as_resampled_texts_say():
+def test_intervals_are_as_wide_as_resampled_texts_say_and_unknown_for_one_text():
     trace, _ = clustered(0, gain=0.0)
     load, low, high = statistics.load_by_group(trace, ["all"] * 24)["all"]
     by_text = torch.stack([routing.expert_load(trace_of(each)) for each in trace.experts.split(25, dim=1)])
-    draw = torch.Generator().manual_seed(0)
-    spread = torch.stack(
-        [by_text[torch.randint(0, 24, (24,), generator=draw)].mean(0) for _ in range(500)]
-    ).std(0)
+    samples = torch.randint(0, 24, (500, 24), generator=torch.Generator().manual_seed(0))
+    spread = by_text[samples].mean(1).std(0)
     half = (high - low) / 2 / 2.07  # Student's t for 24 texts
     assert (half / spread - 1).abs().max() < 0.2
     torch.testing.assert_close(load, routing.expert_load(trace))
     assert (low < load).all() and (load < high).all()
-
-
-def test_an_interval_of_one_text_is_unknown():
     share, low, high = statistics.ratio_interval(torch.tensor([[3.0]]).double(), torch.tensor([4.0]).double())
     assert share.item() == 0.75 and low.isnan() and high.isnan()
-
-
-# ---- baselines
 
 
 def test_the_bound_holds_for_all_layers_at_once():
@@ -91,9 +80,6 @@ def test_a_random_router_is_not_said_to_specialise(tokenizer):
     assert sum(int(one.above.sum()) for one in found.values()) <= 1  # of twelve
     assert str(found["language"]).endswith("99 shuffled labels and 19 random routers give in no layer")
     assert not statistics.compare(statistics.load_entropy, trace, random).above.all()
-
-
-# ---- information
 
 
 def test_information_is_scikit_learns():
