@@ -75,25 +75,15 @@ def _card(trainer: "SFTTrainer", scale: Scale) -> str:
     args, state, lora = trainer.args, trainer.state, trainer.model.peft_config["default"]
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    return (
-        Path(__file__)
-        .with_name("card.md")
-        .read_text(encoding="utf-8")
-        .format(
-            base=_base_name(scale),
-            revision=f", revision `{scale.revision}`" if scale.revision else "",
-            lora=lora,
-            targets=", ".join(sorted(lora.target_modules)),
-            rows=len(trainer.train_dataset),
-            data=f"the local folder `{Path(scale.data).name}`" if scale.data else "the released datasets",
-            args=args,
-            schedule=args.lr_scheduler_type.value,
-            batch=batch,
-            steps=state.global_step,
-            planned="" if state.global_step >= state.max_steps else f" of {state.max_steps} planned",
-            epochs=state.epoch or 0,
-            losses=" to ".join(f"{loss:.3f}" for loss in losses[:1] + losses[-1:]),
-        )
+    known = dict(args=args, state=state, lora=lora, rows=len(trainer.train_dataset), batch=batch)
+    return (Path(__file__).with_name("card.md").read_text(encoding="utf-8")).format(
+        **known,
+        revision=f", revision `{scale.revision}`" if scale.revision else "",
+        targets=", ".join(sorted(lora.target_modules)),
+        data=f"the local folder `{Path(scale.data).name}`" if scale.data else "the released datasets",
+        planned="" if state.global_step >= state.max_steps else f" of {state.max_steps} planned",
+        epochs=state.epoch or 0,
+        losses=" to ".join(f"{loss:.3f}" for loss in losses[:1] + losses[-1:]),
     )
 
 
@@ -110,7 +100,7 @@ def find_adapter(scale: Scale) -> str:
         place, why = DATA / "tiny_adapter", "shipped with the course, since notebook 04 has not run here"
     else:
         raise AdapterError(
-            "There is no adapter yet: run notebook 04, or set AURORA_ADAPTER to a PEFT folder or hub id."
+            "There is no adapter: run notebook 04, or set AURORA_ADAPTER to a folder or hub id."
         )
     print(f"adapter: {Path(place).name} ({why})")
     return str(place)
@@ -147,12 +137,11 @@ def _place(adapter: str | Path) -> tuple[str, str | None]:
     """Folder or hub id, and the revision. Raises AdapterError for what is no adapter or cannot be reached."""
     local = Path(adapter).expanduser()
     if local.is_dir() or local.is_absolute():
-        for name in FILES:
-            if not (local / name).is_file():
-                raise AdapterError(
-                    f"{local} holds no adapter: {name} is missing. Check AURORA_ADAPTER. (A pickle, such as "
-                    f"adapter_model.bin, can run code when it is opened: convert it where you trust it.)"
-                )
+        if missing := [name for name in FILES if not (local / name).is_file()]:
+            raise AdapterError(
+                f"{local} holds no adapter: {missing[0]} is missing. Check AURORA_ADAPTER. (A pickle, such as "
+                "adapter_model.bin, can run code when it is opened: convert it where you trust it.)"
+            )
         return str(local), None
     name, _, revision = str(adapter).partition("@")
     try:

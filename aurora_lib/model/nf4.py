@@ -89,19 +89,11 @@ def select(
     def part(tensor: torch.Tensor) -> torch.Tensor:
         return tensor.view(state.shape[0], -1)[expert].flatten()
 
-    nested = QuantState(
-        part(state.state2.absmax), code=state.state2.code, blocksize=NESTED_BLOCK, dtype=state.state2.dtype
-    )
-    chosen = QuantState(  # built anew, since torch.compile cannot follow `copy.copy`
-        part(state.absmax),
-        shape=state.shape[1:] if isinstance(expert, int) else (len(expert), *state.shape[1:]),
-        code=state.code,
-        blocksize=BLOCK,
-        quant_type=state.quant_type,
-        dtype=state.dtype,
-        offset=state.offset,
-        state2=nested,
-    )
+    # built anew, since torch.compile cannot follow `copy.copy`
+    old, kind = state.state2, dict(blocksize=BLOCK, quant_type=state.quant_type, dtype=state.dtype)
+    nested = QuantState(part(old.absmax), code=old.code, blocksize=NESTED_BLOCK, dtype=old.dtype)
+    shape = state.shape[1:] if isinstance(expert, int) else (len(expert), *state.shape[1:])
+    chosen = QuantState(part(state.absmax), shape, state.code, offset=state.offset, state2=nested, **kind)
     return part(data).unsqueeze(1), chosen
 
 
@@ -128,8 +120,7 @@ def _few_rows(self, stacks, hidden, index, weights):
     """Shapes that do not depend on the routing: CUDA graphs and `torch.compile` can capture this (decoding).
 
     Up to as many token-slots as experts, the hit experts are copied, one for each slot, and run on one row.
-    With more, copying would move more bytes than there are: every expert runs on every row, weighted 0 if not
-    hit.
+    With more, copying would move more bytes than there are: every expert runs on every row, at weight 0 too.
     """
     if index.numel() <= self.num_experts:
         hit = [select(stack, index.flatten()) for stack in stacks]
@@ -232,13 +223,8 @@ def config(dtype: torch.dtype = torch.bfloat16, storage: torch.dtype = torch.uin
 
     `storage` is what the packed bytes call themselves; for FSDP2 see SHARDED.
     """
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-        bnb_4bit_quant_storage=storage,
-    )
+    paper = dict(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+    return BitsAndBytesConfig(**paper, bnb_4bit_compute_dtype=dtype, bnb_4bit_quant_storage=storage)
 
 
 def load_model(
@@ -275,8 +261,7 @@ def check_files(folder: Path) -> None:
             with safe_open(file, "pt") as weights:
                 weights.keys()
         except (OSError, SafetensorError) as error:
-            problem = f"{file} is missing or cut off ({error}). Download that file again."
-            raise ModelFileError(problem) from error
+            raise ModelFileError(f"{file} is missing or cut off ({error}). Download it again.") from error
 
 
 def random_model(
@@ -292,8 +277,8 @@ def random_model(
     generator = torch.Generator(device).manual_seed(seed)
     how = dtype, model_config.initializer_range, generator
     weights = {name: _Drawn(parameter.shape, *how) for name, parameter in empty.named_parameters()}
-    model = dict(dtype=dtype, config=model_config, state_dict=weights)
-    return _stream(type(empty), None, config(dtype), device, **model)
+    settings = dict(dtype=dtype, config=model_config, state_dict=weights)
+    return _stream(type(empty), None, config(dtype), device, **settings)
 
 
 @dataclass
@@ -318,15 +303,10 @@ def _stream(model_class, source, quantization: BitsAndBytesConfig, device: str, 
     # see a bitsandbytes 4-bit model. So the stock class is replaced for the length of this call.
     AUTO_QUANTIZER_MAPPING["bitsandbytes_4bit"] = ExpertQuantizer
     try:
-        return model_class.from_pretrained(
-            source,
-            quantization_config=quantization,
-            device_map={"": device},
-            experts_implementation=NAME,
-            trust_remote_code=False,
-            use_safetensors=True,
-            **settings,
+        settings |= dict(
+            quantization_config=quantization, device_map={"": device}, experts_implementation=NAME
         )
+        return model_class.from_pretrained(source, trust_remote_code=False, use_safetensors=True, **settings)
     finally:
         AUTO_QUANTIZER_MAPPING["bitsandbytes_4bit"] = stock
         _trim()
