@@ -2,7 +2,7 @@
 
 `predict` adds up named terms, one function each, from the shapes of a model that is never allocated. The
 budget it returns is a table; its `require` refuses a device that is too small. `profile` records memory over
-time. Predicted is what is allocated: nvidia-smi also shows PyTorch's reserve and the CUDA context, some 2 GiB.
+time. Predicted is what is allocated: nvidia-smi adds PyTorch's reserve and the CUDA context, some 2 GiB.
 """
 
 import html
@@ -70,8 +70,8 @@ class MemoryBudget:
     def __str__(self) -> str:
         """An aligned table, in GiB, or in MiB for a model that needs less than one GiB."""
         unit, scale = ("GiB", 1) if self.total >= 1 else ("MiB", 1024)
-        rows = [*self.parts.items(), ("total", self.total)]
-        rows = [(name, f"{size * scale:.2f} {unit}") for name, size in rows]
+        parts = self.parts | dict(total=self.total)
+        rows = [(name, f"{size * scale:.2f} {unit}") for name, size in parts.items()]
         names, sizes = (max(len(row[i]) for row in rows) for i in (0, 1))
         lines = [f"{name:<{names}}  {size:>{sizes}}" for name, size in rows]
         return "\n".join([self.title, *lines[:-1], "-" * len(lines[0]), lines[-1]])
@@ -330,7 +330,7 @@ class profile:
             # at three heights, since a step is so short that its name would lie on the next
             where = dict(transform=ax.get_xaxis_transform(), rotation=90, fontsize=8)
             ax.text(seconds, 0.02 + 0.22 * (i % 3), f" {phase}", **where)
-        ax.set(xlabel="seconds", ylabel=unit, ylim=(0, None))
-        ax.set_title(f"peak {self.peak * GIB / size:.2f} {unit}")
+        title = f"peak {self.peak * GIB / size:.2f} {unit}"
+        ax.set(xlabel="seconds", ylabel=unit, ylim=(0, None), title=title)
         ax.legend(loc="upper left", fontsize=8)
         return ax

@@ -6,9 +6,10 @@ from mistral_common.protocol.instruct.messages import AssistantMessage, SystemMe
 from mistral_common.protocol.instruct.request import ChatCompletionRequest
 from mistral_common.protocol.instruct.validator import ValidationMode
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
+from sentencepiece import SentencePieceProcessor
 
 from aurora_lib.model import load_tokenizer
-from aurora_lib.model.tokenizer import CHAT_TEMPLATE, MISTRAL_FILE, sentencepiece_model
+from aurora_lib.model.tokenizer import CHAT_TEMPLATE, MISTRAL_FILE
 
 TEXTS = [
     "",
@@ -33,7 +34,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def sentencepiece():
-    return sentencepiece_model()
+    return SentencePieceProcessor(model_file=str(MISTRAL_FILE))
 
 
 def ids(tokenizer, text):
