@@ -20,13 +20,12 @@ from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 from aurora_lib.model import load_model, nf4, random_model
 
 SMALL = dict(vocab_size=64, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+SMALL |= dict(intermediate_size=256)
 FOUR = dict(num_experts=4, num_experts_per_tok=2)
 FAMILIES = {
-    "mixtral": MixtralConfig(**SMALL, intermediate_size=256, num_local_experts=4),
-    "qwen3_moe": Qwen3MoeConfig(
-        **SMALL, **FOUR, moe_intermediate_size=256, intermediate_size=64, head_dim=16
-    ),
-    "olmoe": OlmoeConfig(**SMALL, **FOUR, intermediate_size=256),
+    "mixtral": MixtralConfig(**SMALL, num_local_experts=4),
+    "qwen3_moe": Qwen3MoeConfig(**SMALL, **FOUR, moe_intermediate_size=256, head_dim=16),
+    "olmoe": OlmoeConfig(**SMALL, **FOUR),
 }
 
 
@@ -134,10 +133,8 @@ def test_forward_is_exactly_that_of_dequantized_weights(checkpoint, monkeypatch)
 def test_forward_equals_a_dequantized_reference(checkpoint, shape):
     quantized = load(checkpoint)
     with torch.no_grad():
-        ours, reference = (
-            quantized(tokens(*shape)).logits,
-            dequantized(checkpoint, quantized)(tokens(*shape)).logits,
-        )
+        models = quantized, dequantized(checkpoint, quantized)
+        ours, reference = (model(tokens(*shape)).logits for model in models)
     torch.testing.assert_close(ours, reference, atol=1e-5, rtol=1e-4)
 
 
@@ -230,9 +227,8 @@ def test_adapter_saves_and_loads_on_4_bit_and_on_16_bit_bases(mixtral, tmp_path)
     with torch.no_grad():
         for base in (load(mixtral), dequantized(mixtral, load(mixtral))):
             again = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
-            torch.testing.assert_close(
-                again(tokens(1, 10)).logits, tuned(tokens(1, 10)).logits, atol=1e-5, rtol=1e-4
-            )
+            loaded, saved = (model(tokens(1, 10)).logits for model in (again, tuned))
+            torch.testing.assert_close(loaded, saved, atol=1e-5, rtol=1e-4)
 
 
 def sharded_training(rank, folder):
@@ -315,11 +311,11 @@ def test_a_random_model_is_built_as_a_loaded_one_and_repeats_with_its_seed(mixtr
         return random_model(FAMILIES["mixtral"], dtype=torch.float32, device="cpu", seed=seed).eval()
 
     first, again, other = (drawn(seed) for seed in (0, 0, 1))
-    kinds = [
-        {name: (type(p), p.dtype, p.shape) for name, p in model.named_parameters()}
-        for model in (first, load(mixtral))
-    ]
-    assert kinds[0] == kinds[1]
+
+    def kinds(model):
+        return {name: (type(p), p.dtype, p.shape) for name, p in model.named_parameters()}
+
+    assert kinds(first) == kinds(load(mixtral))
     with torch.no_grad():
         logits, same, different = (model(tokens(1, 10)).logits for model in (first, again, other))
     assert logits.isfinite().all() and logits.std() > 0
@@ -330,8 +326,7 @@ def test_a_random_model_is_built_as_a_loaded_one_and_repeats_with_its_seed(mixtr
 # anonymous memory: pages of a shard are the file's own, and the system drops them when room is needed.
 PEAK = """
 import sys, threading
-from transformers import AutoConfig
-from aurora_lib.model import load_model, random_model
+from aurora_lib.model import load_model
 
 def held():
     return int(open("/proc/self/status").read().split("RssAnon:")[1].split()[0]) * 1024
@@ -340,16 +335,12 @@ def watch():
     while not done.wait(0.001):
         seen.append(held())
 
-how, tiny, folder = sys.argv[1:]
-build = {
-    "load": lambda folder: load_model(folder, device="cpu"),
-    "random": lambda folder: random_model(AutoConfig.from_pretrained(folder), device="cpu"),
-}[how]
-build(tiny)  # imports and caches belong to the start
+tiny, folder = sys.argv[1:]
+load_model(tiny, device="cpu")  # imports and caches belong to the start
 seen, done = [held()], threading.Event()
 thread = threading.Thread(target=watch)
 thread.start()
-model = build(folder)
+model = load_model(folder, device="cpu")
 done.set()
 thread.join()
 size = sum(p.nbytes for p in model.parameters())
@@ -361,14 +352,13 @@ print(max(seen) - seen[0], size, 2 * max(s.shape.numel() for s in states))
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's own account of memory")
-@pytest.mark.parametrize("how", ["load", "random"])
-def test_building_holds_at_most_the_4_bit_model_and_two_stacks(how, mixtral, tmp_path):
+def test_loading_holds_at_most_the_4_bit_model_and_two_stacks(mixtral, tmp_path):
     # stacks of more than 32 MiB, as in any model worth packing: glibc gives those back itself
     sizes = SMALL | dict(hidden_size=1024, intermediate_size=2304)
     model = AutoModelForCausalLM.from_config(MixtralConfig(**sizes), dtype=torch.bfloat16)
     model.save_pretrained(tmp_path / "larger", max_shard_size="80MB")
     assert len(list((tmp_path / "larger").glob("*.safetensors"))) > 2
-    command = [sys.executable, "-c", PEAK, how, str(mixtral), str(tmp_path / "larger")]
+    command = [sys.executable, "-c", PEAK, str(mixtral), str(tmp_path / "larger")]
     ran = subprocess.run(command, env=os.environ | dict(OMP_NUM_THREADS="1"), capture_output=True, check=True)
     held, size, stack = map(int, ran.stdout.split())
     assert held <= size + 2 * stack
@@ -383,7 +373,7 @@ def test_saving_the_4_bit_base_is_refused(mixtral, tmp_path):
 
 
 def test_experts_that_cannot_be_packed_are_named(tmp_path):
-    config = MixtralConfig(**SMALL, intermediate_size=96, num_local_experts=4)
+    config = MixtralConfig(**SMALL | dict(intermediate_size=96), num_local_experts=4)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"layers.0.mlp.experts.*multiple of 16,384"):
         load(tmp_path)
