@@ -28,7 +28,7 @@ CONFIG_07 |= dict(r=8, lora_alpha=16.0, lora_dropout=0.1, fan_in_fan_out=False, 
 CONFIG_07 |= dict(inference_mode=True, megatron_core="megatron.core")
 CONFIG_07 |= dict(base_model_name_or_path="../Mixtral-8x7B-Instruct-v0.1")
 # in the folder and in those of its checkpoints
-BESIDE = "optimizer.pt rng_state.pth scheduler.pt tokenizer.json tokenizer.model training_args.bin".split()
+BESIDE = "optimizer.pt rng_state.pth scheduler.pt tokenizer.json tokenizer.model training_args.bin"
 
 
 class Bomb:
@@ -51,7 +51,7 @@ def released(tmp_path):
     weights = load_file(DATA / "tiny_adapter" / "adapter_model.safetensors")
     save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     bomb = pickle.dumps(Bomb(tmp_path / "exploded"), protocol=2)  # as torch.save writes
-    for name in BESIDE:
+    for name in BESIDE.split():
         (folder / name).write_bytes(bomb)
     (folder / "README.md").write_text("---\nlibrary_name: peft\nbase_model: ../tiny\n---\n")
     yield folder
