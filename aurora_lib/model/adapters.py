@@ -4,18 +4,13 @@ import os
 import shutil
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError
 from peft import PeftModel
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
 from aurora_lib.course import DATA, Scale
-
-if TYPE_CHECKING:
-    from trl import SFTTrainer  # heavy, and whoever only chats needs none of it
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -24,8 +19,8 @@ class AdapterError(RuntimeError):
     """An adapter that is missing, damaged, made for another base or cannot be saved, and what to do."""
 
 
-def save_adapter(trainer: "SFTTrainer", scale: Scale, folder: Path | None = None) -> Path:
-    """Save the adapter as a stock PEFT folder, then remove the checkpoints if the run is finished.
+def save_adapter(trainer, scale: Scale, folder: Path | None = None) -> Path:
+    """Save the adapter of a TRL trainer as a stock PEFT folder; remove the checkpoints of a finished run.
 
     Everything is written beside `folder` first. Raises AdapterError where that fails, a full disk for one.
     What was saved before and the checkpoints then stay.
@@ -34,9 +29,10 @@ def save_adapter(trainer: "SFTTrainer", scale: Scale, folder: Path | None = None
     sharded = _gathered(trainer.model) if trainer.is_fsdp_enabled else None
     if not trainer.is_world_process_zero():
         return folder
+    # a hub id stays; a path of this machine would mean nothing to whoever loads the adapter elsewhere
+    base = Path(scale.base_model)
     for config in trainer.model.peft_config.values():
-        # a path of this machine would mean nothing to whoever loads the adapter elsewhere
-        config.base_model_name_or_path = _base_name(scale)
+        config.base_model_name_or_path = base.name if base.exists() else scale.base_model
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -65,35 +61,21 @@ def _gathered(model) -> dict:
     return {name: p.full_tensor() if hasattr(p, "full_tensor") else p for name, p in trained.items()}
 
 
-def _base_name(scale: Scale) -> str:
-    """The name an adapter records for its base: the hub id, or the last part of a local folder's path."""
-    return Path(scale.base_model).name if Path(scale.base_model).exists() else scale.base_model
-
-
-def _card(trainer: "SFTTrainer", scale: Scale) -> str:
+def _card(trainer, scale: Scale) -> str:
     """`card.md` with this run's own settings; PEFT's card would hold a path of this machine."""
     args, state, lora = trainer.args, trainer.state, trainer.model.peft_config["default"]
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    return (
-        Path(__file__)
-        .with_name("card.md")
-        .read_text(encoding="utf-8")
-        .format(
-            base=_base_name(scale),
-            revision=f", revision `{scale.revision}`" if scale.revision else "",
-            lora=lora,
-            targets=", ".join(sorted(lora.target_modules)),
-            rows=len(trainer.train_dataset),
-            data=f"the local folder `{Path(scale.data).name}`" if scale.data else "the released datasets",
-            args=args,
-            schedule=args.lr_scheduler_type.value,
-            batch=batch,
-            steps=state.global_step,
-            planned="" if state.global_step >= state.max_steps else f" of {state.max_steps} planned",
-            epochs=state.epoch or 0,
-            losses=" to ".join(f"{loss:.3f}" for loss in losses[:1] + losses[-1:]),
-        )
+    known = dict(args=args, state=state, lora=lora, rows=len(trainer.train_dataset), batch=batch)
+    card = Path(__file__).with_name("card.md").read_text(encoding="utf-8")
+    return card.format(
+        **known,
+        revision=f", revision `{scale.revision}`" if scale.revision else "",
+        targets=", ".join(sorted(lora.target_modules)),
+        data=f"the local folder `{Path(scale.data).name}`" if scale.data else "the released datasets",
+        planned="" if state.global_step >= state.max_steps else f" of {state.max_steps} planned",
+        epochs=state.epoch or 0,
+        losses=" to ".join(f"{loss:.3f}" for loss in losses[:1] + losses[-1:]),
     )
 
 
@@ -110,7 +92,7 @@ def find_adapter(scale: Scale) -> str:
         place, why = DATA / "tiny_adapter", "shipped with the course, since notebook 04 has not run here"
     else:
         raise AdapterError(
-            "There is no adapter yet: run notebook 04, or set AURORA_ADAPTER to a PEFT folder or hub id."
+            "There is no adapter: run notebook 04, or set AURORA_ADAPTER to a folder or hub id."
         )
     print(f"adapter: {Path(place).name} ({why})")
     return str(place)
@@ -147,18 +129,17 @@ def _place(adapter: str | Path) -> tuple[str, str | None]:
     """Folder or hub id, and the revision. Raises AdapterError for what is no adapter or cannot be reached."""
     local = Path(adapter).expanduser()
     if local.is_dir() or local.is_absolute():
-        for name in FILES:
-            if not (local / name).is_file():
-                raise AdapterError(
-                    f"{local} holds no adapter: {name} is missing. Check AURORA_ADAPTER. (A pickle, such as "
-                    f"adapter_model.bin, can run code when it is opened: convert it where you trust it.)"
-                )
+        if missing := [name for name in FILES if not (local / name).is_file()]:
+            raise AdapterError(
+                f"{local} holds no adapter: {missing[0]} is missing. Check AURORA_ADAPTER. (A pickle, as "
+                "adapter_model.bin is, can run code when it is opened: convert it where you trust it.)"
+            )
         return str(local), None
     name, _, revision = str(adapter).partition("@")
     try:
         for file in FILES:
             hf_hub_download(name, file, revision=revision or None)
-    except (OSError, ValueError, HfHubHTTPError) as error:
+    except (OSError, ValueError) as error:
         raise AdapterError(
             f"The adapter {adapter} is no folder here and could not be fetched from the hub "
             f"({type(error).__name__}). Check name and network, set HF_ENDPOINT to a mirror, "

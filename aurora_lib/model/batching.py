@@ -45,8 +45,7 @@ def ready(model):
 
 def left_pad(rows: list[list[int]], tokenizer, device) -> dict[str, torch.Tensor]:
     """int64 `input_ids` and `attention_mask`, `[rows, longest]`: every row ends in the last column."""
-    pad = padding(tokenizer)
-    longest = max(map(len, rows))
+    pad, longest = padding(tokenizer), max(map(len, rows))
     ids = torch.tensor([[pad] * (longest - len(row)) + row for row in rows], device=device)
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
     return {"input_ids": ids, "attention_mask": mask}

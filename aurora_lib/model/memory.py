@@ -1,11 +1,8 @@
-"""Predict what a model needs, refuse what cannot fit, and measure what it took.
+"""Predict what a model needs, refuse what cannot fit, and measure what it took. A GiB is 2**30 bytes.
 
 `predict` adds up named terms, one function each, from the shapes of a model that is never allocated. The
 budget it returns is a table; its `require` refuses a device that is too small. `profile` records memory over
-time. A GiB is 2**30 bytes.
-
-Predictions are of allocated memory: nvidia-smi also shows what PyTorch's allocator keeps in reserve and the
-CUDA context, some 2 GiB more.
+time. Predicted is what is allocated: nvidia-smi adds PyTorch's reserve and the CUDA context, some 2 GiB.
 """
 
 import html
@@ -31,18 +28,10 @@ QUANTIZATIONS = ("nf4", "nf4-linear-only", "bf16")
 LOGIT_TILE = (4096, 32_768)  # tokens x vocabulary: TRL's loss never holds more logits than this
 
 # The published sizes of mistralai/Mixtral-8x7B-Instruct-v0.1.
-MIXTRAL_8X7B = MixtralConfig(
-    vocab_size=32_000,
-    hidden_size=4096,
-    intermediate_size=14_336,
-    num_hidden_layers=32,
-    num_attention_heads=32,
-    num_key_value_heads=8,
-    num_local_experts=8,
-    num_experts_per_tok=2,
-    max_position_embeddings=32_768,
-    rope_parameters={"rope_type": "default", "rope_theta": 1e6},
-)
+_WIDTHS = dict(vocab_size=32_000, hidden_size=4096, intermediate_size=14_336, max_position_embeddings=32_768)
+_COUNTS = dict(num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8)
+_COUNTS |= dict(num_local_experts=8, num_experts_per_tok=2)
+MIXTRAL_8X7B = MixtralConfig(**_WIDTHS, **_COUNTS, rope_parameters=dict(rope_type="default", rope_theta=1e6))
 
 
 class DoesNotFit(RuntimeError):
@@ -81,8 +70,8 @@ class MemoryBudget:
     def __str__(self) -> str:
         """An aligned table, in GiB, or in MiB for a model that needs less than one GiB."""
         unit, scale = ("GiB", 1) if self.total >= 1 else ("MiB", 1024)
-        rows = [*self.parts.items(), ("total", self.total)]
-        rows = [(name, f"{size * scale:.2f} {unit}") for name, size in rows]
+        parts = self.parts | dict(total=self.total)
+        rows = [(name, f"{size * scale:.2f} {unit}") for name, size in parts.items()]
         names, sizes = (max(len(row[i]) for row in rows) for i in (0, 1))
         lines = [f"{name:<{names}}  {size:>{sizes}}" for name, size in rows]
         return "\n".join([self.title, *lines[:-1], "-" * len(lines[0]), lines[-1]])
@@ -131,9 +120,7 @@ def predict(
     steps under sdpa; eager attention adds batch x heads x length^2 several times over.
     """
     if quantization not in QUANTIZATIONS:
-        raise ValueError(
-            f"There is no quantization {quantization!r}. Choose one of {', '.join(QUANTIZATIONS)}."
-        )
+        raise ValueError(f"There is no quantization {quantization!r}: choose {', '.join(QUANTIZATIONS)}.")
     shape, tokens, width = _shape(config.to_json_string(use_diff=False)), batch * length, dtype.itemsize
     adapter = rank * shape.adapted
     parts = weights(shape, quantization, double_quant, width)
@@ -310,10 +297,8 @@ class profile:
     def _sample(self) -> None:
         if self.cuda:
             used, reserved = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
-        elif self._tensors:
-            used = reserved = self._tensors.now
         else:
-            used = reserved = psutil.Process().memory_info().rss
+            used = reserved = self._tensors.now if self._tensors else psutil.Process().memory_info().rss
         self.seconds.append(time.perf_counter() - self._begin)
         self.used.append(used)
         self.reserved.append(reserved)
@@ -345,7 +330,7 @@ class profile:
             # at three heights, since a step is so short that its name would lie on the next
             where = dict(transform=ax.get_xaxis_transform(), rotation=90, fontsize=8)
             ax.text(seconds, 0.02 + 0.22 * (i % 3), f" {phase}", **where)
-        ax.set(xlabel="seconds", ylabel=unit, ylim=(0, None))
-        ax.set_title(f"peak {self.peak * GIB / size:.2f} {unit}")
+        title = f"peak {self.peak * GIB / size:.2f} {unit}"
+        ax.set(xlabel="seconds", ylabel=unit, ylim=(0, None), title=title)
         ax.legend(loc="upper left", fontsize=8)
         return ax

@@ -23,7 +23,7 @@ import bitsandbytes as bnb
 import torch
 from bitsandbytes.functional import QuantState, get_4bit_type, quantize_blockwise
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.bitsandbytes import Bnb4bitQuantize
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
@@ -37,9 +37,8 @@ NESTED_BLOCK = 256  # absmax values that share one second-level absmax (double q
 PIECE = 2**20  # weights quantized at a time on a CPU, and 64 times as many on a GPU; a multiple of BLOCK
 FEW_SLOTS = 16  # token-slots (tokens x top_k) up to which nobody asks the device which experts were hit
 
-# What `load_model` is told where FSDP2 will split the model. No GPU may hold it whole; accelerate splits
-# floats only; and bytes called bf16 are damaged where they look like NaN, since CUDA copies bf16 by way of
-# fp32 (bitsandbytes issue 1945).
+# For `load_model` where FSDP2 will split the model: no GPU may hold it whole; accelerate splits floats only;
+# bytes called bf16 that look like NaN are damaged, as CUDA copies bf16 via fp32 (bitsandbytes issue 1945).
 SHARDED = dict(device="cpu", storage=torch.float32)
 
 
@@ -47,7 +46,7 @@ class ModelFileError(OSError):
     """A model folder that is missing, incomplete or damaged; the message names the file and the remedy."""
 
 
-def pack(stack: torch.Tensor, config: BitsAndBytesConfig) -> bnb.nn.Params4bit:
+def pack(stack: Tensor, config: BitsAndBytesConfig) -> bnb.nn.Params4bit:
     """Quantize a stack `[experts, out, in]`, bit for bit as bitsandbytes would in one go.
 
     Piece by piece and each into its place: on a CPU bitsandbytes works in fp32 copies, many times the size of
@@ -76,9 +75,7 @@ def pack(stack: torch.Tensor, config: BitsAndBytesConfig) -> bnb.nn.Params4bit:
     return bnb.nn.Params4bit(codes.view(storage).unsqueeze(1), bnb_quantized=True, **kind).to(home)
 
 
-def select(
-    stack: tuple[torch.Tensor, QuantState], expert: int | torch.Tensor
-) -> tuple[torch.Tensor, QuantState]:
+def select(stack: tuple[Tensor, QuantState], expert: int | Tensor) -> tuple[Tensor, QuantState]:
     """One expert of a packed stack, as views, its state of shape `[out, in]`; for indices `[k]`, k copies.
 
     Expert e, of n weights, has bytes `[e*n/2, (e+1)*n/2)`, absmax `[e*n/64, ...)` and second-level absmax
@@ -86,22 +83,14 @@ def select(
     """
     data, state = stack
 
-    def part(tensor: torch.Tensor) -> torch.Tensor:
+    def part(tensor: Tensor) -> Tensor:
         return tensor.view(state.shape[0], -1)[expert].flatten()
 
-    nested = QuantState(
-        part(state.state2.absmax), code=state.state2.code, blocksize=NESTED_BLOCK, dtype=state.state2.dtype
-    )
-    chosen = QuantState(  # built anew, since torch.compile cannot follow `copy.copy`
-        part(state.absmax),
-        shape=state.shape[1:] if isinstance(expert, int) else (len(expert), *state.shape[1:]),
-        code=state.code,
-        blocksize=BLOCK,
-        quant_type=state.quant_type,
-        dtype=state.dtype,
-        offset=state.offset,
-        state2=nested,
-    )
+    # built anew, since torch.compile cannot follow `copy.copy`
+    old, kind = state.state2, dict(blocksize=BLOCK, quant_type=state.quant_type, dtype=state.dtype)
+    nested = QuantState(part(old.absmax), code=old.code, blocksize=NESTED_BLOCK, dtype=old.dtype)
+    shape = state.shape[1:] if isinstance(expert, int) else (len(expert), *state.shape[1:])
+    chosen = QuantState(part(state.absmax), shape, state.code, offset=state.offset, state2=nested, **kind)
     return part(data).unsqueeze(1), chosen
 
 
@@ -128,8 +117,7 @@ def _few_rows(self, stacks, hidden, index, weights):
     """Shapes that do not depend on the routing: CUDA graphs and `torch.compile` can capture this (decoding).
 
     Up to as many token-slots as experts, the hit experts are copied, one for each slot, and run on one row.
-    With more, copying would move more bytes than there are: every expert runs on every row, weighted 0 if not
-    hit.
+    With more, copying would move more bytes than there are: every expert runs on every row, at weight 0 too.
     """
     if index.numel() <= self.num_experts:
         hit = [select(stack, index.flatten()) for stack in stacks]
@@ -140,7 +128,7 @@ def _few_rows(self, stacks, hidden, index, weights):
     return sum(_expert(self, stacks, e, hidden) * share[:, e, None] for e in range(self.num_experts))
 
 
-def _expert(self, stacks, expert: int, rows: torch.Tensor) -> torch.Tensor:
+def _expert(self, stacks, expert: int, rows: Tensor) -> Tensor:
     gate_up, down = (select(stack, expert) for stack in stacks)
     return bnb.matmul_4bit(self._apply_gate(bnb.matmul_4bit(rows, *gate_up)), *down)
 
@@ -153,19 +141,15 @@ def expert_stacks(model: nn.Module) -> dict[str, nn.Parameter]:
     return {
         f"{name}.{key}": parameter
         for name, module in model.named_modules()
-        if _holds_experts(module)
         for key, parameter in module.named_parameters(recurse=False)
-        if _is_stack(parameter)
+        if _is_stack(module, parameter)
     }
 
 
-def _is_stack(parameter: nn.Parameter) -> bool:
-    return isinstance(parameter, bnb.nn.Params4bit) or parameter.dim() == 3
-
-
-def _holds_experts(module: nn.Module) -> bool:
-    # set by transformers' `use_experts_implementation` on every fused experts class, whatever the family
-    return hasattr(module, "_is_expert_parallel")
+def _is_stack(module: nn.Module, parameter: nn.Parameter) -> bool:
+    # the mark that transformers' `use_experts_implementation` leaves on fused experts, whatever the family
+    fused = hasattr(module, "_is_expert_parallel")
+    return fused and (isinstance(parameter, bnb.nn.Params4bit) or parameter.dim() == 3)
 
 
 class PackStack(Bnb4bitQuantize):
@@ -174,7 +158,7 @@ class PackStack(Bnb4bitQuantize):
     def convert(self, input_dict, model=None, **kwargs):
         packed = {}
         for name, value in input_dict.items():
-            if _holds_experts(get_module_from_name(model, name)[0]):
+            if _is_stack(get_module_from_name(model, name)[0], model.get_parameter(name)):
                 stack = value[0] if isinstance(value, list) else value
                 packed[name] = pack(stack, self.hf_quantizer.quantization_config)
             else:
@@ -187,10 +171,9 @@ class ExpertQuantizer(Bnb4BitHfQuantizer):
     """The stock bitsandbytes 4-bit quantizer, extended to fused expert stacks."""
 
     def param_needs_quantization(self, model, param_name, **kwargs):
-        module, _ = get_module_from_name(model, param_name)
-        if _holds_experts(module):
-            return _is_stack(model.get_parameter(param_name))
-        return super().param_needs_quantization(model, param_name, **kwargs)
+        module, key = get_module_from_name(model, param_name)
+        stock = super().param_needs_quantization(model, param_name, **kwargs)
+        return stock or _is_stack(module, getattr(module, key))
 
     def get_quantize_ops(self):
         return PackStack(self)
@@ -232,13 +215,8 @@ def config(dtype: torch.dtype = torch.bfloat16, storage: torch.dtype = torch.uin
 
     `storage` is what the packed bytes call themselves; for FSDP2 see SHARDED.
     """
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-        bnb_4bit_quant_storage=storage,
-    )
+    paper = dict(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+    return BitsAndBytesConfig(**paper, bnb_4bit_compute_dtype=dtype, bnb_4bit_quant_storage=storage)
 
 
 def load_model(
@@ -258,9 +236,8 @@ def load_model(
     local = Path(path_or_id).expanduser()
     if local.exists() or local.is_absolute():
         check_files(local)
-    quantization = config(dtype, storage)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return _stream(AutoModelForCausalLM, path_or_id, quantization, device, dtype=dtype, revision=revision)
+    return _stream(AutoModelForCausalLM, path_or_id, device, dtype, storage, revision=revision)
 
 
 def check_files(folder: Path) -> None:
@@ -275,8 +252,7 @@ def check_files(folder: Path) -> None:
             with safe_open(file, "pt") as weights:
                 weights.keys()
         except (OSError, SafetensorError) as error:
-            problem = f"{file} is missing or cut off ({error}). Download that file again."
-            raise ModelFileError(problem) from error
+            raise ModelFileError(f"{file} is missing or cut off ({error}). Download it again.") from error
 
 
 def random_model(
@@ -292,8 +268,7 @@ def random_model(
     generator = torch.Generator(device).manual_seed(seed)
     how = dtype, model_config.initializer_range, generator
     weights = {name: _Drawn(parameter.shape, *how) for name, parameter in empty.named_parameters()}
-    model = dict(dtype=dtype, config=model_config, state_dict=weights)
-    return _stream(type(empty), None, config(dtype), device, **model)
+    return _stream(type(empty), None, device, dtype, config=model_config, state_dict=weights)
 
 
 @dataclass
@@ -305,12 +280,12 @@ class _Drawn:
     std: float
     generator: torch.Generator
 
-    def __getitem__(self, _) -> torch.Tensor:
+    def __getitem__(self, _) -> Tensor:
         tensor = torch.empty(self.shape, dtype=self.dtype, device=self.generator.device)
         return tensor.fill_(1) if tensor.dim() == 1 else tensor.normal_(0, self.std, generator=self.generator)
 
 
-def _stream(model_class, source, quantization: BitsAndBytesConfig, device: str, **settings):
+def _stream(model_class, source, device: str, dtype, storage=torch.uint8, **settings) -> PreTrainedModel:
     # PEFT and TRL, which come next, still ask transformers by the old name; nobody here can act on it.
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
     stock = AUTO_QUANTIZER_MAPPING["bitsandbytes_4bit"]
@@ -318,15 +293,9 @@ def _stream(model_class, source, quantization: BitsAndBytesConfig, device: str, 
     # see a bitsandbytes 4-bit model. So the stock class is replaced for the length of this call.
     AUTO_QUANTIZER_MAPPING["bitsandbytes_4bit"] = ExpertQuantizer
     try:
-        return model_class.from_pretrained(
-            source,
-            quantization_config=quantization,
-            device_map={"": device},
-            experts_implementation=NAME,
-            trust_remote_code=False,
-            use_safetensors=True,
-            **settings,
-        )
+        settings |= dict(dtype=dtype, quantization_config=config(dtype, storage), device_map={"": device})
+        settings |= dict(experts_implementation=NAME, trust_remote_code=False, use_safetensors=True)
+        return model_class.from_pretrained(source, **settings)
     finally:
         AUTO_QUANTIZER_MAPPING["bitsandbytes_4bit"] = stock
         _trim()

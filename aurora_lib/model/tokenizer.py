@@ -6,7 +6,7 @@ is subtly wrong (its merges ignore the scores, so runs of spaces split different
 
 from functools import cache
 from importlib.resources import files
-from os import PathLike
+from pathlib import Path
 
 from sentencepiece import SentencePieceProcessor
 from tokenizers import Tokenizer, decoders, models, normalizers
@@ -39,9 +39,7 @@ CHAT_TEMPLATE = (
 )
 
 
-def load_tokenizer(
-    path: str | PathLike | None = None, *, revision: str | None = None
-) -> PreTrainedTokenizerFast:
+def load_tokenizer(path: str | Path | None = None, *, revision: str | None = None) -> PreTrainedTokenizerFast:
     """A tokenizer with the course's chat template: Mixtral-8x7B's own, or that of a folder or hub id.
 
     The first `<s>` of a conversation is in the template, so tokenise what it rendered with
@@ -62,15 +60,10 @@ def load_tokenizer(
     return tokenizer
 
 
-def sentencepiece_model() -> SentencePieceProcessor:
-    """SentencePiece itself on Mixtral's model file (32,000 pieces): the reference for `load_tokenizer()`."""
-    return SentencePieceProcessor(model_file=str(MISTRAL_FILE))
-
-
 @cache
 def _mixtral() -> Tokenizer:
     """The pieces and scores of the SentencePiece model as a `tokenizers` BPE with the same result."""
-    model = sentencepiece_model()
+    model = SentencePieceProcessor(model_file=str(MISTRAL_FILE))
     pieces = [model.id_to_piece(i) for i in range(len(model))]
     # Ids 0 to 258 are <unk>, <s>, </s> and the 256 byte pieces: text never merges into or out of those.
     text = {piece: i for i, piece in enumerate(pieces) if i >= 259}

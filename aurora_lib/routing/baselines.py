@@ -18,8 +18,6 @@ def random_router(model: nn.Module, seed: int = 0) -> nn.Module:
     Raises ValueError for a model without routers.
     """
     fresh = {id(p) for router in routers(model).values() for p in router.parameters()}
-    if not fresh:
-        raise ValueError(f"{type(model).__name__} has no top-k router to make random.")
     shared = {id(t): t for t in (*model.parameters(), *model.buffers()) if id(t) not in fresh}
     for module in model.modules():  # what 4-bit experts hold beside their parameters (aurora_lib.model.nf4)
         shared |= {id(state): state for state in getattr(module, "quant_states", {}).values()}
@@ -36,11 +34,7 @@ class WithoutAdapter(nn.Module):
 
     def __init__(self, tuned: nn.Module):
         super().__init__()
-        self.tuned = tuned
-
-    @property
-    def config(self):
-        return self.tuned.config
+        self.tuned, self.config = tuned, tuned.config
 
     def forward(self, *args, **kwargs):
         with self.tuned.disable_adapter():
@@ -54,13 +48,10 @@ def random_adapter(model: nn.Module, seed: int = 0) -> Iterator[None]:
     What it changes is what any change of that size changes. The trained ones are back when the `with` ends.
     Raises ValueError for a model without a LoRA adapter.
     """
-    layers = [module for module in model.modules() if hasattr(module, "lora_A")]
-    weights = [
-        (layer.lora_A[name].weight, layer.lora_B[name].weight) for layer in layers for name in layer.lora_A
-    ]
-    if not weights:
+    layers = [(layer.lora_A, layer.lora_B) for layer in model.modules() if hasattr(layer, "lora_A")]
+    pairs = [(a[name].weight.detach(), b[name].weight.detach()) for a, b in layers for name in a]
+    if not pairs:
         raise ValueError(f"{type(model).__name__} has no LoRA adapter to make random.")
-    pairs = [(a.detach(), b.detach()) for a, b in weights]
     trained = [(a.clone(), b.clone()) for a, b in pairs]
     generator = torch.Generator().manual_seed(seed)
     try:

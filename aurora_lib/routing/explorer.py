@@ -41,8 +41,8 @@ def _loads(traces: Mapping[str, RoutingTrace], name: str, layer: int) -> str:
 def widget(models: Mapping[str, nn.Module], tokenizer, text: str = TEXT) -> ipywidgets.VBox:
     """A box for JupyterLab: type and press Enter, or Tab to layer and model; it says what went wrong.
 
-    models: name -> model, such as base, tuned and random; all with the same routed layers. The
-    tuned model can stand for its base as well: `WithoutAdapter(tuned)`. Raises ValueError without a model.
+    models: name -> model, such as base, tuned and random; all with the same routed layers. A tuned model can
+    stand for its base too: `WithoutAdapter(tuned)`. Raises ValueError without a model.
     """
     if not models:
         raise ValueError("There is no model to explore: pass at least one, as {name: model}.")

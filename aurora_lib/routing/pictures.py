@@ -1,17 +1,14 @@
-"""Pictures of routing: coloured tokens (HTML, escaped), loads, pairs of experts, a statistic by layer."""
+"""Pictures of routing: coloured tokens (HTML, escaped), loads, a statistic by layer."""
 
 import html
-import math
 import re
 from collections.abc import Sequence
-from itertools import permutations
 
 import matplotlib.pyplot as plt
 import torch
-from matplotlib.colors import LogNorm
 from torch import Tensor
 
-from aurora_lib.routing.statistics import Coactivation, Statistic, bound, load_by_group
+from aurora_lib.routing.statistics import Statistic, bound, load_by_group
 from aurora_lib.routing.tracing import RoutingTrace
 
 
@@ -27,12 +24,12 @@ def tokens_to_html(trace: RoutingTrace, layer: int = 0) -> str:
     parts = (trace.tokens, byte_characters(trace.tokens), trace.experts[layer].tolist(), trace.weights[layer])
     spans = []
     for token, character, experts, weights in zip(*parts, strict=True):
-        tip = ", ".join(f"expert {e}: {float(w):.0%}" for e, w in zip(experts, weights, strict=True))
-        if character:
-            tip = f"a byte of {html.escape(character)}; {tip}"
+        tip = f"a byte of {html.escape(character)}; " if character else ""
+        tip += ", ".join(f"expert {e}: {float(w):.0%}" for e, w in zip(experts, weights, strict=True))
         style = f"background:{_color(experts[0], n)};color:#111;padding:1px 2px;margin:1px"
-        number = f"<sub>{experts[0]}</sub>"
-        spans.append(f'<span style="{style}" title="{tip}">{html.escape(token)}{number}</span>')
+        spans.append(
+            f'<span style="{style}" title="{tip}">{html.escape(token)}<sub>{experts[0]}</sub></span>'
+        )
     heading = f"layer {trace.layers[layer]}: each token and the number of its first expert"
     return f'<div style="line-height:2"><div><small>{heading}</small></div>{" ".join(spans)}</div>'
 
@@ -70,8 +67,7 @@ def _color(expert: int, experts: int) -> str:
 def plot_load(load: Tensor) -> plt.Axes:
     """Heat map of `expert_load(trace)`, layer by expert, each cell in percent."""
     layers, experts = load.shape
-    figsize = (1.5 + 0.6 * experts, 1.2 + 0.35 * layers)
-    ax = plt.subplots(figsize=figsize, layout="constrained")[1]
+    ax = plt.subplots(figsize=(1.5 + 0.6 * experts, 1.2 + 0.35 * layers), layout="constrained")[1]
     image = ax.imshow(load.numpy(), aspect="auto", cmap="viridis", vmin=0)
     middle = image.get_clim()[1] / 2
     for layer, shares in enumerate(load.tolist()):
@@ -84,10 +80,7 @@ def plot_load(load: Tensor) -> plt.Axes:
 
 
 def plot_groups(trace: RoutingTrace, labels: Sequence[str], layers: Sequence[int]) -> plt.Figure:
-    """Load of each group of texts with 95 % intervals over texts, a panel per layer (from 0).
-
-    labels: the group of each text, such as "zh" and "en".
-    """
+    """Load of each group of texts (labels: one per text), with 95 % intervals; a panel per layer (from 0)."""
     loads = load_by_group(trace, labels)
     experts, width = trace.logits.shape[-1], 0.8 / len(loads)
     layout = dict(figsize=(7, 1 + 1.6 * len(layers)), sharex=True, squeeze=False, layout="constrained")
@@ -97,8 +90,8 @@ def plot_groups(trace: RoutingTrace, labels: Sequence[str], layers: Sequence[int
             share, low, high = 100 * load[:, layer]
             places = torch.arange(experts) + (g - (len(loads) - 1) / 2) * width
             error = torch.stack([share - low, high - share]).clamp(min=0).numpy()
-            texts = list(labels).count(group)
-            ax.bar(places, share, width, yerr=error, capsize=2, label=f"{group} ({texts} texts)")
+            label = f"{group} ({list(labels).count(group)} texts)"
+            ax.bar(places, share, width, yerr=error, capsize=2, label=label)
         ax.axhline(100 / experts, color="grey", linestyle=":", linewidth=1)
         ax.set(ylabel=f"layer {trace.layers[layer]}\n% of slots", ylim=(0, None))
     axes[-1, 0].set(xlabel="expert", xticks=range(experts))
@@ -106,38 +99,12 @@ def plot_groups(trace: RoutingTrace, labels: Sequence[str], layers: Sequence[int
     return figure
 
 
-def plot_coactivation(found: Coactivation, layer: int) -> plt.Axes:
-    """Heat map of one layer's pairs of experts, in times what independence gives (log colours).
-
-    A dot marks pairs outside what re-dealing gives for all pairs at once; the title judges the whole layer.
-    """
-    experts, lift = found.lift.shape[-1], found.lift[layer]
-    figsize = (1.8 + 0.5 * experts, 1.4 + 0.45 * experts)
-    ax = plt.subplots(figsize=figsize, layout="constrained")[1]
-    image = ax.imshow(lift.clamp(0.25, 4).numpy(), cmap="RdBu_r", norm=LogNorm(0.25, 4))
-    for one, other in permutations(range(experts), 2):
-        value, dot = float(lift[one, other]), "•" if found.outside[layer, one, other] else ""
-        text = "–" if math.isnan(value) else f"{value:.1f}{dot}"
-        ink = "white" if value < 0.45 or value > 2.2 else "black"
-        ax.text(other, one, text, ha="center", va="center", fontsize=7, color=ink)
-    bar = ax.figure.colorbar(image, ax=ax, label="times as often as independent picks", format="%g")
-    bar.set_ticks([0.25, 0.5, 1, 2, 4])
-    bar.minorticks_off()
-    ax.set(xlabel="expert", ylabel="expert", xticks=range(experts), yticks=range(experts))
-    draws = " and ".join(f"{len(each)} {name}" for name, each in found.baselines.items())
-    verdict = f"as a whole {'above' if found.above[layer] else 'not above'} what {draws} give"
-    title = f"Experts that share a token, layer {found.layers[layer]} (• beyond re-dealing)"
-    ax.set_title(f"{title}\n{verdict}", fontsize=9)
-    return ax
-
-
 def plot_statistic(found: Statistic, ax: plt.Axes) -> None:
     """The statistic by layer with, for each baseline, its mean and its bound as a band."""
     places = range(len(found.layers))
     for number, (name, draws) in enumerate(found.baselines.items(), 1):
-        mean, limit, color = draws.double().mean(0), bound(draws), f"C{number}"
-        label = f"{len(draws)} {name}: mean to bound"
-        ax.fill_between(places, mean, limit, color=color, alpha=0.3, label=label)
+        limit, color, label = bound(draws), f"C{number}", f"{len(draws)} {name}: mean to bound"
+        ax.fill_between(places, draws.double().mean(0), limit, color=color, alpha=0.3, label=label)
         ax.plot(places, limit, color=color, linewidth=1)
     ax.plot(places, found.value, "o-", color="C0", label="this model")
     ax.set(xlabel="layer", xticks=list(places), ylim=(0, None), title=found.name)

@@ -1,12 +1,12 @@
 """What a router's choices amount to, each figure beside what chance and random routers give.
 
-A measure takes a trace and returns a `Statistic`: one number per layer, and its baselines. Only what lies
-above both of them is about what this router has learnt.
+A measure takes a trace and returns a `Statistic`: one number per layer, and two baselines. Only what lies
+above both is about what this router has learnt.
 
-- *Shuffled*: the measure with the labels exchanged at random, in units that are really independent: whole
-  texts for a label of texts, whole token types for a label of pieces.
-- *Random routers*: the measure of the same model with random routers; `compare` adds it. The same token goes
-  nearly the same way in any router, so a random one too seems to know about languages.
+- *Shuffled*: the labels exchanged at random, in units that are really independent: whole texts for a label of
+  texts, whole token types for a label of pieces.
+- *Random routers*: the same model with random routers; `compare` adds them. The same token goes nearly the
+  same way in any router, so a random one too seems to know about languages.
 """
 
 import math
@@ -24,7 +24,6 @@ from aurora_lib.routing.tracing import RoutingTrace
 
 LEVEL = 0.95
 PERMUTATIONS = 200
-BURN_IN = 20  # deals of the co-activation's shuffle that are thrown away first
 _HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 
 
@@ -63,8 +62,8 @@ class Statistic:
     def __str__(self) -> str:
         values = ", ".join(f"{value:.3g}" for value in self.value.tolist())
         draws = " and ".join(f"{len(each)} {name}" for name, each in self.baselines.items())
-        layers = [str(layer) for layer, above in zip(self.layers, self.above.tolist(), strict=True) if above]
-        where = f"layer {', '.join(layers)}" if layers else "no layer"
+        layers = ", ".join(str(layer) for layer, above in zip(self.layers, self.above, strict=True) if above)
+        where = f"layer {layers}" if layers else "no layer"
         return f"{self.name}: {values}; above what {draws} give in {where}"
 
 
@@ -187,20 +186,19 @@ def information(
         "position": ((trace.positions + 1).log2().long().tolist(), None, trace.ids),
         "token": (trace.ids.tolist(), None, None),
     }[label]
-    bits = _told(_chosen(trace), labels, units, within, permutations)
+    kinds = {kind: i for i, kind in enumerate(dict.fromkeys(labels))}
+    index, by_token = torch.tensor([kinds[kind] for kind in labels]), _chosen(trace).transpose(0, 1)
+
+    def told(index):
+        table = by_token.new_zeros(len(kinds), *by_token.shape[1:]).index_add_(0, index, by_token).double()
+        cells = table / by_token[:, 0].sum()
+        both, of_labels, of_experts = map(torch.special.entr, (cells, cells.sum(2), cells.sum(0)))
+        nats = of_labels.sum(0) + of_experts.sum(1) - both.sum((0, 2))
+        return (nats / math.log(2)).clamp(min=0).float()
+
+    draws = islice(shuffles(index, units, within), permutations)
+    bits = torch.stack([told(index), *map(told, draws)])
     return Statistic(f"{label} in experts [bits]", bits[0], trace.layers, {"shuffled labels": bits[1:]})
-
-
-def agreement(trace: RoutingTrace, *, permutations: int = PERMUTATIONS) -> Statistic:
-    """Mutual information of the first expert of a layer and the experts of the next, in bits: `[layers - 1]`.
-
-    Shuffled among the occurrences of the same token: what two layers share beyond knowing which token it is.
-    """
-    chosen, firsts, nexts = _chosen(trace), trace.experts[:, :, 0].tolist(), range(1, len(trace.layers))
-    told = [_told(chosen[[i]], firsts[i - 1], None, trace.ids, permutations) for i in nexts]
-    layers = [f"{trace.layers[i - 1]}→{trace.layers[i]}" for i in nexts]
-    bits = torch.cat(told, dim=1)
-    return Statistic("agreement of adjacent layers [bits]", bits[0], layers, {"shuffled tokens": bits[1:]})
 
 
 def shuffles(labels: Tensor, units: Tensor | None, within: Tensor | None) -> Iterator[Tensor]:
@@ -223,102 +221,10 @@ def shuffles(labels: Tensor, units: Tensor | None, within: Tensor | None) -> Ite
         yield moved[units]
 
 
-def _told(chosen: Tensor, labels: list, units, within, permutations: int) -> Tensor:
-    """Bits that `chosen [layers, tokens, experts]` tells of labels, then of shuffles: `[draws, layers]`."""
-    kinds = {kind: i for i, kind in enumerate(dict.fromkeys(labels))}
-    by_token = chosen.transpose(0, 1)
-
-    def bits(index):
-        table = by_token.new_zeros(len(kinds), *by_token.shape[1:]).index_add_(0, index, by_token).double()
-        cells = table / by_token[:, 0].sum()
-        both, of_labels, of_experts = map(torch.special.entr, (cells, cells.sum(2), cells.sum(0)))
-        nats = of_labels.sum(0) + of_experts.sum(1) - both.sum((0, 2))
-        return (nats / math.log(2)).clamp(min=0).float()
-
-    index = torch.tensor([kinds[label] for label in labels])
-    draws = islice(shuffles(index, units, within), permutations)
-    return torch.stack([bits(index), *map(bits, draws)])
-
-
 def _script(token: str) -> str:
     if re.fullmatch("<.+>", token):
         return "byte" if token.startswith("<0x") else "other"
     return "zh" if _HAN.search(token) else "en" if re.search("[A-Za-z]", token) else "other"
-
-
-# ---- co-activation
-
-
-@dataclass(frozen=True)
-class Coactivation(Statistic):
-    """Which experts work together: a Statistic of whole layers, and their pairs `[layers, experts, experts]`.
-
-    lift: tokens on which both worked, in times what independent picks give; nan where none can be expected.
-    outside: whether a pair is beyond what chance gives for all pairs of a layer at once.
-    """
-
-    lift: Tensor | None = None
-    outside: Tensor | None = None
-
-
-def coactivation(trace: RoutingTrace, *, permutations: int = PERMUTATIONS) -> Coactivation:
-    """How far the experts that share a token are from independent picks, in bits per pair of experts.
-
-    The number is a Kullback-Leibler divergence from re-dealt pairs: experts change hands between tokens, each
-    token keeps as many, each expert keeps its load. Source: the curveball algorithm (Strona et al., 2014).
-    """
-    generator = torch.Generator().manual_seed(0)
-    chosen = dealt = _chosen(trace).bool()
-    for _ in range(BURN_IN):
-        dealt = redeal(dealt, generator)
-    # a divergence needs something to diverge from, also where no shuffles are asked for
-    draws = []
-    for _ in range(max(permutations, BURN_IN)):
-        dealt = redeal(redeal(dealt, generator), generator)
-        draws.append(_pairs(dealt))
-    draws, pairs = torch.stack(draws), _pairs(chosen)
-    expected, spread = draws.mean(0), draws.std(0, correction=0)
-
-    def divergence(pairs):
-        p, q = pairs.flatten(-2), expected.flatten(-2) + 0.5 / len(draws)
-        p, q = p / p.sum(-1, keepdim=True).clamp(min=1), q / q.sum(-1, keepdim=True)
-        return (torch.special.xlogy(p, p) - torch.special.xlogy(p, q)).sum(-1) / math.log(2)
-
-    z = ((draws - expected).abs() / spread.clamp(min=1e-9)).flatten(-2).amax(-1)
-    margin = z.quantile(LEVEL, dim=0, interpolation="higher")[:, None, None] * spread
-    return Coactivation(
-        name="co-activation of experts [bits]",
-        value=divergence(pairs),
-        layers=trace.layers,
-        baselines={"re-dealt experts": divergence(draws)},
-        lift=pairs / expected,
-        outside=(pairs - expected).abs() > margin,
-    )
-
-
-def redeal(chosen: Tensor, generator: torch.Generator) -> Tensor:
-    """Pair tokens at random; each pair shuffles what only one has: bool `[layers, tokens, experts]`."""
-    half = chosen.shape[1] // 2
-    order = torch.randperm(chosen.shape[1], generator=generator)[: 2 * half]
-    one, other = chosen[:, order[:half]], chosen[:, order[half:]]
-    both, differ = one & other, one ^ other
-    keys = torch.rand(differ.shape, generator=generator).masked_fill_(~differ, 2.0)
-    share = (one & differ).sum(-1, keepdim=True)
-    # the `share` smallest keys: as many as the first token had
-    limit = keys.sort(-1).values.gather(-1, share)
-    taken = (keys < limit) & differ
-    dealt = chosen.clone()
-    dealt[:, order[:half]], dealt[:, order[half:]] = both | taken, both | (differ & ~taken)
-    return dealt
-
-
-def _pairs(chosen: Tensor) -> Tensor:
-    """How often two different experts share a token: `[layers, experts, experts]`."""
-    together = chosen.float().mT @ chosen.float()
-    return together * (1 - torch.eye(together.shape[-1]))
-
-
-# ---- counting
 
 
 def _chosen(trace: RoutingTrace) -> Tensor:

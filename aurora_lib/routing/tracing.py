@@ -36,10 +36,13 @@ class RoutingTrace:
 
 
 def routers(model: nn.Module) -> dict[str, nn.Module]:
-    """The top-k routers of a model by module name, in order of depth; empty for a dense model."""
+    """The top-k routers of a model by module name, in order of depth. Raises ValueError for a dense model."""
     blocks = [name for name, module in model.named_modules() if hasattr(module, "experts")]
     names = {f"{block}.{child}" for block in blocks for child in ("gate", "router")}
-    return {name: module for name, module in model.named_modules() if name in names}
+    found = {name: module for name, module in model.named_modules() if name in names}
+    if not found:
+        raise ValueError(f"{type(model).__name__} has no top-k router: choose a mixture-of-experts model.")
+    return found
 
 
 @contextmanager
@@ -50,8 +53,6 @@ def recording(model: nn.Module) -> Iterator[dict[str, list[tuple[Tensor, Tensor,
     The model's output is untouched. Raises ValueError for a model without routers.
     """
     found = routers(model)
-    if not found:
-        raise ValueError(f"{type(model).__name__} has no top-k router: trace a mixture-of-experts model.")
     records = {name: [] for name in found}
 
     def keep(name, module, inputs, output):

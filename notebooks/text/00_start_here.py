@@ -137,7 +137,7 @@ exercises.check("00.3", steps)
 # *your* run with the one recorded at `tiny` (the tolerances are in `aurora_lib/course/results.py`); it says nothing about the paper.
 
 # %%
-from aurora_lib.data.languages import language
+from aurora_lib.data import language
 
 answers = [m["content"] for m in session.messages if m["role"] == "assistant"]
 results.record(

@@ -448,7 +448,7 @@ HTML(routing.pictures.tokens_to_html(sentence, layer=0))
 # A tempting claim, and the bars below seem to support it: load by language, with 95 % intervals over texts.
 
 # %%
-from aurora_lib.data.languages import language
+from aurora_lib.data import language
 from aurora_lib.routing import baselines, pictures, statistics
 
 languages = [language(text) for text in texts]
@@ -522,36 +522,21 @@ for name in ("token", "language"):
 pd.DataFrame(shares, index=[f"layer {layer}" for layer in trace.layers]).T.map("{:.1%}".format)
 
 # %% [markdown]
-# ### Experts that work together
-#
-# Two experts share each token. Which pairs do so more often than their loads explain? Here the shuffle *re-deals* the experts among tokens. And do two layers
-# agree, beyond both knowing the token?
-
-# %%
-together = statistics.compare(statistics.coactivation, trace, random_routers)
-agreement = statistics.compare(statistics.agreement, trace, random_routers)
-pictures.plot_coactivation(together, layer=last // 2)
-both = {"pairs": together, "layers": agreement}
-tables = {name: one.table().set_axis(columns, axis=1) for name, one in both.items()}
-pd.concat(tables, names=["measure"]).round(3)
-
-# %% [markdown]
-# Many dots in the picture are beyond what re-dealing gives; the table says whether that is more than random routers show.
-#
 # ### What may be said of this model
+#
+# All the questions so far in one table, and one more: is the load more even than a random router's?
 
 # %%
 evenness = statistics.compare(statistics.load_entropy, trace, random_routers)
-claims = [gap, *found.values(), together, agreement, evenness]
+claims = [gap, *found.values(), evenness]
 above = [[str(layer) for layer, yes in zip(one.layers, one.above, strict=True) if yes] for one in claims]
 rows = [[one.name, ", ".join(layers) or "none"] for one, layers in zip(claims, above, strict=True)]
 pd.DataFrame(rows, columns=["claim", "layers above every baseline"])
 
 # %% [markdown]
-# Only what has a layer in the last column is about *this* router, and a hit that clears its bound by a hair, as the tables above show, is a weak one. (The row about
-# evenness asks: is the load more even than a random router's?) Of all we asked, routing follows token identity most; random routers do nearly as much, see the
-# shares. An "expert for Chinese" that a random router has as well is a story, not a finding. (The Mixtral report saw no clear experts by topic in
-# the large model either, but patterns of syntax.)
+# Only what has a layer in the last column is about *this* router, and a hit that clears its bound by a hair, as the tables above show, is a weak one. Of all
+# we asked, routing follows token identity most; random routers do nearly as much, see the shares. An "expert for Chinese" that a random router has as well
+# is a story, not a finding. (The Mixtral report saw no clear experts by topic in the large model either, but patterns of syntax.)
 #
 # ## What tuning moved
 #

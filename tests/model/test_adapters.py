@@ -28,14 +28,7 @@ CONFIG_07 |= dict(r=8, lora_alpha=16.0, lora_dropout=0.1, fan_in_fan_out=False, 
 CONFIG_07 |= dict(inference_mode=True, megatron_core="megatron.core")
 CONFIG_07 |= dict(base_model_name_or_path="../Mixtral-8x7B-Instruct-v0.1")
 # in the folder and in those of its checkpoints
-BESIDE = (
-    "optimizer.pt",
-    "rng_state.pth",
-    "scheduler.pt",
-    "tokenizer.json",
-    "tokenizer.model",
-    "training_args.bin",
-)
+BESIDE = "optimizer.pt rng_state.pth scheduler.pt tokenizer.json tokenizer.model training_args.bin"
 
 
 class Bomb:
@@ -58,7 +51,7 @@ def released(tmp_path):
     weights = load_file(DATA / "tiny_adapter" / "adapter_model.safetensors")
     save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     bomb = pickle.dumps(Bomb(tmp_path / "exploded"), protocol=2)  # as torch.save writes
-    for name in BESIDE:
+    for name in BESIDE.split():
         (folder / name).write_bytes(bomb)
     (folder / "README.md").write_text("---\nlibrary_name: peft\nbase_model: ../tiny\n---\n")
     yield folder
@@ -70,9 +63,8 @@ def answers(folder):
     model = load_adapter(load_model(DATA / "tiny", dtype=torch.float32, device="cpu"), folder).eval()
     tokenizer, said = load_tokenizer(DATA / "tiny"), []
     for question in ("日本的首都是哪里？", "熊猫生活在哪里？"):
-        prompt = batching.encode(
-            tokenizer, batching.chat_prompt(tokenizer, [dict(role="user", content=question)])
-        )
+        chat = batching.chat_prompt(tokenizer, [dict(role="user", content=question)])
+        prompt = batching.encode(tokenizer, chat)
         inputs = batching.left_pad([prompt], tokenizer, "cpu")
         for way in (contextlib.nullcontext(), model.disable_adapter()):
             with batching.ready(model), way:
@@ -89,29 +81,22 @@ def test_folder_of_the_released_layout_is_found_and_answers_as_the_bundled_adapt
     assert not [warning for warning in recwarn if "trained on" in str(warning.message)]
 
 
-def test_released_config_has_the_size_the_hub_lists():
+def test_config_and_tensors_of_the_released_layout_are_of_the_sizes_the_hub_lists(tmp_path):
     assert len(json.dumps(CONFIG_07, indent=2, sort_keys=True)) == 582
-
-
-def test_tensors_of_the_released_layout_are_those_of_mixtral(tmp_path):
     shapes = dict(hidden_size=4096, num_attention_heads=32, num_key_value_heads=8, num_hidden_layers=32)
     with torch.device("meta"):
         # the experts carry no LoRA: small ones make the same adapter
         model = MixtralForCausalLM(MixtralConfig(intermediate_size=16, vocab_size=16, **shapes))
         (tmp_path / "adapter_config.json").write_text(json.dumps(CONFIG_07))
         model = get_peft_model(model, LoraConfig.from_pretrained(str(tmp_path)))
-    made = {
-        name.replace(".default", ""): tuple(weight.shape)
-        for name, weight in model.named_parameters()
-        if "lora_" in name
-    }
-    expected = {}
+    trained = {name: tuple(p.shape) for name, p in model.named_parameters() if "lora_" in name}
+    made, expected = {name.replace(".default", ""): shape for name, shape in trained.items()}, {}
     for layer in range(32):
         for module, out in (("q_proj", 4096), ("v_proj", 1024)):
             name = f"base_model.model.model.layers.{layer}.self_attn.{module}"
             expected[f"{name}.lora_A.weight"], expected[f"{name}.lora_B.weight"] = (8, 4096), (out, 8)
     assert made == expected
-    assert round(sum(map(math.prod, made.values())) * 4 / 1e6, 1) == 13.6  # MB of fp32, as the hub lists
+    assert round(sum(map(math.prod, made.values())) * 4 / 1e6, 1) == 13.6  # MB of fp32
     with safe_open(DATA / "tiny_adapter" / "adapter_model.safetensors", "pt") as bundled:
         assert set(bundled.keys()) == {name for name in expected if int(name.split(".")[4]) < 3}
 

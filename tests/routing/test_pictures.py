@@ -1,6 +1,7 @@
 """Pictures show the numbers that they are given, and texts as text."""
 
 import matplotlib
+import matplotlib.pyplot as plt
 import pytest
 import torch
 
@@ -28,12 +29,9 @@ def test_bytes_name_the_character_they_are_of():
     assert pictures.byte_characters(whole + broken) == named
 
 
-def test_bars_of_a_load_have_numbers_and_an_escaped_title():
+def test_a_load_is_shown_in_numbers_under_an_escaped_title():
     page = pictures.load_to_html(torch.tensor([0.25, 0.75]), "<b>")
     assert "75.0%" in page and "balanced = 50.0%" in page and "&lt;b&gt;" in page and "<b>" not in page
-
-
-def test_a_load_has_a_cell_per_layer_and_expert():
     axes = pictures.plot_load(torch.tensor([[0.1, 0.9], [0.5, 0.5]]))
     assert [text.get_text() for text in axes.texts] == ["10", "90", "50", "50"]
 
@@ -49,11 +47,10 @@ def test_groups_stand_side_by_side_with_their_intervals():
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["zh (12 texts)", "en (12 texts)"]
 
 
-def test_dots_mark_the_pairs_outside_and_the_legend_names_the_baselines():
-    found = statistics.coactivation(clustered(0, gain=2.0)[0], permutations=50)
-    axes = pictures.plot_coactivation(found, layer=0)
-    assert len(axes.texts) == 56
-    assert sum("•" in text.get_text() for text in axes.texts) == found.outside.sum() > 0
-    axes = matplotlib.pyplot.subplots()[1]
+def test_a_statistic_is_drawn_with_every_baseline():
+    found, axes = statistics.load_gap(*clustered(0, gain=2.0), permutations=50), plt.subplots()[1]
     pictures.plot_statistic(found, axes)
-    assert "50 re-dealt experts: mean to bound" in [text.get_text() for text in axes.get_legend().get_texts()]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+        "50 shuffled texts: mean to bound",
+        "this model",
+    ]

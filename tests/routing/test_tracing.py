@@ -30,14 +30,14 @@ def mixtral():
 
 def blocks_of(model, ids):
     """Every block with its input and output `[tokens, hidden]` in a plain forward of one text."""
-    seen, handles = [], []
-    for name in routers(model):
-        block = model.get_submodule(name.rpartition(".")[0])
-        keep = lambda block, given, out: seen.append((block, given[0][0], out[0]))  # noqa: E731
-        handles.append(block.register_forward_hook(keep))
-    model(input_ids=ids[None], use_cache=False)
-    for handle in handles:
-        handle.remove()
+    seen = []
+
+    def keep(block, given, out):
+        if hasattr(block, "experts"):
+            seen.append((block, given[0][0], out[0]))
+
+    with nn.modules.module.register_module_forward_hook(keep):
+        model(input_ids=ids[None], use_cache=False)
     return seen
 
 
@@ -114,13 +114,7 @@ def test_mode_and_hooks_are_as_before_also_after_an_exception(mixtral, tokenizer
 
 @pytest.mark.parametrize(
     "texts, said",
-    [
-        ([], "no text to trace"),
-        ([""], "The text is empty"),
-        (["a", "b", ""], "Text 2 is empty"),
-        (["长" * 29], "The text has 31 tokens, and the model reads 10"),
-        (["a", "长" * 29], "Text 1 has 31 tokens"),
-    ],
+    [([], "no text"), (["a", "b", ""], "Text 2 is empty"), (["a", "长" * 29], "Text 1 has 31 tokens, .* 10")],
 )
 def test_texts_that_cannot_be_routed_are_named(texts, said, mixtral, tokenizer, monkeypatch):
     monkeypatch.setattr(mixtral.config, "max_position_embeddings", 10)
@@ -129,5 +123,5 @@ def test_texts_that_cannot_be_routed_are_named(texts, said, mixtral, tokenizer, 
 
 
 def test_a_dense_model_is_refused():
-    with pytest.raises(ValueError, match="no top-k router"), routing.recording(nn.Linear(1, 1)):
-        pass
+    with pytest.raises(ValueError, match="no top-k router"):
+        routers(nn.Linear(1, 1))

@@ -1,11 +1,12 @@
 """Record what full-size Mixtral-8x7B in 4 bits takes and does on one GPU: `python -m tools.record.h100`.
 
-Needs no network and no weights: the model is randomly initialised as NF4 on the GPU, so that memory and speed are true
-and nothing else is. Takes under nine minutes on an H100 and writes `results/h100/mixtral_8x7b.json`, again after every
-part, each of which has a process and a time limit of its own. Without a GPU the same code runs at `tiny`, into `runs/`.
+Needs no network and no weights: the model is randomly initialised as NF4 on the GPU, so that memory and speed
+are true and nothing else is. Takes under nine minutes on an H100 and writes `results/h100/mixtral_8x7b.json`,
+again after every part, each of which has a process and a time limit of its own. Without a GPU the same code
+runs at `tiny`, into `runs/`.
 
-Training here is a plain loop (LoRA of the paper, AdamW in fp32, checkpointing, a chunked loss as in TRL) rather than
-`training.build_trainer`: there are no conversations to load, and every step has the same shape.
+Training here is a plain loop (the paper's LoRA, fp32 AdamW, checkpointing, a chunked loss as in TRL) rather
+than `training.build_trainer`: there are no conversations to load, and every step has the same shape.
 """
 
 import argparse
@@ -39,9 +40,8 @@ from transformers import MixtralConfig, PreTrainedConfig, TrainerCallback
 
 from aurora_lib import training
 from aurora_lib.chat.decoding import FixedCache, GrowingCache
-from aurora_lib.course import GIB, peak_rss
-from aurora_lib.course.results import RECORDED
-from aurora_lib.course.scale import DATA, FULL, ROOT, TINY, Scale
+from aurora_lib.course import DATA, GIB, ROOT, Scale, peak_rss, results, write_whole
+from aurora_lib.course.scale import FULL, TINY
 from aurora_lib.model import load_tokenizer, memory, nf4, random_model
 
 SEED = 0
@@ -79,14 +79,8 @@ def preset(scale: str) -> Preset:
             return whole
         # a rehearsal: every kernel at its full width, in one process
         values = memory.MIXTRAL_8X7B.to_dict() | dict(num_hidden_layers=int(os.environ["RECORD_LAYERS"]))
-        few = dict(
-            name="rehearsal",
-            config=MixtralConfig(**values),
-            new_tokens=8,
-            largest_batch=4,
-            groups=(tuple(PARTS),),
-        )
-        return dataclasses.replace(whole, **few)
+        few = dict(new_tokens=8, largest_batch=4, groups=(tuple(PARTS),))
+        return dataclasses.replace(whole, name="rehearsal", config=MixtralConfig(**values), **few)
     config = MixtralConfig.from_pretrained(DATA / "tiny")
     # in fp32, because CPUs are slower in bf16; in one process, because imports would take most of the time
     once = (tuple(PARTS),)
@@ -126,7 +120,7 @@ class Recorder:
 
 
 def nvidia_smi() -> float:
-    """GiB in use on the GPU now, by nvidia-smi or, where it cannot be asked, by the driver: the same count."""
+    """GiB in use on the GPU now, by nvidia-smi, or by the driver where it cannot be asked: the same count."""
     try:
         uuid = f"GPU-{torch.cuda.get_device_properties(0).uuid}"
         ask = ["nvidia-smi", "-i", uuid, "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
@@ -164,7 +158,7 @@ def prompt(chosen: Preset, batch: int) -> torch.Tensor:
 
 
 def decode_eager(chosen: Preset, model, batch: int) -> tuple[float, float]:
-    """Tokens per second of prefill and of decoding, as `generate` would do it: one call a token, a growing cache."""
+    """Tokens per second of prefill and of decoding as in `generate`: one call a token, a growing cache."""
     ids = prompt(chosen, batch)
 
     def prefill():
@@ -191,7 +185,7 @@ def fixed_cache(chosen: Preset, model, batch: int) -> FixedCache:
 
 
 def decode_graph(chosen: Preset, model, batch: int) -> float:
-    """Decoded tokens per second with a fixed cache, replayed as one CUDA graph (without CUDA: just called)."""
+    """Decoded tokens per second with a fixed cache, replayed as a CUDA graph (without CUDA: just called)."""
     cache = fixed_cache(chosen, model, batch)
     if chosen.device == "cuda":
         cache.capture()
@@ -291,9 +285,7 @@ def optimizer_step(chosen: Preset, tuned, optimizer, batch: int, accumulation: i
     optimizer.zero_grad()
 
 
-def train(
-    chosen: Preset, note: Recorder, tuned, optimizer, label: str, batch: int, accumulation: int
-) -> float:
+def train(chosen: Preset, note: Recorder, tuned, optimizer, label: str, batch: int, accumulation: int):
     """Tokens per second of optimizer steps after one to warm up; speed and memory are recorded."""
 
     def step():
@@ -317,14 +309,14 @@ def matmul_ceiling(chosen: Preset) -> float:
 
 
 def flops_per_token(model) -> float:
-    """Of a training step with recompute and frozen weights: forward twice and the gradient of the input, 2 per weight each."""
+    """Of a training step with recompute: twice forward, and the gradient of the input; 2 a weight each."""
     experts = sum(s.shape.numel() for m in model.modules() for s in getattr(m, "quant_states", {}).values())
     linear = sum(m.in_features * m.out_features for m in model.modules() if isinstance(m, nn.Linear))
     return 6 * (linear + experts * model.config.num_experts_per_tok / model.config.num_local_experts)
 
 
 def paper_batch(chosen: Preset, note: Recorder, model):
-    """Train at the paper's batch, 2 sequences and 4 accumulated; returns the learner, its optimizer and the speed."""
+    """Train at the paper's batch, 2 sequences and 4 accumulated; returns learner, optimizer and speed."""
     tuned, optimizer = learner(model)
     return tuned, optimizer, train(chosen, note, tuned, optimizer, "batch 2, accumulation 4", 2, 4)
 
@@ -364,29 +356,19 @@ def sft_trainer(chosen: Preset, note: Recorder) -> None:
         text = (ROOT / "data" / "topics.jsonl").read_text(encoding="utf-8")[: 8 * chosen.length]
         talk = [dict(role="user", content="你好"), dict(role="assistant", content=text)]
         shared = dict(device=chosen.device, reason="", runs=Path(folder), adapter=None)
-        scale = Scale(
-            chosen.name, **shared, **(FULL if chosen.device == "cuda" else TINY) | dict(length=chosen.length)
-        )
-        steps = dict(max_steps=3, logging_steps=1, save_strategy="no")
-        args = training.sft_config(scale, **steps)
-        rows = Dataset.from_dict(dict(messages=[talk] * 24))
+        shared |= (FULL if chosen.device == "cuda" else TINY) | dict(length=chosen.length)
+        scale, rows = Scale(chosen.name, **shared), Dataset.from_dict(dict(messages=[talk] * 24))
+        args = training.sft_config(scale, max_steps=3, logging_steps=1, save_strategy="no")
         trainer = training.build_trainer(model, tokenizer, rows, args)
         for name in ("step_begin", "substep_end", "step_end"):
             trainer.add_callback(Marks(watch, name))
         trainer.train()
-    speeds = [
-        entry["tokens_per_second"] for entry in trainer.state.log_history if "tokens_per_second" in entry
-    ]
-    note.value("batch 2, accumulation 4 [tokens/s]", speeds[-1])
+    speed = next(entry for entry in trainer.state.log_history[::-1] if "tokens_per_second" in entry)
+    note.value("batch 2, accumulation 4 [tokens/s]", speed["tokens_per_second"])
     note.memory("batch 2, accumulation 4")
     gib = [[round(b / GIB, 3) for b in series] for series in (watch.used, watch.reserved)]
-    note(
-        series={
-            note.part: dict(
-                seconds=[round(s, 2) for s in watch.seconds], used=gib[0], reserved=gib[1], marks=watch.marks
-            )
-        }
-    )
+    times = [round(s, 2) for s in watch.seconds]
+    note(series={note.part: dict(seconds=times, used=gib[0], reserved=gib[1], marks=watch.marks)})
 
 
 class Marks(TrainerCallback):
@@ -405,7 +387,7 @@ def expandable(chosen: Preset, note: Recorder) -> None:
 
 
 class ExpertLoop(nn.Module):
-    """A layer's experts as the paper's stack had them: three Linear4bit modules each, called in a Python loop."""
+    """A layer's experts as the paper's stack had them: three Linear4bit modules each, in a Python loop."""
 
     def __init__(self, experts):
         super().__init__()
@@ -451,7 +433,7 @@ def per_expert(model):
 
 
 def paper_stack(chosen: Preset, note: Recorder) -> None:
-    """Memory as the paper's stack had it: per-expert layers, eager attention, all logits in fp32; one step a batch size."""
+    """Memory of the paper's stack: per-expert layers, eager attention, all logits in fp32; a step a batch."""
     model = per_expert(build(chosen))
     model.set_attn_implementation("eager")
     tuned, optimizer = learner(model)
@@ -478,7 +460,7 @@ def grouped(model):
 
 
 def parametrized(model):
-    """The same weights through `bitsandbytes.nn.parametrize`, which dequantizes a whole stack at every access."""
+    """The same weights through `bitsandbytes.nn.parametrize`: a whole stack dequantized at every access."""
     for layer in model.model.layers:
         experts = layer.mlp.experts
         states = experts.__dict__.pop("quant_states")
@@ -518,11 +500,10 @@ PARTS = {
 
 
 def run_group(chosen: Preset, parts: tuple[str, ...], limit: float, record: dict) -> None:
-    """Run `parts` in a process of their own for at most `limit` seconds, and add what they noted to `record`."""
+    """Run `parts` in a process of their own for at most `limit` seconds; what they noted goes to `record`."""
     environ = dict(os.environ, HF_HUB_OFFLINE="1", TQDM_DISABLE="1")
-    if (
-        chosen.device == "cpu"
-    ):  # PyTorch and bitsandbytes each have a pool of threads; on few cores they fight, 20 x slower
+    if chosen.device == "cpu":
+        # PyTorch and bitsandbytes each have a pool of threads; on few cores they fight, 20 x slower
         environ["OMP_NUM_THREADS"] = "1"
     if "training, expandable segments" in parts and chosen.device == "cuda":
         environ["PYTORCH_ALLOC_CONF"] = ALLOCATOR
@@ -538,9 +519,8 @@ def run_group(chosen: Preset, parts: tuple[str, ...], limit: float, record: dict
                 problem = (ran.stderr.strip().splitlines() or ["no message"])[-1][:500]
         except subprocess.TimeoutExpired:
             problem = f"stopped at its limit of {limit:.0f} s"
-        record["values"][f"{', '.join(parts)}: time [s]" if len(parts) == 1 else "all parts: time [s]"] = (
-            round(time.perf_counter() - began, 1)
-        )
+        whose = parts[0] if len(parts) == 1 else "all parts"
+        record["values"][f"{whose}: time [s]"] = round(time.perf_counter() - began, 1)
         for line in notes.read_text(encoding="utf-8").splitlines() if notes.is_file() else []:
             for kind, entry in json.loads(line).items():
                 record[kind] |= entry
@@ -549,8 +529,9 @@ def run_group(chosen: Preset, parts: tuple[str, ...], limit: float, record: dict
 
 
 def gpu() -> tuple[str, float, str]:
-    """Name, GiB and CUDA version, asked by a process that ends: a context here would count in every nvidia-smi."""
-    ask = "import torch; p = torch.cuda.get_device_properties(0); print(p.name, p.total_memory, torch.version.cuda, sep='|')"
+    """Name, GiB, CUDA version, asked by a process that ends: a context here would count in nvidia-smi."""
+    ask = "import torch; gpu = torch.cuda.get_device_properties(0); "
+    ask += "print(gpu.name, gpu.total_memory, torch.version.cuda, sep='|')"
     name, size, cuda = subprocess.check_output([sys.executable, "-c", ask], text=True).strip().split("|")
     return name, int(size) / GIB, cuda
 
@@ -600,11 +581,11 @@ def main() -> int:
         except memory.DoesNotFit as error:
             parser.exit(1, f"{error}\n")
         slug = re.sub(r"\W+", "-", device.lower())
-        folder = options.out or RECORDED / ("h100" if "h100" in slug else slug)
+        folder = options.out or results.RECORDED / ("h100" if "h100" in slug else slug)
     else:
         device, cuda = f"{platform.machine()} CPU, {os.cpu_count()} cores", None
         folder = options.out or ROOT / "runs" / "tiny" / "record"
-        if folder.resolve() == (RECORDED / "h100").resolve():
+        if folder.resolve() == (results.RECORDED / "h100").resolve():
             parser.error("a record made at tiny does not belong into results/h100")
     folder.mkdir(parents=True, exist_ok=True)
     file, record, began = folder / f"{chosen.name}.json", header(chosen, device, cuda), time.perf_counter()
@@ -616,9 +597,7 @@ def main() -> int:
             record["errors"]["; ".join(parts)] = f"not begun: the budget of {BUDGET} s was spent"
         else:
             run_group(chosen, parts, min(left, sum(PARTS[part][1] for part in parts)), record)
-        unfinished = file.with_suffix(".part")
-        unfinished.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        unfinished.replace(file)
+        write_whole(file, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     width = max(map(len, record["values"]), default=0)
     for label, value in record["values"].items():
         print(f"{label:<{width}}  {value:>14,.2f}")
