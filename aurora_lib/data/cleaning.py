@@ -156,8 +156,9 @@ def _one_by_one(dataset: Dataset, settings: dict, processes: int, folder: Path) 
 
 @cache
 def code() -> str:
-    """This room's code: a shard that was cleaned by other code is not the same shard."""
-    return "".join(file.read_text(encoding="utf-8") for file in sorted(Path(__file__).parent.glob("*.py")))
+    """This room's code and patterns: a shard that was cleaned by other code is not the same shard."""
+    files = sorted(file for file in Path(__file__).parent.iterdir() if file.suffix in (".py", ".toml"))
+    return "".join(file.read_text(encoding="utf-8") for file in files)
 
 
 def clean_batch(rows: dict, options: tuple[str, ...] = (), benchmarks=None) -> dict:

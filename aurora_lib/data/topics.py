@@ -14,15 +14,9 @@ from typing import NamedTuple
 import numpy as np
 
 from aurora_lib.course import DATA
+from aurora_lib.data.patterns import pattern
 
 LATIN_WORD = re.compile(r"[a-z][a-z0-9+#]*|\d[a-z]+")
-# Code and sums are seen by their shape.
-SHAPES = {
-    "computer": re.compile(
-        r"```|^\s*(?:def|import|#include|for|if|while|var|let|const)\b|\w\(\w*\)\s*[{:;]|</\w+>", re.M
-    ),
-    "mathematics": re.compile(r"\d\s*[-+*/×÷^=]\s*[\dx(]|[a-z]\s*=\s*[\d?？]|f\(x\)"),
-}
 UNIT = re.compile(r"[\u3400-\u9fff]|[A-Za-z]+|\d+")
 READ = 200  # characters of the questions, and of the answers, that are read
 SURE = 2  # the lead in `lexicon_scores` from which a conversation serves as an example
@@ -83,8 +77,8 @@ def lexicon_scores(text: str) -> np.ndarray:
     scores = np.zeros(len(topics) - 1)
     for word in owner.keys() & (found | set(LATIN_WORD.findall(text))):
         scores[owner[word]] += 2 if word.isascii() else min(len(word), 3)
-    for topic, shape in SHAPES.items():
-        scores[topics.index(topic)] += 2 * bool(shape.search(text))
+    for topic in ("computer", "mathematics"):
+        scores[topics.index(topic)] += 2 * bool(pattern(topic).search(text))
     return scores
 
 
