@@ -16,15 +16,12 @@ def clean_conversations(scale: Scale) -> Dataset:
 
     What was saved from other data than `scale.data` is not used.
     """
-    path = _path(scale)
-    if path.is_file():
+    if (path := _path(scale)).is_file():
         head, *lines = path.read_text(encoding="utf-8").splitlines()
         if json.loads(head) == _origin(scale):
             print(f"conversations: {len(lines):,}, cleaned by notebook 02")
             return table([json.loads(line) for line in lines])
-    from aurora_lib.model import (
-        load_tokenizer,
-    )  # here: torch takes seconds to import, and cleaning needs none
+    from aurora_lib.model import load_tokenizer  # here: torch takes seconds to import, cleaning needs none
 
     read = concatenate_datasets([load(name, scale.data or "hub") for name in SOURCES])
     kept = clean(read, folder=scale.runs / "cleaning").kept

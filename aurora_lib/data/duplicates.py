@@ -1,5 +1,4 @@
-"""Equal and nearly equal conversations: shingles, MinHash and bands (Broder 1997; Leskovec et al., chapter
-3).
+"""Equal and nearly equal conversations: shingles, MinHash, bands (Broder 1997; Leskovec et al., chapter 3).
 
 Two texts with Jaccard similarity J agree in one MinHash value with probability J, in all `ROWS` values of one
 band with J^ROWS, and in at least one of `BANDS` bands with 1 - (1 - J^ROWS)^BANDS: the S-curve. Pairs that
@@ -42,8 +41,7 @@ def plain(messages: Messages) -> str:
 
 
 def shingles(text: str) -> np.ndarray:
-    """A 64-bit hash of every SHINGLE characters in a row, [characters - 4] (of the whole of a shorter
-    text)."""
+    """A 64-bit hash of every SHINGLE characters in a row, [characters - 4] (of a shorter text as a whole)."""
     points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32).astype(np.uint64)
     count = max(1, len(points) - SHINGLE + 1)
     return chained((points[i : i + count] for i in range(min(SHINGLE, len(points)))), count)
@@ -83,20 +81,19 @@ def bands(signature: np.ndarray) -> np.ndarray:
 def same(a: Messages, b: Messages) -> bool:
     """Whether two candidates are near duplicates: similar, and not another question with its own answer."""
     text_a, text_b = plain(a), plain(b)
-    if (
-        Indel.normalized_similarity(text_a, text_b, score_cutoff=HARDLY_EDITED) == 0
-        and jaccard(text_a, text_b) < SIMILAR
-    ):
+    hardly_edited = Indel.normalized_similarity(text_a, text_b, score_cutoff=HARDLY_EDITED) > 0
+    if not hardly_edited and jaccard(text_a, text_b) < SIMILAR:
         return False
     (asked_a, answered_a), (asked_b, answered_b) = _sides(a), _sides(b)
     if asked_a == asked_b or answered_a == answered_b:
         return True
     if _replaced(asked_a, asked_b) & _replaced(answered_a, answered_b):
         return False  # the same word replaced on both sides: the same form, asked about something else
-    if _other_numbers(asked_a, asked_b) and _other_numbers(answered_a, answered_b):
+    other_answer = _other_numbers(answered_a, answered_b)
+    if other_answer and _other_numbers(asked_a, asked_b):
         return False  # the same sum with other figures
     if len(answered_a) + len(answered_b) < 8:  # a share says little about a word or two
-        return Indel.distance(answered_a, answered_b) <= 2 and not _other_numbers(answered_a, answered_b)
+        return Indel.distance(answered_a, answered_b) <= 2 and not other_answer
     return Indel.normalized_similarity(answered_a, answered_b) >= ALIKE
 
 
@@ -121,12 +118,11 @@ def _replaced(a: str, b: str) -> set[tuple[str, str]]:
 
 def exact(rows: Dataset) -> dict[int, int]:
     """Of equal conversations the first stays: {position of the copy: position of the first}."""
-    first, copies = {}, {}
-    marks = (fingerprint(m) for part in rows.select_columns("messages").iter(BATCH) for m in part["messages"])
-    for i, mark in enumerate(marks):
-        if first.setdefault(mark, i) != i:
-            copies[i] = first[mark]
-    return copies
+    first = {}
+    found = enumerate(
+        first.setdefault(fingerprint(messages), i) for i, messages in enumerate(rows["messages"])
+    )
+    return {i: at for i, at in found if at != i}
 
 
 def near(rows: Dataset) -> dict[int, int]:

@@ -7,10 +7,8 @@ KANA = re.compile(r"[\u3041-\u30ff]")
 LATIN = re.compile(r"[A-Za-z\u00c0-\u024f]+(?:['’][a-z]+)?")
 LETTER = re.compile(r"[^\W\d_]")
 # Formulas, code and addresses have letters but no language.
-NOT_PROSE = re.compile(
-    r"(?s)```.*?(?:```|\Z)|`[^`\n]*`|\$[^$\n\u4e00-\u9fff]*\$|\\[A-Za-z]+"
-    r"|https?://[\x21-\x7e]+|<[/!a-zA-Z][^<>\n]*>"
-)
+CODE = r"(?s)```.*?(?:```|\Z)|`[^`\n]*`|\$[^$\n\u4e00-\u9fff]*\$|\\[A-Za-z]+"
+NOT_PROSE = re.compile(CODE + r"|https?://[\x21-\x7e]+|<[/!a-zA-Z][^<>\n]*>")
 
 
 def language(text: str) -> str:

@@ -31,8 +31,7 @@ def split(dataset: Dataset, tokenizer, length: int) -> Dataset:
 
 
 def exchange_tokens(conversations: list[Messages], tokenizer) -> list[list[int]]:
-    """Tokens of each conversation's beginning (<s>, the system turn) and of each exchange (question,
-    answer)."""
+    """Tokens of each conversation's beginning (<s>, the system turn) and of each exchange, a question with answer."""
     texts = [_rendered(messages) for messages in conversations]
     # the fast tokenizer's own batch: all cores, and no offsets, which nobody needs here
     flat = [text for parts in texts for text in parts]
@@ -57,11 +56,10 @@ def _pieces(row: dict, sizes: list[int], length: int) -> Iterator[dict]:
     messages, (begins, *exchanges) = row["messages"], sizes
     system = messages[:1] if messages[0]["role"] == "system" else []
     pieces, total = [list(system)], begins
-    for i, size in enumerate(exchanges):
+    for first, size in zip(range(len(system), len(messages), 2), exchanges, strict=True):
         if len(pieces[-1]) > len(system) and total + size > length:
             pieces.append(list(system))
             total = begins
-        first = len(system) + 2 * i
         pieces[-1] += messages[first : first + 2]
         total += size
     for n, piece in enumerate(pieces, 1):
