@@ -4,12 +4,14 @@ Edits and drops look at one conversation at a time, on several cores. Then dupli
 """
 
 import os
-import tempfile
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import datasets
 import pandas
 from datasets import Dataset, Features, List, Value, concatenate_datasets
 from datasets.fingerprint import Hasher
@@ -94,8 +96,7 @@ def clean(
     dataset = dataset.select_columns(list(FEATURES))
     processes = processes or (os.cpu_count() if len(dataset) >= MANY else 1)
     processes = processes if processes > 1 else None  # None: in this process
-    folder = Path(folder or tempfile.mkdtemp(dir=sources.room()))
-    with sources.no_bars():
+    with _no_bars():
         cleaned = _one_by_one(dataset, dict(options=tuple(options), benchmarks=benchmarks), processes, folder)
         step, reason = cleaned["step"][:], cleaned["reason"][:]
         _mark_duplicates(cleaned, step, reason)
@@ -121,7 +122,7 @@ def _check(dataset: Dataset, options: tuple[str, ...]) -> None:
         raise DataError(f"The id {name!r} is there more than once. {remedy}")
 
 
-def _one_by_one(dataset: Dataset, settings: dict, processes: int, folder: Path) -> Dataset:
+def _one_by_one(dataset: Dataset, settings: dict, processes: int | None, folder) -> Dataset:
     """The steps that need one conversation only: columns CLEANED, all rows in their order.
 
     A shard's file is named after its rows, the settings and the steps' code: what is there is not made again.
@@ -131,11 +132,21 @@ def _one_by_one(dataset: Dataset, settings: dict, processes: int, folder: Path) 
         for start in range(0, len(dataset), SHARD):
             shard = dataset.select(range(start, min(start + SHARD, len(dataset))))
             fingerprint = Hasher.hash((shard._fingerprint, settings, code()))
-            file = str(folder / f"{fingerprint}.arrow")
+            file = str(Path(folder) / f"{fingerprint}.arrow") if folder else None
             where = dict(new_fingerprint=fingerprint, cache_file_name=file, num_proc=processes)
             shards.append(shard.map(clean_one, fn_kwargs=settings, features=CLEANED, **where))
             bar.update(len(shard))
     return concatenate_datasets(shards)
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Without the progress bars of `datasets`, one for each small step."""
+    off = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    yield
+    if not off:
+        datasets.enable_progress_bars()
 
 
 @cache
@@ -172,4 +183,4 @@ def _changes(cleaned: Dataset) -> Dataset:
     """The edits of all conversations, each with the id and source of its own."""
     rows = cleaned.select_columns(["id", "source", "edits"])
     changes = (dict(id=row["id"], source=row["source"]) | change for row in rows for change in row["edits"])
-    return sources.on_disk(changes, CHANGES)
+    return sources.table(changes, CHANGES)

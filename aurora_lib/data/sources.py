@@ -4,26 +4,19 @@
 A new kind of file belongs into the first, a new layout of a row into the second.
 """
 
-import atexit
 import codecs
 import hashlib
 import json
 import re
-import shutil
-import tempfile
 import tomllib
-import uuid
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cache
-from itertools import chain
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-import datasets
+import pyarrow
 from datasets import Dataset, Features, List, Value
-from datasets.fingerprint import Hasher
 
 from aurora_lib.course import DATA
 
@@ -32,16 +25,10 @@ TURNS = List({"role": Value("string"), "content": Value("string")})
 FEATURES = Features(dict.fromkeys(("id", "source", "category"), Value("string")) | {"messages": TURNS})
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 CHINESE_KEYS = {"指示": "instruction", "指令": "instruction", "输入": "input", "输出": "output"}
-KINDS = {
-    bool: "a truth value",
-    int: "a number",
-    float: "a number",
-    str: "text",
-    list: "a list",
-    dict: "an object",
-}
+KINDS = {bool: "a truth value", int: "a number", float: "a number", str: "text"}
+KINDS |= {list: "a list", dict: "an object", type(None): "null"}
 MOST_CHARACTERS = 200_000  # of one conversation; what is longer is a dump, not a talk
-LONGEST_LINE = 8 << 20  # bytes; a longer one holds no conversation, and is not even parsed
+LONGEST_LINE = 8 << 20  # bytes; a longer one holds no conversation
 STOPS = "the file stops in the middle of this row"
 AGAIN = "Download it again, or point AURORA_DATA at a complete copy."
 JSON = json.JSONDecoder(strict=False)  # strict would refuse raw tabs and line breaks inside a text
@@ -72,20 +59,18 @@ def load(name: str, path: str | Path | None = None) -> Dataset:
     Face hub. Rows that are no conversation are left out and listed by `rejected`: loaded + rejected == rows
     in the file. Raises DataError for an unknown name, and for a file that is missing, empty or not UTF-8.
     """
-    chosen = files(name, path)
     folder = Path(path) if path not in (None, "hub") and Path(path).is_dir() else None
-    names = [f"{name}:{file.relative_to(folder) if folder else file.name}" for file in chosen]
 
     def rows() -> Iterator[dict]:
-        for file, named in zip(chosen, names, strict=True):
+        for file in files(name, path):
+            named = f"{name}:{file.relative_to(folder) if folder else file.name}"
             for number, (row, messages) in enumerate(_conversations(file), 1):
                 if isinstance(messages, list):
                     tag = row.value.get("category")
                     category = tag if isinstance(tag, str) else ""
                     yield dict(id=f"{named}[{number}]", source=name, category=category, messages=messages)
 
-    made_of = (Path(__file__).read_bytes(), names, [_sha1(file) for file in chosen])
-    return on_disk(rows(), FEATURES, Hasher.hash(made_of))
+    return table(rows())
 
 
 def rejected(name: str, path: str | Path | None = None) -> list[dict]:
@@ -101,44 +86,11 @@ def rejected(name: str, path: str | Path | None = None) -> list[dict]:
     ]
 
 
-def table(rows: list[dict], features: Features = FEATURES) -> Dataset:
-    """Rows as a Dataset, with its columns even where there is none (`Dataset.from_list` loses them)."""
-    return Dataset.from_dict({name: [row[name] for row in rows] for name in features}, features=features)
-
-
-def on_disk(rows: Iterator[dict], features: Features, fingerprint: str | None = None) -> Dataset:
-    """`rows` in a file that is mapped into memory and goes with this process.
-
-    Equal fingerprints promise equal rows: what was made of them is found again. Raises what `rows` raises.
-    """
-    if (first := next(rows, None)) is None:
-        return table([], features)
-    place = dict(cache_dir=tempfile.mkdtemp(dir=room()), fingerprint=fingerprint or uuid.uuid4().hex)
-    try:
-        with no_bars():  # told the features, `datasets` would check every row, and take four times as long
-            return Dataset.from_generator(lambda: chain([first], rows), **place)
-    except datasets.exceptions.DatasetGenerationError as error:
-        raise error.__cause__ or error from None
-
-
-@cache
-def room() -> str:
-    """A folder for this process's Arrow files; it goes when the process ends."""
-    folder = tempfile.mkdtemp(prefix="aurora-rows-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
-
-
-@contextmanager
-def no_bars() -> Iterator[None]:
-    """Without the progress bars of `datasets`, one for each small step."""
-    off = datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if not off:
-            datasets.enable_progress_bars()
+def table(rows: Iterable[dict], features: Features = FEATURES) -> Dataset:
+    """Rows as a Dataset in memory (a little more than their texts take), with its columns even where is none."""
+    rows, schema = iter(rows), features.arrow_schema
+    parts = iter(lambda: pyarrow.Table.from_pylist(list(islice(rows, 10_000)), schema), schema.empty_table())
+    return Dataset(pyarrow.concat_tables([schema.empty_table(), *parts]))
 
 
 def files(name: str, path: str | Path | None = None) -> list[Path]:
@@ -208,55 +160,54 @@ def read_rows(file: Path) -> Iterator[Row]:
         yield from _array(_decoded(opened.read())) if is_array else _lines(opened)
 
 
-def _lines(opened: Iterator[bytes]) -> Iterator[Row]:
+def _lines(opened: Iterable[bytes]) -> Iterator[Row]:
     for number, line in enumerate(opened, 1):
-        content = line.removeprefix(codecs.BOM_UTF8).strip()
+        if not (text := _decoded(line.removeprefix(codecs.BOM_UTF8)).strip()):
+            continue
+        value, end = _value(text, 0)
+        if end < len(text):
+            stops = text[0] == "{" and not line.endswith(b"\n")
+            value = Unreadable(STOPS) if stops else _broken(value, "Extra data")
         if len(line) > LONGEST_LINE:
             value = Unreadable(f"the row is longer than {LONGEST_LINE >> 20} MiB")
-        elif content:
-            value = _parsed(_decoded(content))
-            if isinstance(value, Unreadable) and content.startswith(b"{") and not line.endswith(b"\n"):
-                value = Unreadable(STOPS)
-        else:
-            continue
-        yield Row(number, _decoded(content[:400])[:100], value)
+        yield Row(number, text[:100], value)
 
 
 def _array(text: str) -> Iterator[Row]:
     line, counted, at, last = 1, 0, text.index("[") + 1, len(text.rstrip()) - 1
     while (at := SPACE.match(text, at).end()) != last or text[at] != "]":
-        try:
-            value, end = JSON.raw_decode(text, at)
-            end = SPACE.match(text, end).end()
-            broken = None if end >= last or text[end] == "," else Unreadable("not valid JSON (Expecting ',')")
-        except (ValueError, RecursionError) as error:
-            broken = _unreadable(error)
-        if broken:  # go on at the comma before the next `{`, or end with the file
+        value, end = _value(text, at)
+        following = True
+        if end == at or (end < last and text[end] != ","):
+            # go on at the comma before the next `{`, or end with the file
             following = NEXT_ROW.search(text, at)
             end = following.end() if following else len(text)
-            value = broken if following or text[last] == "]" else Unreadable(STOPS)
+            complete = following or text[last] == "]"
+            value = _broken(value, "Expecting ','") if complete else Unreadable(STOPS)
         line, counted = line + text.count("\n", counted, at), at
         yield Row(line, text[at:end].strip()[:100], value)
-        if broken and not following:
+        if not following:
             return
         at = end + (text[end : end + 1] == ",")
 
 
-def _parsed(text: str) -> object:
-    """A JSON value, or an Unreadable that says why it is none."""
+def _value(text: str, at: int) -> tuple[object, int]:
+    """The JSON value at `at` and where it ends; an Unreadable, which says why it is none, ends where it began."""
     try:
-        return JSON.decode(text)
-    except (ValueError, RecursionError) as error:
-        return _unreadable(error)
+        value, end = JSON.raw_decode(text, at)
+        return value, SPACE.match(text, end).end()
+    except RecursionError:
+        return Unreadable("nested too deeply"), at
+    except ValueError as error:
+        return Unreadable(f"not valid JSON ({getattr(error, 'msg', error)})"), at
+
+
+def _broken(value: object, why: str) -> Unreadable:
+    return value if isinstance(value, Unreadable) else Unreadable(f"not valid JSON ({why})")
 
 
 def _decoded(content: bytes) -> str:
     return content.decode("utf-8", "surrogateescape")
-
-
-def _unreadable(error: Exception) -> Unreadable:
-    deep = isinstance(error, RecursionError)
-    return Unreadable("nested too deeply" if deep else f"not valid JSON ({getattr(error, 'msg', error)})")
 
 
 def _conversations(file: Path) -> Iterator[tuple[Row, list[dict] | str]]:
@@ -282,14 +233,14 @@ def _messages(row: object) -> list[dict]:
     if isinstance(row, Unreadable):
         raise row
     if not isinstance(row, dict):
-        raise Unreadable(f"the row is {_kind(row)}, not an object")
+        raise Unreadable(f"the row is {KINDS[type(row)]}, not an object")
     row = {CHINESE_KEYS.get(key, key): value for key, value in row.items()}
     if key := next((key for key in ("messages", "conversations", "conversation") if key in row), None):
         turns = row[key]
         if isinstance(turns, str) and turns.lstrip().startswith("["):  # a list that was written as JSON twice
-            turns = _parsed(turns)
+            turns, _ = _value(turns.lstrip(), 0)
         if not isinstance(turns, list):
-            raise Unreadable(f"`{key}` is {_kind(row[key])}, not a list of turns")
+            raise Unreadable(f"`{key}` is {KINDS[type(row[key])]}, not a list of turns")
         messages = [message for turn in turns for message in _turn(turn)]
     elif row.keys() & {"instruction", "input", "output"}:
         messages = _alpaca(row)
@@ -318,7 +269,7 @@ def _alpaca(row: dict) -> list[dict]:
 def _turn(turn: object) -> list[dict]:
     """One turn: `{human, assistant}` is up to two messages, `{from, value}` and `{role, content}` are one."""
     if not isinstance(turn, dict):
-        raise Unreadable(f"a turn is {_kind(turn)}, not an object")
+        raise Unreadable(f"a turn is {KINDS[type(turn)]}, not an object")
     if "human" in turn:
         keys = ("human", "assistant") if turn.get("assistant") is not None else ("human",)
         return [{"role": ROLES[key], "content": _text(turn, key)} for key in keys]
@@ -332,11 +283,7 @@ def _text(holder: dict, key: str) -> str:
     if key not in holder:
         raise Unreadable(f"`{key}` is missing")
     if not isinstance(holder[key], str):
-        raise Unreadable(f"`{key}` is {_kind(holder[key])}, not text")
+        raise Unreadable(f"`{key}` is {KINDS[type(holder[key])]}, not text")
     if SURROGATE.search(holder[key]):
         raise Unreadable(f"`{key}` holds bytes that are not UTF-8, or half a surrogate pair")
     return holder[key]
-
-
-def _kind(value: object) -> str:
-    return KINDS.get(type(value), "null")

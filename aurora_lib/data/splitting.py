@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from datasets import Dataset
 
 from aurora_lib.data.edits import Messages
-from aurora_lib.data.sources import FEATURES, on_disk
+from aurora_lib.data.sources import table
 
 EXCHANGE = "[INST] {} [/INST] {}</s>"  # as the chat template renders a question and its answer
 BATCH = 1_000  # conversations
@@ -27,7 +27,7 @@ def split(dataset: Dataset, tokenizer, length: int) -> Dataset:
             for row in rows:
                 yield from _pieces(row, sizes[row["id"]], length) if row["id"] in sizes else [row]
 
-    return on_disk(pieces(), FEATURES)
+    return table(pieces())
 
 
 def exchange_tokens(conversations: list[Messages], tokenizer) -> list[list[int]]:
