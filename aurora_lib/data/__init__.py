@@ -14,9 +14,8 @@ Read in this order:
 
 from aurora_lib.data import contamination, drops, duplicates, edits, show, sources, topics
 from aurora_lib.data.cleaning import clean
-from aurora_lib.data.conversations import clean_conversations, save_conversations
+from aurora_lib.data.conversations import clean_conversations, save_conversations, split
 from aurora_lib.data.languages import language
-from aurora_lib.data.splitting import split
 
 __all__ = ["clean", "clean_conversations", "contamination", "drops", "duplicates", "edits", "language"]
 __all__ += ["save_conversations", "show", "sources", "split", "topics"]

@@ -5,23 +5,19 @@ Edits and drops look at one conversation at a time, on several cores. Then dupli
 
 import os
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import datasets
 import pandas
 from datasets import Dataset, Features, List, Value, concatenate_datasets
 from datasets.fingerprint import Hasher
-from tqdm.auto import tqdm
 
 from aurora_lib.data import contamination, drops, duplicates, edits, sources
 from aurora_lib.data.sources import FEATURES, DataError
 
 SHARD = 32_768  # conversations cleaned at a time: what an interruption loses at most
-MANY = 20_000  # conversations from which on more than one process, and a progress bar, are worth it
+MANY = 20_000  # conversations from which on more than one process is worth it
 EDIT = {"step": Value("string"), "turn": Value("int64"), "before": Value("string"), "after": Value("string")}
 CLEANED = Features(FEATURES | {"edits": List(EDIT), "step": Value("string"), "reason": Value("string")})
 CHANGES = Features({"id": Value("string"), "source": Value("string")} | EDIT)
@@ -96,16 +92,17 @@ def clean(
     dataset = dataset.select_columns(list(FEATURES))
     processes = processes or (os.cpu_count() if len(dataset) >= MANY else 1)
     processes = processes if processes > 1 else None  # None: in this process
-    with _no_bars():
-        cleaned = _one_by_one(dataset, dict(options=tuple(options), benchmarks=benchmarks), processes, folder)
-        step, reason = cleaned["step"][:], cleaned["reason"][:]
-        _mark_duplicates(cleaned, step, reason)
-        kept = cleaned.select_columns(list(FEATURES)).select([i for i, name in enumerate(step) if not name])
-        dropped = dataset.select(goes := [i for i, name in enumerate(step) if name])
-        for name, values in (("step", step), ("reason", reason)):
-            dropped = dropped.add_column(name, [values[i] for i in goes], feature=Value("string"))
-        assert len(kept) + len(dropped) == len(dataset)
-        return CleaningResult(kept, dropped, _changes(cleaned))
+    cleaned = _one_by_one(dataset, dict(options=tuple(options), benchmarks=benchmarks), processes, folder)
+    step, reason = cleaned["step"][:], cleaned["reason"][:]
+    _mark_duplicates(cleaned, step, reason)
+    kept = cleaned.select_columns(list(FEATURES)).select([i for i, name in enumerate(step) if not name])
+    dropped = dataset.select(goes := [i for i, name in enumerate(step) if name])
+    for name, values in (("step", step), ("reason", reason)):
+        dropped = dropped.add_column(name, [values[i] for i in goes], feature=Value("string"))
+    assert len(kept) + len(dropped) == len(dataset)
+    rows = cleaned.select_columns(["id", "source", "edits"])
+    changes = (dict(id=row["id"], source=row["source"]) | change for row in rows for change in row["edits"])
+    return CleaningResult(kept, dropped, sources.table(changes, CHANGES))
 
 
 def _check(dataset: Dataset, options: tuple[str, ...]) -> None:
@@ -128,25 +125,14 @@ def _one_by_one(dataset: Dataset, settings: dict, processes: int | None, folder)
     A shard's file is named after its rows, the settings and the steps' code: what is there is not made again.
     """
     shards = []
-    with tqdm(total=len(dataset), desc="cleaning", unit=" rows", disable=len(dataset) < MANY) as bar:
-        for start in range(0, len(dataset), SHARD):
-            shard = dataset.select(range(start, min(start + SHARD, len(dataset))))
-            fingerprint = Hasher.hash((shard._fingerprint, settings, code()))
-            file = str(Path(folder) / f"{fingerprint}.arrow") if folder else None
-            where = dict(new_fingerprint=fingerprint, cache_file_name=file, num_proc=processes)
-            shards.append(shard.map(clean_one, fn_kwargs=settings, features=CLEANED, **where))
-            bar.update(len(shard))
+    for start in range(0, len(dataset), SHARD):
+        shard = dataset.select(range(start, min(start + SHARD, len(dataset))))
+        fingerprint = Hasher.hash((shard._fingerprint, settings, code()))
+        file = str(Path(folder) / f"{fingerprint}.arrow") if folder else None
+        how = dict(features=CLEANED, num_proc=processes, desc="cleaning")
+        where = dict(new_fingerprint=fingerprint, cache_file_name=file)
+        shards.append(shard.map(clean_one, fn_kwargs=settings, **how, **where))
     return concatenate_datasets(shards)
-
-
-@contextmanager
-def _no_bars() -> Iterator[None]:
-    """Without the progress bars of `datasets`, one for each small step."""
-    off = datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    yield
-    if not off:
-        datasets.enable_progress_bars()
 
 
 @cache
@@ -171,16 +157,10 @@ def clean_one(row: dict, options: tuple[str, ...], benchmarks: contamination.Que
 def _mark_duplicates(cleaned: Dataset, step: list[str | None], reason: list[str | None]) -> None:
     """Write into `step` and `reason` which conversations are equal, or nearly equal, to one that stays."""
     ids = cleaned["id"][:]
-    exact = ("duplicate", duplicates.exact, "the same as")
-    near = ("near_duplicate", duplicates.near, "nearly the same as")
-    for name, find, why in (exact, near):
+    for name, find, why in (
+        ("duplicate", duplicates.exact, ""),
+        ("near_duplicate", duplicates.near, "nearly "),
+    ):
         left = [i for i, dropped in enumerate(step) if dropped is None]
         for copy, other in find(cleaned.select(left)).items():
-            step[left[copy]], reason[left[copy]] = name, f"{why} {ids[left[other]]}"
-
-
-def _changes(cleaned: Dataset) -> Dataset:
-    """The edits of all conversations, each with the id and source of its own."""
-    rows = cleaned.select_columns(["id", "source", "edits"])
-    changes = (dict(id=row["id"], source=row["source"]) | change for row in rows for change in row["edits"])
-    return sources.table(changes, CHANGES)
+            step[left[copy]], reason[left[copy]] = name, f"{why}the same as {ids[left[other]]}"

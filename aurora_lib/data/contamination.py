@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 
 from aurora_lib.data.edits import Messages
-from aurora_lib.data.languages import HAN
+from aurora_lib.data.patterns import pattern
 
 # Letters and digits in a row that no two texts share by chance: 20 of Chinese (at least half of them Han), and of
 # other scripts 50, about the 13 words of GPT-3's paper. "presidential election" has 20: a stock phrase.
@@ -23,7 +23,7 @@ class Questions:
             self._whole[text] = number
             for size in (HAN_GRAM, LATIN_GRAM):
                 for gram in _grams(text, size):
-                    if (len(HAN.findall(gram)) >= size / 2) == (size == HAN_GRAM):
+                    if (len(pattern("han").findall(gram)) >= size / 2) == (size == HAN_GRAM):
                         self._grams.setdefault(gram, number)
 
     def __reduce__(self):  # another process gets the texts alone, and makes the rest once

@@ -1,14 +1,67 @@
-"""The clean conversations to train on, handed from notebook 02 to those that follow."""
+"""Clean conversations to train on: in pieces that fit the training length, and handed to the notebooks behind 02."""
 
 import json
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 from datasets import Dataset, concatenate_datasets
 
 from aurora_lib.course import Scale, write_whole
 from aurora_lib.data.cleaning import clean
+from aurora_lib.data.edits import Messages
 from aurora_lib.data.sources import SOURCES, load, table
-from aurora_lib.data.splitting import split
+
+EXCHANGE = "[INST] {} [/INST] {}</s>"  # as the chat template renders a question and its answer
+
+
+def split(dataset: Dataset, tokenizer, length: int) -> Dataset:
+    """Conversations of more than `length` tokens (chat template included) as several, cut before a user turn.
+
+    Each piece keeps the system turn; the second piece of row `7` has the id `7#2`. A single exchange that is
+    too long stays whole (training cuts its end off). Splitting again changes nothing.
+    """
+
+    rows = dataset.to_list()
+    long = [row for row in rows if _may_be_longer(row["messages"], length)]
+    counts = exchange_tokens([row["messages"] for row in long], tokenizer)
+    sizes = {row["id"]: count for row, count in zip(long, counts, strict=True)}
+    cut = (_pieces(row, sizes[row["id"]], length) if row["id"] in sizes else [row] for row in rows)
+    return table(chain.from_iterable(cut))
+
+
+def exchange_tokens(conversations: list[Messages], tokenizer) -> list[list[int]]:
+    """Tokens of each conversation's beginning (<s>, the system turn) and of each exchange."""
+    texts = []
+    for messages in conversations:
+        system = messages[0]["role"] == "system"
+        pairs = zip(messages[system::2], messages[system + 1 :: 2], strict=True)
+        exchanges = [EXCHANGE.format(asked["content"], said["content"]) for asked, said in pairs]
+        texts.append(["<s>" + (messages[0]["content"] + "\n\n") * system, *exchanges])
+    # the fast tokenizer's own batch: all cores, and no offsets, which nobody needs here
+    flat = [text for parts in texts for text in parts]
+    encoded = iter(tokenizer.backend_tokenizer.encode_batch_fast(flat, add_special_tokens=False))
+    return [[len(next(encoded)) for _ in parts] for parts in texts]
+
+
+def _may_be_longer(messages: Messages, length: int) -> bool:
+    """Only several exchanges can be cut, and a token is at least a byte: most rows need no tokenizer."""
+    around = len(EXCHANGE) * len(messages)
+    return len(messages) >= 4 and sum(len(turn["content"].encode()) for turn in messages) + around > length
+
+
+def _pieces(row: dict, sizes: list[int], length: int) -> Iterator[dict]:
+    messages, (begins, *exchanges) = row["messages"], sizes
+    system = messages[:1] if messages[0]["role"] == "system" else []
+    pieces, total = [list(system)], begins
+    for first, size in zip(range(len(system), len(messages), 2), exchanges, strict=True):
+        if len(pieces[-1]) > len(system) and total + size > length:
+            pieces.append(list(system))
+            total = begins
+        pieces[-1] += messages[first : first + 2]
+        total += size
+    for n, piece in enumerate(pieces, 1):
+        yield row | {"id": row["id"] if n == 1 else f"{row['id']}#{n}", "messages": piece}
 
 
 def clean_conversations(scale: Scale) -> Dataset:

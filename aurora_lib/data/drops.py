@@ -8,7 +8,7 @@ from collections.abc import Callable
 from itertools import pairwise
 
 from aurora_lib.data.edits import MARKS, Messages
-from aurora_lib.data.languages import KANA, NOT_PROSE, language
+from aurora_lib.data.languages import language
 from aurora_lib.data.patterns import pattern, words
 
 SHORT = 40  # characters of an answer that says nothing but "not possible"
@@ -74,15 +74,17 @@ def wrong_language(messages: Messages) -> str | None:
         return None
     if any(_is_english_prose(message["content"]) for message in messages if message["role"] == "assistant"):
         return "a Chinese question with an English answer nobody asked for"
-    brought = KANA.search(asked) or pattern("asks_for_japanese").search(asked)
-    if len(KANA.findall(messages[-1]["content"])) > 20 and not brought:
+    brought = pattern("kana").search(asked) or pattern("asks_for_japanese").search(asked)
+    if len(pattern("kana").findall(messages[-1]["content"])) > 20 and not brought:
         return "a Chinese question with a Japanese answer nobody asked for"
     return None
 
 
 def _is_english_prose(text: str) -> bool:
     """A sentence: words with hardly anything between them, so no code, formula, address or list of names."""
-    pieces = [piece for piece in NOT_PROSE.sub(" ", text).split() if re.search(r"[^\W\d]|[=<>{}]", piece)]
+    pieces = [
+        piece for piece in pattern("not_prose").sub(" ", text).split() if re.search(r"[^\W\d]|[=<>{}]", piece)
+    ]
     plain = [piece for piece in pieces if pattern("word").fullmatch(piece)]
     if len(plain) < 4 or len(plain) < 0.85 * len(pieces) or sum(word[0].islower() for word in plain) < 2:
         return False
@@ -119,7 +121,7 @@ def repetition(messages: Messages) -> str | None:
         raw = text.encode()
         if len(zlib.compress(raw, 1)) > COMPRESSIBLE * len(raw) or pattern("asks_to_repeat").search(asked):
             continue  # hardly repeats itself, or was told to
-        prose = NOT_PROSE.sub(" ", text)
+        prose = pattern("not_prose").sub(" ", text)
         run = pattern("run").search(prose)
         if run and re.search(r"\w", run[1]) and len(run[0]) > len(prose) / 2:
             return f"an answer repeats {run[1][:20]!r}"

@@ -10,7 +10,6 @@ from itertools import zip_longest
 import ftfy
 from rapidfuzz.distance import Prefix
 
-from aurora_lib.data.languages import KANA
 from aurora_lib.data.patterns import pattern, words
 
 Messages = list[dict]  # {role, content}, as `sources.load` makes them
@@ -93,7 +92,7 @@ def to_simplified(messages: Messages) -> Messages:
     left alone."""
     if _says(messages, "about_traditional"):
         return messages
-    return _mended(messages, lambda text: text if KANA.search(text) else _opencc().convert(text))
+    return _mended(messages, lambda text: text if pattern("kana").search(text) else _opencc().convert(text))
 
 
 @cache

@@ -6,15 +6,10 @@ from pathlib import Path
 from datasets import Dataset
 
 from aurora_lib.course.html import to_html
-from aurora_lib.data import edits
+from aurora_lib.data import edits, sources
 from aurora_lib.data.cleaning import CleaningResult, steps
 
-# As stated where the sets are published; all three were written by, or with, commercial models.
-RELEASED_LICENCES = {
-    "alpaca_zh": "Apache-2.0 (repository); machine-generated",
-    "alpaca_gpt4_zh": "CC BY-NC 4.0; GPT-4 answers: not for commercial use",
-    "sharegpt_zh": "see the publisher's page; ChatGPT conversations shared by users, may hold personal data",
-}
+RELEASED_LICENCES = {name: source["licence"] for name, source in sources.SOURCES.items()}
 
 
 def groups(result: CleaningResult) -> dict[str, Dataset]:

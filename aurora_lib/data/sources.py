@@ -130,15 +130,11 @@ def _download(name: str) -> Path:
             f"{released} could not be had from the Hugging Face hub ({repository}: {type(error).__name__}). "
             "Check the network, set HF_ENDPOINT to a mirror, or set AURORA_DATA to a folder that has it."
         ) from error
-    if source["sha1"] and (found := _sha1(file)) not in source["sha1"]:
+    found = hashlib.sha1(file.read_bytes()).hexdigest()
+    if source["sha1"] and found not in source["sha1"]:
         other = f"{released} is not the file the paper's stack used: its SHA-1 is {found}. Its counts will differ."
         warnings.warn(f"{other} If you have the original, set AURORA_DATA to its folder.", stacklevel=2)
     return file
-
-
-def _sha1(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha1").hexdigest()
 
 
 def read_rows(file: Path) -> Iterator[Row]:
