@@ -1,6 +1,6 @@
 """Conversations -> clean conversations, by named steps; nothing is lost in silence (paper, section 2).
 
-Edits and drops look at one conversation at a time, on several cores. Then duplicates are found among the rest.
+Edits and drops look at one conversation at a time, on several cores; then duplicates are found in the rest.
 """
 
 import os
@@ -143,7 +143,7 @@ def code() -> str:
 
 
 def clean_one(row: dict, options: tuple[str, ...], benchmarks: contamination.Questions | None) -> dict:
-    """`messages` after every edit, `edits`, and `step` and `reason` (None where a conversation stays) of a row.
+    """`messages` of a row after every edit, `edits`, and `step` and `reason` (None where it stays).
 
     It runs in forked processes, so nothing in it may use threads (rensa's and torch's do not survive a fork).
     """
@@ -157,10 +157,8 @@ def clean_one(row: dict, options: tuple[str, ...], benchmarks: contamination.Que
 def _mark_duplicates(cleaned: Dataset, step: list[str | None], reason: list[str | None]) -> None:
     """Write into `step` and `reason` which conversations are equal, or nearly equal, to one that stays."""
     ids = cleaned["id"][:]
-    for name, find, why in (
-        ("duplicate", duplicates.exact, ""),
-        ("near_duplicate", duplicates.near, "nearly "),
-    ):
+    near = ("near_duplicate", duplicates.near, "nearly the same as")
+    for name, find, why in (("duplicate", duplicates.exact, "the same as"), near):
         left = [i for i, dropped in enumerate(step) if dropped is None]
         for copy, other in find(cleaned.select(left)).items():
-            step[left[copy]], reason[left[copy]] = name, f"{why}the same as {ids[left[other]]}"
+            step[left[copy]], reason[left[copy]] = name, f"{why} {ids[left[other]]}"

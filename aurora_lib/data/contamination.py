@@ -1,4 +1,4 @@
-"""Benchmark questions among the training rows: an n-gram in common (GPT-3, appendix C), or a whole question."""
+"""Benchmark questions among the training rows: an n-gram in common (GPT-3, appendix C), or a whole one."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -7,14 +7,14 @@ from functools import cache
 from aurora_lib.data.edits import Messages
 from aurora_lib.data.patterns import pattern
 
-# Letters and digits in a row that no two texts share by chance: 20 of Chinese (at least half of them Han), and of
-# other scripts 50, about the 13 words of GPT-3's paper. "presidential election" has 20: a stock phrase.
+# Letters and digits in a row that no two texts share by chance: 20 of Chinese (at least half of them Han),
+# of other scripts 50, about the 13 words of GPT-3's paper ("presidential election" is 20 and a stock phrase).
 HAN_GRAM, LATIN_GRAM = 20, 50
 SIGNS = re.compile(r"[\W_]+")  # table rules and underlines are in many texts
 
 
 class Questions:
-    """The texts of benchmark questions, ready to be looked for: by n-gram, and the shorter ones as a whole."""
+    """The texts of benchmark questions, ready to be looked for: by n-gram, the shorter ones as a whole."""
 
     def __init__(self, texts: Sequence[str]):
         self.texts = tuple(texts)

@@ -1,4 +1,4 @@
-"""Clean conversations to train on: in pieces that fit the training length, and handed to the notebooks behind 02."""
+"""Clean conversations to train on: in pieces that fit the training length, handed on by notebook 02."""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Drops: small pure functions of a conversation that name a reason to leave it out, or None (paper, section 2)."""
+"""Drops: small pure functions of a conversation, with a reason to leave it out or None (paper, section 2)."""
 
 import re
 import unicodedata
@@ -31,8 +31,7 @@ def roles(messages: Messages) -> str | None:
 
 def empty(messages: Messages) -> str | None:
     """Drop where the first question is empty, or an answer empty, mere punctuation, or "no output"."""
-    asked = [message["content"] for message in messages if message["role"] == "user"]
-    if not asked[0].strip():
+    if not next(message["content"] for message in messages if message["role"] == "user").strip():
         return "an empty question"
     for before, message in pairwise(messages):
         text = message["content"].strip()
@@ -40,10 +39,8 @@ def empty(messages: Messages) -> str | None:
             continue
         if not text:
             return "an empty answer"
-        signs = all(unicodedata.category(c)[0] in "PZC" for c in text) and not pattern("morse").fullmatch(
-            text
-        )
-        if signs and not pattern("asks_for_signs").search(before["content"]):
+        right = pattern("morse").fullmatch(text) or pattern("asks_for_signs").search(before["content"])
+        if all(unicodedata.category(c)[0] in "PZC" for c in text) and not right:
             return "an answer of punctuation only"
         word = text.strip(MARKS).lower()
         if word in words("nothing") or word == "不适用" or (text[0] in MARKS and word in words("vague")):
@@ -82,9 +79,8 @@ def wrong_language(messages: Messages) -> str | None:
 
 def _is_english_prose(text: str) -> bool:
     """A sentence: words with hardly anything between them, so no code, formula, address or list of names."""
-    pieces = [
-        piece for piece in pattern("not_prose").sub(" ", text).split() if re.search(r"[^\W\d]|[=<>{}]", piece)
-    ]
+    prose = pattern("not_prose").sub(" ", text)
+    pieces = [piece for piece in prose.split() if re.search(r"[^\W\d]|[=<>{}]", piece)]
     plain = [piece for piece in pieces if pattern("word").fullmatch(piece)]
     if len(plain) < 4 or len(plain) < 0.85 * len(pieces) or sum(word[0].islower() for word in plain) < 2:
         return False

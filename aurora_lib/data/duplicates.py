@@ -119,10 +119,8 @@ def _replaced(a: str, b: str) -> set[tuple[str, str]]:
 def exact(rows: Dataset) -> dict[int, int]:
     """Of equal conversations the first stays: {position of the copy: position of the first}."""
     first = {}
-    found = enumerate(
-        first.setdefault(fingerprint(messages), i) for i, messages in enumerate(rows["messages"])
-    )
-    return {i: at for i, at in found if at != i}
+    pairs = [(i, first.setdefault(fingerprint(said), i)) for i, said in enumerate(rows["messages"])]
+    return {i: at for i, at in pairs if at != i}
 
 
 def near(rows: Dataset) -> dict[int, int]:
@@ -143,15 +141,13 @@ def near(rows: Dataset) -> dict[int, int]:
         shared |= count[inverse] > 1
     order = np.flatnonzero(shared)
     order = order[np.argsort(-sizes[order], kind="stable")]
-    kept: dict[tuple[int, int], list[int]] = defaultdict(list)
-    copies = {}
+    kept, copies = defaultdict(list), {}  # (band, its value): positions
     for i in order.tolist():
         keys, messages = list(enumerate(banded[i].tolist())), rows[i]["messages"]
         candidates = sorted({j for key in keys for j in kept.get(key, ())})
         found = next((j for j in candidates if same(messages, rows[j]["messages"])), None)
         if found is not None:
             copies[i] = found
-        else:
-            for key in keys:
-                kept[key].append(i)
+        for key in keys if found is None else ():
+            kept[key].append(i)
     return copies

@@ -74,10 +74,7 @@ def load(name: str, path: str | Path | None = None) -> Dataset:
 
 
 def rejected(name: str, path: str | Path | None = None) -> list[dict]:
-    """What `load` leaves out: dicts of `file`, `line` (from 1), `reason` and `row`, how its text begins.
-
-    Raises DataError for an unknown name, and for a file that is missing, empty or not UTF-8.
-    """
+    """What `load` leaves out: dicts of `file`, `line` (from 1), `reason` and `row`, how its text begins."""
     return [
         {"file": str(file), "line": row.line, "reason": reason, "row": row.text[:80]}
         for file in files(name, path)
@@ -87,7 +84,7 @@ def rejected(name: str, path: str | Path | None = None) -> list[dict]:
 
 
 def table(rows: Iterable[dict], features: Features = FEATURES) -> Dataset:
-    """Rows as a Dataset in memory (a little more than their texts take), with its columns even where is none."""
+    """Rows as a Dataset in memory (it takes what its texts take), with its columns even where none is."""
     rows, schema = iter(rows), features.arrow_schema
     parts = iter(lambda: pyarrow.Table.from_pylist(list(islice(rows, 10_000)), schema), schema.empty_table())
     return Dataset(pyarrow.concat_tables([schema.empty_table(), *parts]))
@@ -111,9 +108,7 @@ def files(name: str, path: str | Path | None = None) -> list[Path]:
     found = {file for part in parts for file in path.rglob(part) if file.suffix in (".json", ".jsonl")}
     if not whole and not found:
         wanted = ", ".join([released, *(f"{part}.json[l]" for part in parts)])
-        raise DataError(
-            f"{path} holds no file of {name} ({wanted}). Point AURORA_DATA at a folder that does."
-        )
+        raise DataError(f"{path} holds no file of {name} ({wanted}). Point AURORA_DATA at one that does.")
     return whole[:1] or sorted(found)
 
 
@@ -121,18 +116,22 @@ def _download(name: str) -> Path:
     """The released file, fetched as a file: our own reader then treats its bad rows as it does anywhere."""
     from huggingface_hub import hf_hub_download
 
-    source = SOURCES[name]
-    released, repository = source["released"], source["repository"]
+    released, repository, folder, sums = (
+        SOURCES[name][k] for k in ("released", "repository", "folder", "sha1")
+    )
     try:
-        file = Path(hf_hub_download(repository, source["folder"] + released, repo_type="dataset"))
+        file = Path(hf_hub_download(repository, folder + released, repo_type="dataset"))
     except Exception as error:  # offline, moved, disk full: many kinds, and one remedy for all of them
-        raise DataError(
-            f"{released} could not be had from the Hugging Face hub ({repository}: {type(error).__name__}). "
-            "Check the network, set HF_ENDPOINT to a mirror, or set AURORA_DATA to a folder that has it."
-        ) from error
+        failed = (
+            f"{released} could not be had from the Hugging Face hub ({repository}: {type(error).__name__})."
+        )
+        remedy = "Check the network, set HF_ENDPOINT to a mirror, or set AURORA_DATA to a folder that has it."
+        raise DataError(f"{failed} {remedy}") from error
     found = hashlib.sha1(file.read_bytes()).hexdigest()
-    if source["sha1"] and found not in source["sha1"]:
-        other = f"{released} is not the file the paper's stack used: its SHA-1 is {found}. Its counts will differ."
+    if sums and found not in sums:
+        other = (
+            f"{released} is not the file the paper's stack used (its SHA-1 is {found}); counts will differ."
+        )
         warnings.warn(f"{other} If you have the original, set AURORA_DATA to its folder.", stacklevel=2)
     return file
 
@@ -188,7 +187,7 @@ def _array(text: str) -> Iterator[Row]:
 
 
 def _value(text: str, at: int) -> tuple[object, int]:
-    """The JSON value at `at` and where it ends; an Unreadable, which says why it is none, ends where it began."""
+    """The JSON value at `at` and where it ends; if there is none, an Unreadable that ends where it began."""
     try:
         value, end = JSON.raw_decode(text, at)
         return value, SPACE.match(text, end).end()

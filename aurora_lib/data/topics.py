@@ -35,7 +35,7 @@ class Lexicon(NamedTuple):
 
 @cache
 def lexicon() -> Lexicon:
-    """The file's lines are "topic: beginnings of words in tags | words of questions", each word in one topic."""
+    """The file's lines are "topic: beginnings of words in tags | words of questions", each in one topic."""
     text = (DATA / "topics_lexicon.txt").read_text(encoding="utf-8")
     entries = re.findall(r"^([a-z ]+):([^|]+)\|([^:|]+)$", text, re.M)
     tags = {topic: re.compile(rf"\b(?:{'|'.join(names.split())})", re.I) for topic, names, _ in entries}
@@ -61,7 +61,7 @@ def text_of(messages: list[dict], role: str) -> str:
 
 
 def lexicon_scores(text: str) -> np.ndarray:
-    """Points per topic, [19]: for each different word in `text` its characters, up to 3; 2 for a Latin one."""
+    """Points per topic, [19]: for each different word of `text` its characters, up to 3, a Latin one 2."""
     topics, _, owner, starting = lexicon()
     scores, text, at = np.zeros(len(topics) - 1), text.lower(), 0
     found = set(LATIN_WORD.findall(text))

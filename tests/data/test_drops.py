@@ -3,6 +3,7 @@
 import pytest
 
 from aurora_lib.data import drops, language
+from aurora_lib.data.patterns import pattern, read
 from tests.data.conversations import talk
 
 LONG = "春天来了，河边的柳树发了芽。孩子们跑到草地上放风筝，老人坐在长椅上晒太阳。" * 2
@@ -50,6 +51,12 @@ def test_a_drop_names_its_step(step, conversation):
 )
 def test_answers_cut_off_or_stuck_are_dropped(step, answer):
     assert dropped_by(talk("春天有什么？", answer)) == step
+
+
+@pytest.mark.parametrize("name", read().keys() - {"parts", "words"})
+def test_every_pattern_is_found_in_its_examples_and_in_no_counterexample(name):
+    assert [text for text in read()[name]["yes"] if not pattern(name).search(text)] == []
+    assert [text for text in read()[name]["no"] if pattern(name).search(text)] == []
 
 
 @pytest.mark.parametrize("order", ["au", "uua", "usa", "uaa", "s"])

@@ -26,8 +26,8 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from trl import pack_dataset
 
 from aurora_lib.course import paper, results, scale
-from aurora_lib.data import cleaning, sources, splitting
-from aurora_lib.data.conversations import clean_conversations
+from aurora_lib.data import clean, clean_conversations, sources, split
+from aurora_lib.data.conversations import exchange_tokens
 from aurora_lib.model import load_model, load_tokenizer, memory
 from aurora_lib.training import build_trainer, experiments, sft_config
 
@@ -158,9 +158,9 @@ def full(folder: Path) -> dict:
     """Padding, batches and hours at `full`, predicted from the lengths of the real conversations in `folder`."""
     tokenizer, cutoff = load_tokenizer(), scale.FULL["length"]
     read = {name: sources.load(name, folder) for name in sources.SOURCES}
-    kept = cleaning.clean(concatenate_datasets(list(read.values()))).kept
-    pieces = splitting.split(kept, tokenizer, cutoff)
-    counts = splitting.exchange_tokens(list(pieces["messages"]), tokenizer)
+    kept = clean(concatenate_datasets(list(read.values()))).kept
+    pieces = split(kept, tokenizer, cutoff)
+    counts = exchange_tokens(list(pieces["messages"]), tokenizer)
     sizes = {name: [] for name in read}
     for source, tokens in zip(pieces["source"], counts, strict=True):
         sizes[source].append(min(sum(tokens), cutoff))
