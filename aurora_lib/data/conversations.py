@@ -12,6 +12,7 @@ from aurora_lib.data.cleaning import clean
 from aurora_lib.data.edits import Messages
 from aurora_lib.data.sources import SOURCES, load, table
 
+SAVED = "conversations.jsonl"
 EXCHANGE = "[INST] {} [/INST] {}</s>"  # as the chat template renders a question and its answer
 
 
@@ -69,14 +70,15 @@ def clean_conversations(scale: Scale) -> Dataset:
 
     What was saved from other data than `scale.data` is not used.
     """
-    if (path := _path(scale)).is_file():
+    path, data = scale.runs / SAVED, scale.data or "hub"
+    if path.is_file():
         head, *lines = path.read_text(encoding="utf-8").splitlines()
-        if json.loads(head) == _origin(scale):
+        if json.loads(head) == {"data": str(data)}:
             print(f"conversations: {len(lines):,}, cleaned by notebook 02")
             return table([json.loads(line) for line in lines])
     from aurora_lib.model import load_tokenizer  # here: torch takes seconds to import, cleaning needs none
 
-    read = concatenate_datasets([load(name, scale.data or "hub") for name in SOURCES])
+    read = concatenate_datasets([load(name, data) for name in SOURCES])
     kept = clean(read, folder=scale.runs / "cleaning").kept
     pieces = split(kept, load_tokenizer(scale.base_model, revision=scale.revision), scale.length)
     print(f"conversations: {len(pieces):,}, cleaned just now (notebook 02 has not run on this data here)")
@@ -85,13 +87,6 @@ def clean_conversations(scale: Scale) -> Dataset:
 
 def save_conversations(dataset: Dataset, scale: Scale) -> Path:
     """Write `dataset` as JSON Lines for the notebooks that follow; the first line says where it came from."""
-    rows = (json.dumps(row, ensure_ascii=False) + "\n" for row in [_origin(scale), *dataset])
-    return write_whole(_path(scale), "".join(rows))
-
-
-def _path(scale: Scale) -> Path:
-    return scale.runs / "conversations.jsonl"
-
-
-def _origin(scale: Scale) -> dict:
-    return {"data": str(scale.data or "hub")}
+    rows = [{"data": str(scale.data or "hub")}, *dataset]
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    return write_whole(scale.runs / SAVED, "".join(lines))

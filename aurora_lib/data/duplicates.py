@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 import numpy as np
+import pandas
 import xxhash
 from datasets import Dataset
 from rapidfuzz.distance import Indel, Levenshtein
@@ -27,12 +28,6 @@ HARDLY_EDITED = 0.9  # or share of characters in common: one change in a short t
 UNIMPORTANT = re.compile(r"[\s，。！？、；：,!?;:\"'“”‘’…~～]+")
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: spreads neighbouring code points
-
-
-def fingerprint(messages: Messages) -> bytes:
-    """16 bytes that two conversations share when they are equal, word for word."""
-    text = "\0".join(f"{message['role']}\0{message['content'].strip()}" for message in messages)
-    return xxhash.xxh3_128_digest(text.encode())
 
 
 def plain(messages: Messages) -> str:
@@ -118,8 +113,10 @@ def _replaced(a: str, b: str) -> set[tuple[str, str]]:
 
 def exact(rows: Dataset) -> dict[int, int]:
     """Of equal conversations the first stays: {position of the copy: position of the first}."""
-    first = {}
-    pairs = [(i, first.setdefault(fingerprint(said), i)) for i, said in enumerate(rows["messages"])]
+    first, pairs = {}, []
+    for i, messages in enumerate(rows["messages"]):
+        text = "\0".join(f"{message['role']}\0{message['content'].strip()}" for message in messages)
+        pairs.append((i, first.setdefault(xxhash.xxh3_128_digest(text.encode()), i)))
     return {i: at for i, at in pairs if at != i}
 
 
@@ -135,10 +132,7 @@ def near(rows: Dataset) -> dict[int, int]:
         for messages in part["messages"]:
             sizes.append(sum(len(turn["content"]) for turn in messages if turn["role"] == "assistant"))
     banded, sizes = np.concatenate(banded), np.array(sizes, int)
-    shared = np.zeros(len(rows), bool)
-    for column in banded.T:
-        _, inverse, count = np.unique(column, return_inverse=True, return_counts=True)
-        shared |= count[inverse] > 1
+    shared = pandas.DataFrame(banded).apply(lambda band: band.duplicated(keep=False)).any(axis=1)
     order = np.flatnonzero(shared)
     order = order[np.argsort(-sizes[order], kind="stable")]
     kept, copies = defaultdict(list), {}  # (band, its value): positions

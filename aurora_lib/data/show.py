@@ -1,8 +1,8 @@
 """What a cleaning did, for people: its steps, its rows one by one, and the card that goes with the data."""
 
-import html
 from pathlib import Path
 
+import pandas
 from datasets import Dataset
 
 from aurora_lib.course.html import to_html
@@ -23,14 +23,9 @@ def groups(result: CleaningResult) -> dict[str, Dataset]:
 
 
 def row_to_html(row: dict) -> str:
-    """A row of a group, escaped: its id and reason, then the conversation, or an edit's before and after."""
-    head = f"<code>{html.escape(row['id'])}</code> {html.escape(row.get('reason') or '')}"
-    if "messages" in row:
-        return head + to_html(row["messages"])
-    cell = "<td style='white-space:pre-wrap;text-align:left'>"
-    sides = ("before", "after")
-    texts = "".join(f"<tr><th>{side}</th>{cell}{html.escape(row[side])}</td></tr>" for side in sides)
-    return f"{head} turn {row['turn']}<table>{texts}</table>"
+    """A row of a group, escaped: what is known about it, then its conversation, if it is one."""
+    about = pandas.Series({name: value for name, value in row.items() if name != "messages"})
+    return about.to_frame().to_html(header=False) + to_html(row.get("messages", []))
 
 
 def browse(result: CleaningResult):

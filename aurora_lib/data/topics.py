@@ -98,9 +98,8 @@ class Classifier(NamedTuple):
         learnt = self.bayes.predict_log_proba(self.vectorizer.transform(texts))
         learnt -= learnt.mean(axis=1, keepdims=True)
         best = (learnt / (learnt.std(axis=1, keepdims=True) + 1e-9) + HEARD * known).argmax(axis=1)
-        for number, text in enumerate(texts):
-            if not known[number].any() and len(UNIT.findall(text)) < 8:
-                best[number] = -1
+        short = np.array([len(UNIT.findall(text)) < 8 for text in texts])
+        best[short & ~known.any(axis=1)] = -1  # "other"
         return [lexicon().topics[topic] for topic in best]
 
 
