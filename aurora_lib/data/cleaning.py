@@ -96,9 +96,9 @@ def clean(
     step, reason = cleaned["step"][:], cleaned["reason"][:]
     _mark_duplicates(cleaned, step, reason)
     kept = cleaned.select_columns(list(FEATURES)).select([i for i, name in enumerate(step) if not name])
-    dropped = dataset.select(goes := [i for i, name in enumerate(step) if name])
     for name, values in (("step", step), ("reason", reason)):
-        dropped = dropped.add_column(name, [values[i] for i in goes], feature=Value("string"))
+        dataset = dataset.add_column(name, values, feature=Value("string"))
+    dropped = dataset.select([i for i, name in enumerate(step) if name])
     assert len(kept) + len(dropped) == len(dataset)
     rows = cleaned.select_columns(["id", "source", "edits"])
     changes = (dict(id=row["id"], source=row["source"]) | change for row in rows for change in row["edits"])

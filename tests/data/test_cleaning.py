@@ -103,13 +103,7 @@ def test_a_conversation_with_a_benchmark_question_is_dropped_where_asked():
     assert "contamination" not in clean(rows).dropped["step"][:]
     again = pickle.loads(pickle.dumps(found))
     assert contamination.overlaps(rows, again) == contamination.overlaps(rows, found)
-
-
-def test_without_questions_nothing_is_found():
-    assert (
-        contamination.Questions([]).found_in(talk("下列关于光合作用的说法中，正确的一项是哪一个？", "甲"))
-        is None
-    )
+    assert contamination.overlaps(rows, contamination.Questions([])) == []
 
 
 ONE = dataset(talk("问", "答"))
@@ -132,22 +126,7 @@ def test_wrong_calls_are_told(rows, options, message):
 def many(n: int):
     """Rows with dirt and duplicates, enough for several shards."""
     rng = random.Random(3)
-    words = [
-        "春天",
-        "山水",
-        "学习",
-        "机器",
-        "函数",
-        "健康",
-        "历史",
-        "&lt;",
-        "\u200b",
-        "美食",
-        "旅行",
-        "音乐",
-        "一",
-        "二",
-    ]
+    words = "春天 山水 学习 机器 函数 健康 历史 &lt; \u200b 美食 旅行 音乐 一 二".split(" ")
     texts = ["".join(rng.choices(words, k=30)) for _ in range(n // 2)]
     return dataset(*(talk(rng.choice(texts), rng.choice(texts) + "。" * rng.randrange(2)) for _ in range(n)))
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from aurora_lib.data import sources
 from aurora_lib.data.sources import DataError
-from tests.data.conversations import talk
+from tests.data.conversations import EXAMPLES, talk
 
 GOOD = {"instruction": "法国的首都是哪里？", "input": "", "output": "法国的首都是巴黎。"}
 (ASKED, ANSWERED), SYSTEM = talk("问", "答"), {"role": "system", "content": "简"}
@@ -63,33 +63,10 @@ def test_every_known_layout_becomes_messages(tmp_path, row, expected):
     assert sources.load("alpaca_zh", rows(tmp_path, row))[0]["messages"] == expected
 
 
-@pytest.mark.parametrize(
-    ("row", "reason"),
-    [
-        (None, "the row is null, not an object"),
-        (7, "the row is a number, not an object"),
-        ("问", "the row is text, not an object"),
-        ([], "the row is a list, not an object"),
-        ({"instruction": "问", "input": ""}, "`output` is missing"),
-        ({"instruction": "问", "output": 3}, "`output` is a number, not text"),
-        ({"instruction": None, "output": "答"}, "`instruction` is null, not text"),
-        ({"instruction": "问", "output": "答", "history": ["早"]}, "`history` is not a list of"),
-        ({"instruction": "问", "output": "答", "history": [["早", None]]}, "`history` is null, not text"),
-        ({"instruction": "问", "output": "\ud83d"}, "half a surrogate pair"),
-        ({"conversation": []}, "no user turn"),
-        ({"conversation": [{"human": "问"}]}, "no assistant turn"),
-        ({"conversation": None}, "`conversation` is null, not a list of turns"),
-        ({"conversations": [{"from": ["x"], "value": "问"}]}, "not a user, assistant or system"),
-        ({"conversations": [{"from": "gpt"}]}, "`value` is missing"),
-        ({"conversation": [None, {"human": None}]}, "a turn is null, not an object"),
-        ({"messages": [{"role": "user", "content": {"text": None}}]}, "`content` is an object, not text"),
-        ({"conversations": "[{"}, "`conversations` is text, not a list of turns"),
-        ({"text": "问"}, "no known layout (its keys: text)"),
-    ],
-)
+@pytest.mark.parametrize(("row", "reason"), EXAMPLES["set_aside"])
 def test_a_row_that_is_no_conversation_is_set_aside_with_its_reason(tmp_path, row, reason):
-    loaded, aside = read(write(tmp_path, "rows.json", json.dumps([GOOD, row], indent=1)))
-    assert loaded == 1 and list(aside) == [7] and reason in aside[7]
+    loaded, aside = read(write(tmp_path, "rows.json", f"[{json.dumps(GOOD)},\n{row}]"))
+    assert loaded == 1 and list(aside) == [2] and reason in aside[2]
 
 
 ROW = json.dumps(GOOD, ensure_ascii=False)
