@@ -1,7 +1,7 @@
 """Benchmark questions among the training rows: an n-gram in common (GPT-3, appendix C), or a whole one."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 
 from aurora_lib.data.edits import Messages
@@ -50,9 +50,3 @@ def _letters(text: str) -> str:
 
 def _grams(text: str, size: int) -> Iterator[str]:
     return (text[at : at + size] for at in range(len(text) - size + 1))
-
-
-def overlaps(rows: Iterable[dict], found: Questions) -> list[dict]:
-    """The conversations that hold a benchmark question: dicts of `id`, `question`. Nothing is dropped."""
-    asked = ((row["id"], found.found_in(row["messages"])) for row in rows)
-    return [{"id": row, "question": question} for row, question in asked if question]

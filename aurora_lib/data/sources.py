@@ -159,10 +159,10 @@ def _lines(opened: Iterable[bytes]) -> Iterator[Row]:
     for number, line in enumerate(opened, 1):
         if not (text := _decoded(line.removeprefix(codecs.BOM_UTF8)).strip()):
             continue
-        value, end = _value(text, 0)
-        if end < len(text):
-            stops = text[0] == "{" and not line.endswith(b"\n")
-            value = Unreadable(STOPS) if stops else _broken(value, "Extra data")
+        try:
+            value = JSON.decode(text)
+        except (ValueError, RecursionError) as error:
+            value = Unreadable(STOPS if text[0] == "{" and not line.endswith(b"\n") else _why(error))
         if len(line) > LONGEST_LINE:
             value = Unreadable(f"the row is longer than {LONGEST_LINE >> 20} MiB")
         yield Row(number, text[:100], value)
@@ -171,14 +171,17 @@ def _lines(opened: Iterable[bytes]) -> Iterator[Row]:
 def _array(text: str) -> Iterator[Row]:
     line, counted, at, last = 1, 0, text.index("[") + 1, len(text.rstrip()) - 1
     while (at := SPACE.match(text, at).end()) != last or text[at] != "]":
-        value, end = _value(text, at)
         following = True
-        if end == at or (end < last and text[end] != ","):
+        try:
+            value, end = JSON.raw_decode(text, at)
+            end = SPACE.match(text, end).end()
+            if end < last and text[end] != ",":
+                raise ValueError("Expecting ',' delimiter")
+        except (ValueError, RecursionError) as error:
             # go on at the comma before the next `{`, or end with the file
             following = NEXT_ROW.search(text, at)
             end = following.end() if following else len(text)
-            complete = following or text[last] == "]"
-            value = _broken(value, "Expecting ','") if complete else Unreadable(STOPS)
+            value = Unreadable(_why(error) if following or text[last] == "]" else STOPS)
         line, counted = line + text.count("\n", counted, at), at
         yield Row(line, text[at:end].strip()[:100], value)
         if not following:
@@ -186,19 +189,9 @@ def _array(text: str) -> Iterator[Row]:
         at = end + (text[end : end + 1] == ",")
 
 
-def _value(text: str, at: int) -> tuple[object, int]:
-    """The JSON value at `at` and where it ends; if there is none, an Unreadable that ends where it began."""
-    try:
-        value, end = JSON.raw_decode(text, at)
-        return value, SPACE.match(text, end).end()
-    except RecursionError:
-        return Unreadable("nested too deeply"), at
-    except ValueError as error:
-        return Unreadable(f"not valid JSON ({getattr(error, 'msg', error)})"), at
-
-
-def _broken(value: object, why: str) -> Unreadable:
-    return value if isinstance(value, Unreadable) else Unreadable(f"not valid JSON ({why})")
+def _why(error: Exception) -> str:
+    deep = isinstance(error, RecursionError)
+    return "nested too deeply" if deep else f"not valid JSON ({getattr(error, 'msg', error)})"
 
 
 def _decoded(content: bytes) -> str:
@@ -231,12 +224,9 @@ def _messages(row: object) -> list[dict]:
         raise Unreadable(f"the row is {KINDS[type(row)]}, not an object")
     row = {CHINESE_KEYS.get(key, key): value for key, value in row.items()}
     if key := next((key for key in ("messages", "conversations", "conversation") if key in row), None):
-        turns = row[key]
-        if isinstance(turns, str) and turns.lstrip().startswith("["):  # a list that was written as JSON twice
-            turns, _ = _value(turns.lstrip(), 0)
-        if not isinstance(turns, list):
+        if not isinstance(row[key], list):
             raise Unreadable(f"`{key}` is {KINDS[type(row[key])]}, not a list of turns")
-        messages = [message for turn in turns for message in _turn(turn)]
+        messages = [message for turn in row[key] for message in _turn(turn)]
     elif row.keys() & {"instruction", "input", "output"}:
         messages = _alpaca(row)
     else:

@@ -97,13 +97,12 @@ def test_a_conversation_with_a_benchmark_question_is_dropped_where_asked():
         talk("填写", "________________________"),
         talk("光合作用是什么？", "植物利用光能制造养分的过程。"),
     )
-    assert [row["id"] for row in contamination.overlaps(rows, found)] == ["0", "1", "3"]
+    holds = lambda asked: [row["id"] for row in rows if asked.found_in(row["messages"])]  # noqa: E731
+    assert holds(found) == holds(pickle.loads(pickle.dumps(found))) == ["0", "1", "3"]
+    assert holds(contamination.Questions([])) == []
     result = clean(rows, benchmarks=found)
     assert [row["id"] for row in result.dropped if row["step"] == "contamination"] == ["0", "1", "3"]
     assert "contamination" not in clean(rows).dropped["step"][:]
-    again = pickle.loads(pickle.dumps(found))
-    assert contamination.overlaps(rows, again) == contamination.overlaps(rows, found)
-    assert contamination.overlaps(rows, contamination.Questions([])) == []
 
 
 ONE = dataset(talk("问", "答"))
@@ -126,7 +125,7 @@ def test_wrong_calls_are_told(rows, options, message):
 def many(n: int):
     """Rows with dirt and duplicates, enough for several shards."""
     rng = random.Random(3)
-    words = "春天 山水 学习 机器 函数 健康 历史 &lt; \u200b 美食 旅行 音乐 一 二".split(" ")
+    words = ["春天", "山水", "学习", "机器", "函数", "健康", "&lt;", "\u200b", "美食", "音乐", "一", "二"]
     texts = ["".join(rng.choices(words, k=30)) for _ in range(n // 2)]
     return dataset(*(talk(rng.choice(texts), rng.choice(texts) + "。" * rng.randrange(2)) for _ in range(n)))
 

@@ -55,7 +55,6 @@ def read(file: Path):
             {"conversations": [{"from": "human", "value": "问"}, {"from": "gpt", "value": "答"}]},
             [ASKED, ANSWERED],
         ),
-        ({"conversations": json.dumps([ASKED, ANSWERED])}, [ASKED, ANSWERED]),
         ({"messages": [SYSTEM, ASKED, ANSWERED]}, [SYSTEM, ASKED, ANSWERED]),
     ],
 )
