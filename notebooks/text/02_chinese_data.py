@@ -36,7 +36,7 @@ for name in sources.SOURCES:
     print(f"{name}: {file.name}\n  {max(first, key=len)[:230]}\n")
 
 # %% [markdown]
-# `sources.load` streams a file row by row, recognises each row's layout and turns it into one shape, *messages*. A row that is no
+# `sources.load` reads a file row by row, recognises each row's layout and turns it into one shape, *messages*. A row that is no
 # conversation is not dropped in silence: `sources.rejected` names its line and what is wrong with it.
 
 # %%
