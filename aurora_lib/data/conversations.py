@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
 
 from datasets import Dataset, concatenate_datasets
@@ -12,6 +11,7 @@ from aurora_lib.data.cleaning import clean
 from aurora_lib.data.edits import Messages
 from aurora_lib.data.sources import SOURCES, load, table
 
+BATCH = 1_000  # conversations
 SAVED = "conversations.jsonl"
 EXCHANGE = "[INST] {} [/INST] {}</s>"  # as the chat template renders a question and its answer
 
@@ -23,12 +23,16 @@ def split(dataset: Dataset, tokenizer, length: int) -> Dataset:
     too long stays whole (training cuts its end off). Splitting again changes nothing.
     """
 
-    rows = dataset.to_list()
-    long = [row for row in rows if _may_be_longer(row["messages"], length)]
-    counts = exchange_tokens([row["messages"] for row in long], tokenizer)
-    sizes = {row["id"]: count for row, count in zip(long, counts, strict=True)}
-    cut = (_pieces(row, sizes[row["id"]], length) if row["id"] in sizes else [row] for row in rows)
-    return table(chain.from_iterable(cut))
+    def pieces() -> Iterator[dict]:
+        for start in range(0, len(dataset), BATCH):
+            rows = dataset.select(range(start, min(start + BATCH, len(dataset)))).to_list()
+            long = [row for row in rows if _may_be_longer(row["messages"], length)]
+            counts = exchange_tokens([row["messages"] for row in long], tokenizer)
+            sizes = {row["id"]: count for row, count in zip(long, counts, strict=True)}
+            for row in rows:
+                yield from _pieces(row, sizes[row["id"]], length) if row["id"] in sizes else [row]
+
+    return table(pieces())
 
 
 def exchange_tokens(conversations: list[Messages], tokenizer) -> list[list[int]]:

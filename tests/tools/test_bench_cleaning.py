@@ -9,6 +9,7 @@ import sys
 import types
 from collections import Counter
 
+import pandas
 import pytest
 import yaml
 from rapidfuzz.distance import Levenshtein
@@ -18,7 +19,6 @@ from aurora_lib.data import clean, duplicates, show, sources
 from tools.bench import cleaning as bench_cleaning
 from tools.bench import corpus as bench_corpus
 
-TOOLS = ROOT / "tools" / "bench"
 ALPACA, SHAREGPT = {"instruction", "input", "output"}, {"conversation_id", "category", "conversation"}
 
 
@@ -52,11 +52,9 @@ def test_a_corpus_has_the_released_layouts_and_is_the_same_every_time(corpus, tm
 
 
 def test_lengths_are_those_of_real_rows(texts):
-    lengths = {name: [] for name in sources.SOURCES}
-    for row, said in texts.items():
-        lengths[row.partition(":")[0]].append(sum(map(len, said)))
-    alpaca, alpaca_gpt4, sharegpt = (sum(found) / len(found) for found in lengths.values())
-    assert 90 < alpaca < 150 < alpaca_gpt4 < 290 < 500 < sharegpt
+    sizes = pandas.Series({row: sum(map(len, said)) for row, said in texts.items()})
+    mean = sizes.groupby(lambda row: row.partition(":")[0]).mean()
+    assert 90 < mean["alpaca_zh"] < 150 < mean["alpaca_gpt4_zh"] < 290 < 500 < mean["sharegpt_zh"]
 
 
 def test_planted_copies_are_what_the_manifest_says(planted, texts):
@@ -88,12 +86,13 @@ def test_a_planted_copy_counts_as_found_only_if_it_was_dropped_for_its_own_origi
         row(99): ("duplicate", f"the same as {row(98)}"),  # not planted
     }
     score = bench_cleaning.judge([pair(i) for i in range(1, 6)], dropped)
-    assert (score["near", "reached"], score["near", "found"], score["near", "lost before"]) == (4, 2, 1)
+    assert [score["near", what] for what in ("reached", "found", "lost before")] == [4, 2, 1]
     assert score["unplanted"] == 2
 
 
 def test_the_configurations_for_data_juicer_have_our_thresholds():
-    files = (yaml.safe_load((TOOLS / f"data_juicer{name}.yaml").read_text()) for name in ("", "_ray"))
+    texts = [(ROOT / "tools" / "bench" / f"data_juicer{name}.yaml").read_text() for name in ("", "_ray")]
+    files = map(yaml.safe_load, texts)
     stock, ray = ({name: step[name] for step in file["process"] for name in step} for file in files)
     assert list(stock) == list(bench_cleaning.COUNTERPARTS)
     assert {step for ours in bench_cleaning.COUNTERPARTS.values() for step in ours} <= set(show.steps())
@@ -115,8 +114,10 @@ def test_the_operator_for_data_juicer_drops_what_cleaning_drops(corpus, monkeypa
         monkeypatch.setitem(sys.modules, f"data_juicer{name}", base)
     operator = importlib.import_module("tools.bench.data_juicer_steps").AuroraStepsMapper()
     result = clean(rows := sources.load("sharegpt_zh", corpus))
-    kept, dropped = ({row["id"]: row for row in part} for part in (result.kept, result.dropped))
-    dropped = {row: found["step"] for row, found in dropped.items()}
+    kept, dropped = (
+        {row["id"]: row for row in result.kept},
+        {row["id"]: row["step"] for row in result.dropped},
+    )
     assert {"refusal", "truncated"} <= set(dropped.values())
     for row in rows:
         done, step = operator.process_single(row), dropped.get(row["id"], "")
