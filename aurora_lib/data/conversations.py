@@ -1,14 +1,72 @@
-"""The clean conversations to train on, handed from notebook 02 to those that follow."""
+"""Clean conversations to train on: in pieces that fit the training length, handed on by notebook 02."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 from datasets import Dataset, concatenate_datasets
 
 from aurora_lib.course import Scale, write_whole
 from aurora_lib.data.cleaning import clean
+from aurora_lib.data.edits import Messages
 from aurora_lib.data.sources import SOURCES, load, table
-from aurora_lib.data.splitting import split
+
+BATCH = 1_000  # conversations
+SAVED = "conversations.jsonl"
+EXCHANGE = "[INST] {} [/INST] {}</s>"  # as the chat template renders a question and its answer
+
+
+def split(dataset: Dataset, tokenizer, length: int) -> Dataset:
+    """Conversations of more than `length` tokens (chat template included) as several, cut before a user turn.
+
+    Each piece keeps the system turn; the second piece of row `7` has the id `7#2`. A single exchange that is
+    too long stays whole (training cuts its end off). Splitting again changes nothing.
+    """
+
+    def pieces() -> Iterator[dict]:
+        for start in range(0, len(dataset), BATCH):
+            rows = dataset.select(range(start, min(start + BATCH, len(dataset)))).to_list()
+            long = [row for row in rows if _may_be_longer(row["messages"], length)]
+            counts = exchange_tokens([row["messages"] for row in long], tokenizer)
+            sizes = {row["id"]: count for row, count in zip(long, counts, strict=True)}
+            for row in rows:
+                yield from _pieces(row, sizes[row["id"]], length) if row["id"] in sizes else [row]
+
+    return table(pieces())
+
+
+def exchange_tokens(conversations: list[Messages], tokenizer) -> list[list[int]]:
+    """Tokens of each conversation's beginning (<s>, the system turn) and of each exchange."""
+    texts = []
+    for messages in conversations:
+        system = messages[0]["role"] == "system"
+        pairs = zip(messages[system::2], messages[system + 1 :: 2], strict=True)
+        exchanges = [EXCHANGE.format(asked["content"], said["content"]) for asked, said in pairs]
+        texts.append(["<s>" + (messages[0]["content"] + "\n\n") * system, *exchanges])
+    # the fast tokenizer's own batch: all cores, and no offsets, which nobody needs here
+    flat = [text for parts in texts for text in parts]
+    encoded = iter(tokenizer.backend_tokenizer.encode_batch_fast(flat, add_special_tokens=False))
+    return [[len(next(encoded)) for _ in parts] for parts in texts]
+
+
+def _may_be_longer(messages: Messages, length: int) -> bool:
+    """Only several exchanges can be cut, and a token is at least a byte: most rows need no tokenizer."""
+    around = len(EXCHANGE) * len(messages)
+    return len(messages) >= 4 and sum(len(turn["content"].encode()) for turn in messages) + around > length
+
+
+def _pieces(row: dict, sizes: list[int], length: int) -> Iterator[dict]:
+    messages, (begins, *exchanges) = row["messages"], sizes
+    system = messages[:1] if messages[0]["role"] == "system" else []
+    pieces, total = [list(system)], begins
+    for first, size in zip(range(len(system), len(messages), 2), exchanges, strict=True):
+        if len(pieces[-1]) > len(system) and total + size > length:
+            pieces.append(list(system))
+            total = begins
+        pieces[-1] += messages[first : first + 2]
+        total += size
+    for n, piece in enumerate(pieces, 1):
+        yield row | {"id": row["id"] if n == 1 else f"{row['id']}#{n}", "messages": piece}
 
 
 def clean_conversations(scale: Scale) -> Dataset:
@@ -16,17 +74,15 @@ def clean_conversations(scale: Scale) -> Dataset:
 
     What was saved from other data than `scale.data` is not used.
     """
-    path = _path(scale)
+    path, data = scale.runs / SAVED, scale.data or "hub"
     if path.is_file():
         head, *lines = path.read_text(encoding="utf-8").splitlines()
-        if json.loads(head) == _origin(scale):
+        if json.loads(head) == {"data": str(data)}:
             print(f"conversations: {len(lines):,}, cleaned by notebook 02")
             return table([json.loads(line) for line in lines])
-    from aurora_lib.model import (
-        load_tokenizer,
-    )  # here: torch takes seconds to import, and cleaning needs none
+    from aurora_lib.model import load_tokenizer  # here: torch takes seconds to import, cleaning needs none
 
-    read = concatenate_datasets([load(name, scale.data or "hub") for name in SOURCES])
+    read = concatenate_datasets([load(name, data) for name in SOURCES])
     kept = clean(read, folder=scale.runs / "cleaning").kept
     pieces = split(kept, load_tokenizer(scale.base_model, revision=scale.revision), scale.length)
     print(f"conversations: {len(pieces):,}, cleaned just now (notebook 02 has not run on this data here)")
@@ -35,13 +91,6 @@ def clean_conversations(scale: Scale) -> Dataset:
 
 def save_conversations(dataset: Dataset, scale: Scale) -> Path:
     """Write `dataset` as JSON Lines for the notebooks that follow; the first line says where it came from."""
-    rows = (json.dumps(row, ensure_ascii=False) + "\n" for row in [_origin(scale), *dataset])
-    return write_whole(_path(scale), "".join(rows))
-
-
-def _path(scale: Scale) -> Path:
-    return scale.runs / "conversations.jsonl"
-
-
-def _origin(scale: Scale) -> dict:
-    return {"data": str(scale.data or "hub")}
+    rows = [{"data": str(scale.data or "hub")}, *dataset]
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    return write_whole(scale.runs / SAVED, "".join(lines))

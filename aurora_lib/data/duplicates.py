@@ -1,5 +1,4 @@
-"""Equal and nearly equal conversations: shingles, MinHash and bands (Broder 1997; Leskovec et al., chapter
-3).
+"""Equal and nearly equal conversations: shingles, MinHash, bands (Broder 1997; Leskovec et al., chapter 3).
 
 Two texts with Jaccard similarity J agree in one MinHash value with probability J, in all `ROWS` values of one
 band with J^ROWS, and in at least one of `BANDS` bands with 1 - (1 - J^ROWS)^BANDS: the S-curve. Pairs that
@@ -11,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 import numpy as np
+import pandas
 import xxhash
 from datasets import Dataset
 from rapidfuzz.distance import Indel, Levenshtein
@@ -30,20 +30,13 @@ NUMBER = re.compile(r"\d+(?:\.\d+)?")
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: spreads neighbouring code points
 
 
-def fingerprint(messages: Messages) -> bytes:
-    """16 bytes that two conversations share when they are equal, word for word."""
-    text = "\0".join(f"{message['role']}\0{message['content'].strip()}" for message in messages)
-    return xxhash.xxh3_128_digest(text.encode())
-
-
 def plain(messages: Messages) -> str:
     """All that is said, without spaces, common punctuation and case: what near duplicates have in common."""
     return UNIMPORTANT.sub("", "\n".join(message["content"] for message in messages)).lower()
 
 
 def shingles(text: str) -> np.ndarray:
-    """A 64-bit hash of every SHINGLE characters in a row, [characters - 4] (of the whole of a shorter
-    text)."""
+    """A 64-bit hash of every SHINGLE characters in a row, [characters - 4] (of a shorter text as a whole)."""
     points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32).astype(np.uint64)
     count = max(1, len(points) - SHINGLE + 1)
     return chained((points[i : i + count] for i in range(min(SHINGLE, len(points)))), count)
@@ -83,20 +76,19 @@ def bands(signature: np.ndarray) -> np.ndarray:
 def same(a: Messages, b: Messages) -> bool:
     """Whether two candidates are near duplicates: similar, and not another question with its own answer."""
     text_a, text_b = plain(a), plain(b)
-    if (
-        Indel.normalized_similarity(text_a, text_b, score_cutoff=HARDLY_EDITED) == 0
-        and jaccard(text_a, text_b) < SIMILAR
-    ):
+    hardly_edited = Indel.normalized_similarity(text_a, text_b, score_cutoff=HARDLY_EDITED) > 0
+    if not hardly_edited and jaccard(text_a, text_b) < SIMILAR:
         return False
     (asked_a, answered_a), (asked_b, answered_b) = _sides(a), _sides(b)
     if asked_a == asked_b or answered_a == answered_b:
         return True
     if _replaced(asked_a, asked_b) & _replaced(answered_a, answered_b):
         return False  # the same word replaced on both sides: the same form, asked about something else
-    if _other_numbers(asked_a, asked_b) and _other_numbers(answered_a, answered_b):
+    other_answer = _other_numbers(answered_a, answered_b)
+    if other_answer and _other_numbers(asked_a, asked_b):
         return False  # the same sum with other figures
     if len(answered_a) + len(answered_b) < 8:  # a share says little about a word or two
-        return Indel.distance(answered_a, answered_b) <= 2 and not _other_numbers(answered_a, answered_b)
+        return Indel.distance(answered_a, answered_b) <= 2 and not other_answer
     return Indel.normalized_similarity(answered_a, answered_b) >= ALIKE
 
 
@@ -121,12 +113,11 @@ def _replaced(a: str, b: str) -> set[tuple[str, str]]:
 
 def exact(rows: Dataset) -> dict[int, int]:
     """Of equal conversations the first stays: {position of the copy: position of the first}."""
-    first, copies = {}, {}
-    marks = (fingerprint(m) for part in rows.select_columns("messages").iter(BATCH) for m in part["messages"])
-    for i, mark in enumerate(marks):
-        if first.setdefault(mark, i) != i:
-            copies[i] = first[mark]
-    return copies
+    first, pairs = {}, []
+    for i, messages in enumerate(rows["messages"]):
+        text = "\0".join(f"{message['role']}\0{message['content'].strip()}" for message in messages)
+        pairs.append((i, first.setdefault(xxhash.xxh3_128_digest(text.encode()), i)))
+    return {i: at for i, at in pairs if at != i}
 
 
 def near(rows: Dataset) -> dict[int, int]:
@@ -141,21 +132,16 @@ def near(rows: Dataset) -> dict[int, int]:
         for messages in part["messages"]:
             sizes.append(sum(len(turn["content"]) for turn in messages if turn["role"] == "assistant"))
     banded, sizes = np.concatenate(banded), np.array(sizes, int)
-    shared = np.zeros(len(rows), bool)
-    for column in banded.T:
-        _, inverse, count = np.unique(column, return_inverse=True, return_counts=True)
-        shared |= count[inverse] > 1
+    shared = pandas.DataFrame(banded).apply(lambda band: band.duplicated(keep=False)).any(axis=1)
     order = np.flatnonzero(shared)
     order = order[np.argsort(-sizes[order], kind="stable")]
-    kept: dict[tuple[int, int], list[int]] = defaultdict(list)
-    copies = {}
+    kept, copies = defaultdict(list), {}  # (band, its value): positions
     for i in order.tolist():
         keys, messages = list(enumerate(banded[i].tolist())), rows[i]["messages"]
         candidates = sorted({j for key in keys for j in kept.get(key, ())})
         found = next((j for j in candidates if same(messages, rows[j]["messages"])), None)
         if found is not None:
             copies[i] = found
-        else:
-            for key in keys:
-                kept[key].append(i)
+        for key in keys if found is None else ():
+            kept[key].append(i)
     return copies

@@ -1,16 +1,6 @@
 """Which language a text is in, by the scripts of its letters: no model, no dictionary."""
 
-import re
-
-HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
-KANA = re.compile(r"[\u3041-\u30ff]")
-LATIN = re.compile(r"[A-Za-z\u00c0-\u024f]+(?:['’][a-z]+)?")
-LETTER = re.compile(r"[^\W\d_]")
-# Formulas, code and addresses have letters but no language.
-NOT_PROSE = re.compile(
-    r"(?s)```.*?(?:```|\Z)|`[^`\n]*`|\$[^$\n\u4e00-\u9fff]*\$|\\[A-Za-z]+"
-    r"|https?://[\x21-\x7e]+|<[/!a-zA-Z][^<>\n]*>"
-)
+from aurora_lib.data.patterns import pattern
 
 
 def language(text: str) -> str:
@@ -20,13 +10,13 @@ def language(text: str) -> str:
     Chinese no less Chinese: "zh" from 60 % Han units on, "en" from 90 % Latin ones on, "mixed" between.
     Code, formulas and addresses are not counted unless there is nothing else.
     """
-    prose = NOT_PROSE.sub(" ", text)
-    if not LETTER.search(prose):
+    prose = pattern("not_prose").sub(" ", text)
+    if not pattern("letter").search(prose):
         prose = text
-    han, latin = len(HAN.findall(prose)), LATIN.findall(prose)
-    letters = len(LETTER.findall(prose))
-    others = letters - han - sum(len(LETTER.findall(word)) for word in latin)
-    if not letters or others > (letters - others) or len(KANA.findall(prose)) > han / 4:
+    count = {script: len(pattern(script).findall(prose)) for script in ("han", "kana", "letter")}
+    latin = pattern("latin").findall(prose)
+    others = count["letter"] - count["han"] - sum(len(pattern("letter").findall(word)) for word in latin)
+    if not count["letter"] or others > count["letter"] / 2 or count["kana"] > count["han"] / 4:
         return "other"
-    share = han / (han + len(latin))
+    share = count["han"] / (count["han"] + len(latin))
     return "zh" if share >= 0.6 else "mixed" if share > 0.1 else "en"

@@ -1,37 +1,15 @@
 """What a cleaning did, for people: its steps, its rows one by one, and the card that goes with the data."""
 
-import html
+from pathlib import Path
 
+import pandas
 from datasets import Dataset
 
 from aurora_lib.course.html import to_html
-from aurora_lib.data import edits
+from aurora_lib.data import edits, sources
 from aurora_lib.data.cleaning import CleaningResult, steps
 
-# As stated where the sets are published; all three were written by, or with, commercial models.
-RELEASED_LICENCES = {
-    "alpaca_zh": "Apache-2.0 (repository); machine-generated",
-    "alpaca_gpt4_zh": "CC BY-NC 4.0; GPT-4 answers: not for commercial use",
-    "sharegpt_zh": "see the publisher's page; ChatGPT conversations shared by users, may hold personal data",
-}
-CARD = """\
-# Cleaned Chinese conversations
-
-{saved:,} conversations in `messages` format, cleaned from {origin} for supervised fine-tuning.
-
-| source | licence | read | kept |
-|---|---|---|---|
-{sources}
-
-Rows that were no conversation and were set aside before: {rejected:,}.
-
-| step | what it does | edited | dropped |
-|---|---|---|---|
-{steps}
-
-Known limits: steps are rules, which leave some dirt and drop some good rows; facts in the answers were not \
-checked; personal data is not masked.
-"""
+RELEASED_LICENCES = {name: source["licence"] for name, source in sources.SOURCES.items()}
 
 
 def groups(result: CleaningResult) -> dict[str, Dataset]:
@@ -45,37 +23,25 @@ def groups(result: CleaningResult) -> dict[str, Dataset]:
 
 
 def row_to_html(row: dict) -> str:
-    """One row of a group, escaped: its id and reason, then the conversation, or an edit's before and
-    after."""
-    head = f"<code>{html.escape(row['id'])}</code> {html.escape(row.get('reason') or '')}"
-    if "messages" in row:
-        return head + to_html(row["messages"])
-    cell = "<td style='white-space:pre-wrap;text-align:left'>"
-    sides = ("before", "after")
-    texts = "".join(f"<tr><th>{side}</th>{cell}{html.escape(row[side])}</td></tr>" for side in sides)
-    return f"{head} turn {row['turn']}<table>{texts}</table>"
+    """A row of a group, escaped: what is known about it, then its conversation, if it is one."""
+    about = pandas.Series({name: value for name, value in row.items() if name != "messages"})
+    return about.to_frame().to_html(header=False) + to_html(row.get("messages", []))
 
 
 def browse(result: CleaningResult):
     """A widget: choose a group, then go through its rows (the slider takes the arrow keys)."""
     import ipywidgets
 
-    found = groups(result)
+    found, page = groups(result), ipywidgets.HTML()
     group = ipywidgets.Dropdown(options=list(found), description="rows")
-    number = ipywidgets.IntSlider(
-        1, 1, len(found[group.value]), description="number", layout={"width": "60%"}
-    )
-    page = ipywidgets.HTML()
+    number = ipywidgets.IntSlider(1, 1, description="number", layout={"width": "60%"})
 
     def show(_=None) -> None:
+        number.max = len(found[group.value])  # which brings a larger number down
         page.value = row_to_html(found[group.value][number.value - 1])
 
-    def change(_) -> None:
-        number.value, number.max = 1, len(found[group.value])
-        show()
-
-    group.observe(change, "value")
-    number.observe(show, "value")
+    for control in (group, number):
+        control.observe(show, "value")
     show()
     return ipywidgets.VBox([ipywidgets.HBox([group, number]), page])
 
@@ -88,22 +54,17 @@ def card(
     `origin` is where the rows were read from, `licences` are those of the sources, `rejected` counts the rows
     that were no conversation.
     """
-    report = result.report
+    report, optional = result.report, {step.__name__ for step in edits.OPTIONAL}
 
-    def count(step: str, action: str, source: str = "total") -> str:
-        return f"{int(report[source].get((step, action), 0)):,}"
+    def line(name: str, about: str, *counts: tuple[str, str], source: str = "total") -> str:
+        cells = [f"{int(report[source].get(count, 0)):,}" for count in counts]
+        return f"| {name} | {about} | {' | '.join(cells)} |"
 
-    sources = [
-        f"| {name} | {licences.get(name, 'unknown')} "
-        f"| {count('read', 'read', name)} | {count('kept', 'kept', name)} |"
-        for name in report.columns
-        if name != "total"
-    ]
-    optional = {step.__name__ for step in edits.OPTIONAL}
-    taken = [
-        f"| {name} | {does} | {count(name, 'edited')} | {count(name, 'dropped')} |"
-        for name, does in steps().items()
-        if name not in optional
-    ]
-    rows = dict(sources="\n".join(sources), steps="\n".join(taken))
-    return CARD.format(saved=len(saved), origin=origin, rejected=rejected, **rows)
+    both = ("read", "read"), ("kept", "kept")
+    names = [name for name in report.columns if name != "total"]
+    by_source = [line(name, licences.get(name, "unknown"), *both, source=name) for name in names]
+    taken = [(name, does) for name, does in steps().items() if name not in optional]
+    by_step = [line(name, does, (name, "edited"), (name, "dropped")) for name, does in taken]
+    tables = dict(sources="\n".join(by_source), steps="\n".join(by_step))
+    template = Path(__file__).with_name("card.md").read_text(encoding="utf-8")
+    return template.format(saved=len(saved), origin=origin, rejected=rejected, **tables)

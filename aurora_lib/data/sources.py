@@ -4,67 +4,36 @@
 A new kind of file belongs into the first, a new layout of a row into the second.
 """
 
-import atexit
 import codecs
 import hashlib
 import json
-import mmap
 import re
-import shutil
-import tempfile
-import uuid
+import tomllib
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cache
-from itertools import chain
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-import datasets
-import orjson
+import pyarrow
 from datasets import Dataset, Features, List, Value
-from datasets.fingerprint import Hasher
 
 from aurora_lib.course import DATA
 
-# name: (the released file, patterns of samples and parts of it, repository and folder on the hub)
-ALPACA, ALPACA_GPT4 = "alpaca_data_zh_51k.json", "alpaca_gpt4_data_zh.json"
-SHAREGPT = ("shareAI/ShareGPT-Chinese-English-90k", "sharegpt_jsonl/")
-SOURCES = {
-    "alpaca_zh": (ALPACA, ("alpaca_zh*", "alpaca_data_zh*"), "llamafactory/alpaca_zh", ""),
-    "alpaca_gpt4_zh": (
-        ALPACA_GPT4,
-        ("alpaca_gpt4_zh*", "alpaca_gpt4_data_zh*"),
-        "llamafactory/alpaca_gpt4_zh",
-        "",
-    ),
-    "sharegpt_zh": ("common_zh_70k.jsonl", ("sharegpt_zh*", "common_zh*"), *SHAREGPT),
-}
-# SHA-1 of the released files as LLaMA-Factory's data/dataset_info.json lists them (two states of the second).
-# For ShareGPT none is listed. What the hub holds under these names was not compared with them.
-RELEASED = {
-    "alpaca_zh": {"e655af3db557a4197f7b0cf92e1986b08fae6311"},
-    "alpaca_gpt4_zh": {
-        "736d3a9d0fcbb252d1e8f902920961ecfd310e41",
-        "3eaa3bda364ccdd59925d7448a698256c31ef845",
-    },
-}
+SOURCES = tomllib.loads(Path(__file__).with_name("sources.toml").read_text(encoding="utf-8"))
 TURNS = List({"role": Value("string"), "content": Value("string")})
 FEATURES = Features(dict.fromkeys(("id", "source", "category"), Value("string")) | {"messages": TURNS})
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 CHINESE_KEYS = {"指示": "instruction", "指令": "instruction", "输入": "input", "输出": "output"}
-KINDS = {bool: "a truth value", int: "a number", float: "a number", str: "text", list: "a list"}
+KINDS = {bool: "a truth value", int: "a number", float: "a number", str: "text"}
+KINDS |= {list: "a list", dict: "an object", type(None): "null"}
 MOST_CHARACTERS = 200_000  # of one conversation; what is longer is a dump, not a talk
-LONGEST_ROW = 8 << 20  # bytes; a longer row is no conversation, and must not fill the memory
-LOOK = 1 << 12  # bytes in which the end of an array's row is looked for first
-CHUNK = 1 << 25  # bytes of a file that may stay in memory behind the present row
+LONGEST_LINE = 8 << 20  # bytes; a longer one holds no conversation
 STOPS = "the file stops in the middle of this row"
-TOO_LONG = f"the row is longer than {LONGEST_ROW >> 20} MiB"
 AGAIN = "Download it again, or point AURORA_DATA at a complete copy."
 JSON = json.JSONDecoder(strict=False)  # strict would refuse raw tabs and line breaks inside a text
-SPACE, NEXT_ROW = re.compile(rb"\s*"), re.compile(rb"\}\s*(,)\s*\{")
-SURROGATE = re.compile(r"[\ud800-\udfff]")
+SPACE, NEXT_ROW = re.compile(r"[ \t\r\n]*"), re.compile(r"\}\s*(?=,\s*\{)")
+SURROGATE = re.compile(r"[\ud800-\udfff]")  # what a byte that is not UTF-8 is decoded to
 
 
 class DataError(ValueError):
@@ -90,27 +59,22 @@ def load(name: str, path: str | Path | None = None) -> Dataset:
     Face hub. Rows that are no conversation are left out and listed by `rejected`: loaded + rejected == rows
     in the file. Raises DataError for an unknown name, and for a file that is missing, empty or not UTF-8.
     """
-    chosen = files(name, path)
     folder = Path(path) if path not in (None, "hub") and Path(path).is_dir() else None
-    names = [f"{name}:{file.relative_to(folder) if folder else file.name}" for file in chosen]
 
     def rows() -> Iterator[dict]:
-        for file, named in zip(chosen, names, strict=True):
+        for file in files(name, path):
+            named = f"{name}:{file.relative_to(folder) if folder else file.name}"
             for number, (row, messages) in enumerate(_conversations(file), 1):
                 if isinstance(messages, list):
-                    category = row.value.get("category")
-                    category = category if isinstance(category, str) else ""
+                    tag = row.value.get("category")
+                    category = tag if isinstance(tag, str) else ""
                     yield dict(id=f"{named}[{number}]", source=name, category=category, messages=messages)
 
-    made_of = (Path(__file__).read_bytes(), names, [_sha1(file) for file in chosen])
-    return on_disk(rows(), FEATURES, Hasher.hash(made_of))
+    return table(rows())
 
 
 def rejected(name: str, path: str | Path | None = None) -> list[dict]:
-    """What `load` leaves out: dicts of `file`, `line` (from 1), `reason` and `row`, how its text begins.
-
-    Raises DataError for an unknown name, and for a file that is missing, empty or not UTF-8.
-    """
+    """What `load` leaves out: dicts of `file`, `line` (from 1), `reason` and `row`, how its text begins."""
     return [
         {"file": str(file), "line": row.line, "reason": reason, "row": row.text[:80]}
         for file in files(name, path)
@@ -119,45 +83,11 @@ def rejected(name: str, path: str | Path | None = None) -> list[dict]:
     ]
 
 
-def table(rows: list[dict], features: Features = FEATURES) -> Dataset:
-    """Rows as a Dataset, with its columns even where there is none (`Dataset.from_list` loses them)."""
-    return Dataset.from_dict({name: [row[name] for row in rows] for name in features}, features=features)
-
-
-def on_disk(rows: Iterator[dict], features: Features, fingerprint: str | None = None) -> Dataset:
-    """`rows` in a file that is mapped into memory and goes with this process.
-
-    Equal fingerprints promise equal rows: what was made of them is found again. Raises what `rows` raises.
-    """
-    first = next(rows, None)
-    if first is None:
-        return table([], features)
-    place = dict(cache_dir=tempfile.mkdtemp(dir=room()), fingerprint=fingerprint or uuid.uuid4().hex)
-    try:
-        with no_bars():  # told the features, `datasets` would check every row, and take four times as long
-            return Dataset.from_generator(lambda: chain([first], rows), **place)
-    except datasets.exceptions.DatasetGenerationError as error:
-        raise error.__cause__ or error from None
-
-
-@cache
-def room() -> str:
-    """A folder for this process's Arrow files; it goes when the process ends."""
-    folder = tempfile.mkdtemp(prefix="aurora-rows-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
-
-
-@contextmanager
-def no_bars() -> Iterator[None]:
-    """Without the progress bars of `datasets`, one for each small step."""
-    off = datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if not off:
-            datasets.enable_progress_bars()
+def table(rows: Iterable[dict], features: Features = FEATURES) -> Dataset:
+    """Rows as a Dataset in memory (it takes what its texts take), with its columns even where none is."""
+    rows, schema = iter(rows), features.arrow_schema
+    parts = iter(lambda: pyarrow.Table.from_pylist(list(islice(rows, 10_000)), schema), schema.empty_table())
+    return Dataset(pyarrow.concat_tables([schema.empty_table(), *parts]))
 
 
 def files(name: str, path: str | Path | None = None) -> list[Path]:
@@ -169,23 +99,16 @@ def files(name: str, path: str | Path | None = None) -> list[Path]:
         raise DataError(f"There is no source {name!r}. The three are: {', '.join(SOURCES)}.")
     if path == "hub":
         return [_download(name)]
-    path = Path(path or DATA / "rows")
-    released, parts, *_ = SOURCES[name]
+    path, released, parts = Path(path or DATA / "rows"), SOURCES[name]["released"], SOURCES[name]["parts"]
     if not path.exists():
         raise DataError(f"{path} does not exist. Point AURORA_DATA at a folder that holds {released}.")
-    found = _in_folder(name, path) if path.is_dir() else [path]
-    if not found:
+    if not path.is_dir():
+        return [path]
+    whole = sorted(path.rglob(released), key=lambda file: (len(file.parts), file))
+    found = {file for part in parts for file in path.rglob(part) if file.suffix in (".json", ".jsonl")}
+    if not whole and not found:
         wanted = ", ".join([released, *(f"{part}.json[l]" for part in parts)])
-        raise DataError(
-            f"{path} holds no file of {name} ({wanted}). Point AURORA_DATA at a folder that does."
-        )
-    return found
-
-
-def _in_folder(name: str, folder: Path) -> list[Path]:
-    released, parts, *_ = SOURCES[name]
-    whole = sorted(folder.rglob(released), key=lambda file: (len(file.parts), file))
-    found = {file for part in parts for file in folder.rglob(part) if file.suffix in (".json", ".jsonl")}
+        raise DataError(f"{path} holds no file of {name} ({wanted}). Point AURORA_DATA at one that does.")
     return whole[:1] or sorted(found)
 
 
@@ -193,129 +116,86 @@ def _download(name: str) -> Path:
     """The released file, fetched as a file: our own reader then treats its bad rows as it does anywhere."""
     from huggingface_hub import hf_hub_download
 
-    released, _, repository, folder = SOURCES[name]
+    released, repository, folder, sums = (
+        SOURCES[name][k] for k in ("released", "repository", "folder", "sha1")
+    )
     try:
         file = Path(hf_hub_download(repository, folder + released, repo_type="dataset"))
     except Exception as error:  # offline, moved, disk full: many kinds, and one remedy for all of them
-        raise DataError(
-            f"{released} could not be had from the Hugging Face hub ({repository}: {type(error).__name__}). "
-            "Check the network, set HF_ENDPOINT to a mirror, or set AURORA_DATA to a folder that has it."
-        ) from error
-    found = _sha1(file)
-    if name in RELEASED and found not in RELEASED[name]:
-        warnings.warn(
-            f"{released} is not the file the paper's stack used: its SHA-1 is {found}. "
-            "Its counts will differ. If you have the original, set AURORA_DATA to its folder.",
-            stacklevel=2,
+        failed = (
+            f"{released} could not be had from the Hugging Face hub ({repository}: {type(error).__name__})."
         )
+        remedy = "Check the network, set HF_ENDPOINT to a mirror, or set AURORA_DATA to a folder that has it."
+        raise DataError(f"{failed} {remedy}") from error
+    found = hashlib.sha1(file.read_bytes()).hexdigest()
+    if sums and found not in sums:
+        other = (
+            f"{released} is not the file the paper's stack used (its SHA-1 is {found}); counts will differ."
+        )
+        warnings.warn(f"{other} If you have the original, set AURORA_DATA to its folder.", stacklevel=2)
     return file
 
 
-def _sha1(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha1").hexdigest()
-
-
 def read_rows(file: Path) -> Iterator[Row]:
-    """Each row of a JSON array or of JSON Lines; the file is mapped, so that memory does not grow with it.
+    """Each row of JSON Lines, read a line at a time, or of a JSON array, which is read whole.
 
-    The value is an Unreadable where the row is broken, cut off or over LONGEST_ROW; the rows behind it are
-    still found. Bytes that are not UTF-8 become lone surrogates, which spoil their own row and no other.
-    Raises DataError where the file is missing or empty.
+    Of a file larger than your memory, make JSON Lines. The value is an Unreadable where the row is broken,
+    cut off or a line of over LONGEST_LINE bytes; the rows behind it are still found. Bytes that are not UTF-8
+    become lone surrogates, which spoil their own row and no other. Raises DataError where the file is missing
+    or empty.
     """
     if not file.exists():
         raise DataError(f"{file} does not exist. Check the path, or AURORA_DATA.")
     with file.open("rb") as opened:
-        size = file.stat().st_size
-        view = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
-    begin = SPACE.match(view, 3 if view[:3] == codecs.BOM_UTF8 else 0).end()
-    if begin == size:
-        raise DataError(f"{file} is empty. {AGAIN}")
-    is_array = view[begin : begin + 1] == b"[" and file.suffix != ".jsonl"
-    line, counted, kept = 1, 0, 0
-    for start, end, value in (_array if is_array else _lines)(view, begin):
-        line, counted = line + view[counted:start].count(b"\n"), start
-        if start - kept > CHUNK and hasattr(view, "madvise"):  # what lies behind need not stay in memory
-            kept = start - start % mmap.PAGESIZE
-            view.madvise(mmap.MADV_DONTNEED, 0, kept)
-        yield Row(line, _decoded(view[start : min(end, start + 400)]).strip()[:100], value)
+        begins = opened.read(1 << 16).removeprefix(codecs.BOM_UTF8).lstrip()
+        if not begins:
+            raise DataError(f"{file} is empty. {AGAIN}")
+        opened.seek(0)
+        is_array = begins.startswith(b"[") and file.suffix != ".jsonl"
+        yield from _array(_decoded(opened.read())) if is_array else _lines(opened)
 
 
-def _lines(view: mmap.mmap, at: int) -> Iterator[tuple[int, int, object]]:
-    """Where each row of JSON Lines begins and ends, and its value."""
-    while at < len(view):
-        end = view.find(b"\n", at)
-        end = len(view) if end < 0 else end
-        if end - at > LONGEST_ROW:
-            yield at, end, Unreadable(TOO_LONG)
-        elif content := view[at:end].strip():
-            value = _parsed(content)
-            cut_off = isinstance(value, Unreadable) and end == len(view) and content.startswith(b"{")
-            yield at, end, Unreadable(STOPS) if cut_off else value
-        at = end + 1
+def _lines(opened: Iterable[bytes]) -> Iterator[Row]:
+    for number, line in enumerate(opened, 1):
+        if not (text := _decoded(line.removeprefix(codecs.BOM_UTF8)).strip()):
+            continue
+        try:
+            value = JSON.decode(text)
+        except (ValueError, RecursionError) as error:
+            value = Unreadable(STOPS if text[0] == "{" and not line.endswith(b"\n") else _why(error))
+        if len(line) > LONGEST_LINE:
+            value = Unreadable(f"the row is longer than {LONGEST_LINE >> 20} MiB")
+        yield Row(number, text[:100], value)
 
 
-def _array(view: mmap.mmap, at: int) -> Iterator[tuple[int, int, object]]:
-    """Where each row of a JSON array begins and ends, and its value."""
-    at += 1  # the opening bracket
-    while not _closes(view, at := SPACE.match(view, at).end()):
-        value, end = _value(view, at) if at < len(view) else (Unreadable(STOPS), at)
-        yield at, end, value
-        if end == len(view) and isinstance(value, Unreadable):
+def _array(text: str) -> Iterator[Row]:
+    line, counted, at, last = 1, 0, text.index("[") + 1, len(text.rstrip()) - 1
+    while (at := SPACE.match(text, at).end()) != last or text[at] != "]":
+        following = True
+        try:
+            value, end = JSON.raw_decode(text, at)
+            end = SPACE.match(text, end).end()
+            if end < last and text[end] != ",":
+                raise ValueError("Expecting ',' delimiter")
+        except (ValueError, RecursionError) as error:
+            # go on at the comma before the next `{`, or end with the file
+            following = NEXT_ROW.search(text, at)
+            end = following.end() if following else len(text)
+            value = Unreadable(_why(error) if following or text[last] == "]" else STOPS)
+        line, counted = line + text.count("\n", counted, at), at
+        yield Row(line, text[at:end].strip()[:100], value)
+        if not following:
             return
-        at = end + (view[end : end + 1] == b",")
+        at = end + (text[end : end + 1] == ",")
 
 
-def _closes(view: mmap.mmap, at: int) -> bool:
-    """Whether the bracket at `at` is the last character of the file."""
-    return view[at : at + 1] == b"]" and SPACE.match(view, at + 1).end() == len(view)
-
-
-def _value(view: mmap.mmap, at: int) -> tuple[object, int]:
-    """The value of an array that begins at `at`, and the place of the comma or bracket behind it."""
-    look = min(LOOK, LONGEST_ROW)
-    while True:
-        text = _decoded(view[at : at + look])
-        try:
-            value, broken = JSON.raw_decode(text)
-            stop = at + len(text[:broken].encode("utf-8", "surrogateescape"))
-            end = SPACE.match(view, stop).end()
-            if end == len(view) or view[end : end + 1] == b"," or _closes(view, end):
-                return value, end
-            found = Unreadable("not valid JSON (Expecting ',' delimiter)")
-        except (ValueError, RecursionError) as error:
-            found = _unreadable(error)
-            broken = len(text) if "Unterminated" in str(error) else getattr(error, "pos", 0)
-        # only what breaks at the end of what we looked at may be whole in truth, up to the longest row there is
-        if broken < len(text) - 16 or look == LONGEST_ROW or at + look >= len(view):
-            break
-        look = min(8 * look, LONGEST_ROW)
-    # past the broken row: to the comma before the next `{`, or to the end of the file
-    following = NEXT_ROW.search(view, at)
-    end = following.start(1) if following else len(view)
-    if not following and not view[-1024:].rstrip().endswith(b"]"):
-        return Unreadable(STOPS), end
-    return Unreadable(TOO_LONG) if end - at > LONGEST_ROW else found, end
-
-
-def _parsed(content: bytes) -> object:
-    """A JSON value, or an Unreadable that says why it is none."""
-    try:
-        return orjson.loads(content)
-    except orjson.JSONDecodeError:  # strict; what Python's decoder forgives, we forgive
-        try:
-            return JSON.decode(_decoded(content))
-        except (ValueError, RecursionError) as error:
-            return _unreadable(error)
+def _why(error: Exception) -> str:
+    deep = isinstance(error, RecursionError)
+    return "nested too deeply" if deep else f"not valid JSON ({getattr(error, 'msg', error)})"
 
 
 def _decoded(content: bytes) -> str:
     return content.decode("utf-8", "surrogateescape")
-
-
-def _unreadable(error: Exception) -> Unreadable:
-    deep = isinstance(error, RecursionError)
-    return Unreadable("nested too deeply" if deep else f"not valid JSON ({getattr(error, 'msg', error)})")
 
 
 def _conversations(file: Path) -> Iterator[tuple[Row, list[dict] | str]]:
@@ -341,16 +221,12 @@ def _messages(row: object) -> list[dict]:
     if isinstance(row, Unreadable):
         raise row
     if not isinstance(row, dict):
-        raise Unreadable(f"the row is {_kind(row)}, not an object")
+        raise Unreadable(f"the row is {KINDS[type(row)]}, not an object")
     row = {CHINESE_KEYS.get(key, key): value for key, value in row.items()}
-    key = next((key for key in ("messages", "conversations", "conversation") if key in row), None)
-    if key:
-        turns = row[key]
-        if isinstance(turns, str) and turns.lstrip().startswith("["):  # a list that was written as JSON twice
-            turns = _parsed(turns.encode("utf-8", "surrogatepass"))
-        if not isinstance(turns, list):
-            raise Unreadable(f"`{key}` is {_kind(row[key])}, not a list of turns")
-        messages = [message for turn in turns for message in _turn(turn)]
+    if key := next((key for key in ("messages", "conversations", "conversation") if key in row), None):
+        if not isinstance(row[key], list):
+            raise Unreadable(f"`{key}` is {KINDS[type(row[key])]}, not a list of turns")
+        messages = [message for turn in row[key] for message in _turn(turn)]
     elif row.keys() & {"instruction", "input", "output"}:
         messages = _alpaca(row)
     else:
@@ -365,14 +241,12 @@ def _messages(row: object) -> list[dict]:
 
 def _alpaca(row: dict) -> list[dict]:
     """`{instruction, input, output}`, with earlier `[question, answer]` pairs in an optional `history`."""
-    history = row.get("history") or []
-    if not isinstance(history, list) or not all(
-        isinstance(pair, list) and len(pair) == 2 for pair in history
-    ):
+    pairs = row.get("history") or []
+    if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
         raise Unreadable("`history` is not a list of [question, answer] pairs")
     about = _text(row, "input") if row.get("input") is not None else ""
     asked = "\n".join(filter(None, (_text(row, "instruction"), about)))
-    texts = [_text({"history": text}, "history") for pair in history for text in pair]
+    texts = [_text({"history": text}, "history") for pair in pairs for text in pair]
     texts += [asked, _text(row, "output")]
     return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
 
@@ -380,7 +254,7 @@ def _alpaca(row: dict) -> list[dict]:
 def _turn(turn: object) -> list[dict]:
     """One turn: `{human, assistant}` is up to two messages, `{from, value}` and `{role, content}` are one."""
     if not isinstance(turn, dict):
-        raise Unreadable(f"a turn is {_kind(turn)}, not an object")
+        raise Unreadable(f"a turn is {KINDS[type(turn)]}, not an object")
     if "human" in turn:
         keys = ("human", "assistant") if turn.get("assistant") is not None else ("human",)
         return [{"role": ROLES[key], "content": _text(turn, key)} for key in keys]
@@ -394,11 +268,7 @@ def _text(holder: dict, key: str) -> str:
     if key not in holder:
         raise Unreadable(f"`{key}` is missing")
     if not isinstance(holder[key], str):
-        raise Unreadable(f"`{key}` is {_kind(holder[key])}, not text")
+        raise Unreadable(f"`{key}` is {KINDS[type(holder[key])]}, not text")
     if SURROGATE.search(holder[key]):
         raise Unreadable(f"`{key}` holds bytes that are not UTF-8, or half a surrogate pair")
     return holder[key]
-
-
-def _kind(value: object) -> str:
-    return "an object" if isinstance(value, dict) else KINDS.get(type(value), "null")

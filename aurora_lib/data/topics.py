@@ -14,15 +14,9 @@ from typing import NamedTuple
 import numpy as np
 
 from aurora_lib.course import DATA
+from aurora_lib.data.patterns import pattern
 
 LATIN_WORD = re.compile(r"[a-z][a-z0-9+#]*|\d[a-z]+")
-# Code and sums are seen by their shape.
-SHAPES = {
-    "computer": re.compile(
-        r"```|^\s*(?:def|import|#include|for|if|while|var|let|const)\b|\w\(\w*\)\s*[{:;]|</\w+>", re.M
-    ),
-    "mathematics": re.compile(r"\d\s*[-+*/×÷^=]\s*[\dx(]|[a-z]\s*=\s*[\d?？]|f\(x\)"),
-}
 UNIT = re.compile(r"[\u3400-\u9fff]|[A-Za-z]+|\d+")
 READ = 200  # characters of the questions, and of the answers, that are read
 SURE = 2  # the lead in `lexicon_scores` from which a conversation serves as an example
@@ -41,8 +35,7 @@ class Lexicon(NamedTuple):
 
 @cache
 def lexicon() -> Lexicon:
-    """The file's lines are "topic: beginnings of words in tags | words of questions", each word in one
-    topic."""
+    """The file's lines are "topic: beginnings of words in tags | words of questions", each in one topic."""
     text = (DATA / "topics_lexicon.txt").read_text(encoding="utf-8")
     entries = re.findall(r"^([a-z ]+):([^|]+)\|([^:|]+)$", text, re.M)
     tags = {topic: re.compile(rf"\b(?:{'|'.join(names.split())})", re.I) for topic, names, _ in entries}
@@ -58,11 +51,8 @@ def normalise(tag: str) -> str:
 
     The first of several names counts; the order of the lexicon settles a name that fits two.
     """
-    for name in re.split(r"[,，;:：/\n]+", tag):
-        for topic, pattern in lexicon().tags.items():
-            if pattern.search(name):
-                return topic
-    return ""
+    names, tags = re.split(r"[,，;:：/\n]+", tag), lexicon().tags.items()
+    return next((topic for name in names for topic, begins in tags if begins.search(name)), "")
 
 
 def text_of(messages: list[dict], role: str) -> str:
@@ -71,20 +61,18 @@ def text_of(messages: list[dict], role: str) -> str:
 
 
 def lexicon_scores(text: str) -> np.ndarray:
-    """Points per topic, [19]: the characters of its different words in `text`, up to 3 a word, 2 a Latin
-    word."""
+    """Points per topic, [19]: for each different word of `text` its characters, up to 3, a Latin one 2."""
     topics, _, owner, starting = lexicon()
-    text, found, at = text.lower(), set(), 0
-    while at < len(text):
-        # the longest word that starts here, so that 数学家 is not 数学 as well
+    scores, text, at = np.zeros(len(topics) - 1), text.lower(), 0
+    found = set(LATIN_WORD.findall(text))
+    while at < len(text):  # the longest word that starts here, so that 数学家 is not 数学 as well
         word = next((word for word in starting.get(text[at], ()) if text.startswith(word, at)), text[at])
         found.add(word)
         at += len(word)
-    scores = np.zeros(len(topics) - 1)
-    for word in owner.keys() & (found | set(LATIN_WORD.findall(text))):
+    for word in owner.keys() & found:
         scores[owner[word]] += 2 if word.isascii() else min(len(word), 3)
-    for topic, shape in SHAPES.items():
-        scores[topics.index(topic)] += 2 * bool(shape.search(text))
+    for topic in ("computer", "mathematics"):
+        scores[topics.index(topic)] += 2 * bool(pattern(topic).search(text))
     return scores
 
 
@@ -100,24 +88,19 @@ class Classifier(NamedTuple):
         "other": fewer than eight characters or words, none of them in the lexicon ("你好", "继续").
         """
         found = [normalise(tag) for tag in tags] if tags is not None else [""] * len(conversations)
-        texts = [text_of(messages, "user") for messages in conversations]
-        untagged = [number for number, topic in enumerate(found) if not topic]
-        for start in range(0, len(untagged), 5000):
-            batch = untagged[start : start + 5000]
-            for number, topic in zip(batch, self._guess([texts[number] for number in batch]), strict=True):
-                found[number] = topic
-        return found
+        pairs = zip(conversations, found, strict=True)
+        texts = [text_of(messages, "user") for messages, topic in pairs if not topic]
+        guesses = iter(self._guess(texts) if texts else ())
+        return [topic or next(guesses) for topic in found]
 
     def _guess(self, texts: list[str]) -> list[str]:
         known = np.array([lexicon_scores(text) for text in texts])
         learnt = self.bayes.predict_log_proba(self.vectorizer.transform(texts))
         learnt -= learnt.mean(axis=1, keepdims=True)
         best = (learnt / (learnt.std(axis=1, keepdims=True) + 1e-9) + HEARD * known).argmax(axis=1)
-        silent = ~known.any(axis=1)
-        return [
-            "other" if quiet and len(UNIT.findall(text)) < 8 else lexicon().topics[number]
-            for text, number, quiet in zip(texts, best, silent, strict=True)
-        ]
+        short = np.array([len(UNIT.findall(text)) < 8 for text in texts])
+        best[short & ~known.any(axis=1)] = -1  # "other"
+        return [lexicon().topics[topic] for topic in best]
 
 
 def fit(conversations: Sequence[list[dict]], seed: int = 0, at_most: int = 20_000) -> Classifier:
@@ -138,7 +121,6 @@ def fit(conversations: Sequence[list[dict]], seed: int = 0, at_most: int = 20_00
             left[first] -= 1
             texts.append(f"{question}\n{answer}")
             labels.append(int(first))
-    vectorizer = TfidfVectorizer(
-        token_pattern=UNIT.pattern, ngram_range=(1, 2), max_df=0.1, sublinear_tf=True
-    )
+    units = dict(token_pattern=UNIT.pattern, ngram_range=(1, 2))
+    vectorizer = TfidfVectorizer(**units, max_df=0.1, sublinear_tf=True)
     return Classifier(vectorizer, ComplementNB(alpha=0.3).fit(vectorizer.fit_transform(texts), labels))

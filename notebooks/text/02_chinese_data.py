@@ -36,7 +36,7 @@ for name in sources.SOURCES:
     print(f"{name}: {file.name}\n  {max(first, key=len)[:230]}\n")
 
 # %% [markdown]
-# `sources.load` streams a file row by row, recognises each row's layout and turns it into one shape, *messages*. A row that is no
+# `sources.load` reads a file row by row, recognises each row's layout and turns it into one shape, *messages*. A row that is no
 # conversation is not dropped in silence: `sources.rejected` names its line and what is wrong with it.
 
 # %%
@@ -147,8 +147,7 @@ axes = removed.plot.barh(stacked=True, figsize=(7, 0.4 * len(removed) + 1))
 axes.set(xlabel="conversations removed", ylabel="", title=f"{len(read):,} read, {len(result.kept):,} kept")
 axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 axes.legend(bbox_to_anchor=(1, 1))
-axes.invert_yaxis();
-
+axes.invert_yaxis()
 # %% [markdown]
 # Read some of what was dropped. A step that drops good rows shows itself here, and nowhere else.
 
@@ -174,6 +173,7 @@ show.browse(result)
 #
 # Two rows that say the same in almost the same words teach it twice. To compare texts, cut them into *shingles*, here every five
 # characters in a row; the *Jaccard similarity* J is the share of shingles in common.
+
 
 # %%
 def shingles(text):
@@ -247,7 +247,9 @@ figure.tight_layout()
 apples = "小明有{}个苹果，又买了{}个苹果，现在他一共有多少个苹果？"
 one = talk(apples.format(15, 6), "他一共有21个苹果。")
 print("other numbers, other answer:", duplicates.same(one, talk(apples.format(18, 7), "他一共有25个苹果。")))
-print("same question, other words: ", duplicates.same(one, talk(apples.format(15, 6), "他现在一共有21个苹果！")))
+print(
+    "same question, other words: ", duplicates.same(one, talk(apples.format(15, 6), "他现在一共有21个苹果！"))
+)
 
 # %% [markdown]
 # How many does the whole thing find? Plant copies with one character in fifty replaced, at least one, and count. In a very short row one
@@ -288,12 +290,13 @@ questions = [
     for question in benchmarks.load_questions(task, subject, about["split"], scale.benchmarks)[0]
 ]
 asked = contamination.Questions(questions)
-overlaps = contamination.overlaps(result.kept, asked)
+found_in = [(row, asked.found_in(row["messages"])) for row in result.kept]
+overlaps = [(question, row["id"]) for row, question in found_in if question]
 exam = contamination.Questions(["下列关于光合作用的说法中，正确的一项是哪一个？请从四个选项里选出来。"])
 print("planted:", exam.found_in(talk("题目：下列关于光合作用的说法中正确的一项是哪一个？甲乙丙丁", "乙")))
 counted = f"{len(overlaps):,} of {len(result.kept):,} conversations"
 print(f"{counted} hold one of {len(asked.texts):,} benchmark questions")
-rows = [[row["question"], texts[row["id"]][0]["content"]] for row in overlaps[:3]]
+rows = [[question, texts[row][0]["content"]] for question, row in overlaps[:3]]
 pd.DataFrame(rows, columns=["benchmark question", "a row's question"])
 
 # %% [markdown]
@@ -392,8 +395,7 @@ axes.set(xscale="log", xlabel="training length (tokens)", ylabel="share of token
 axes.set_title("What a cutoff throws away")
 axes.set_xticks(lengths, lengths)
 axes.minorticks_off()
-axes.legend();
-
+axes.legend()
 # %% [markdown]
 # Our bundled rows are short, so the curves fall early. Real ShareGPT conversations run to thousands of tokens: there the same cell should show the gap at the
 # paper's 1,024.
@@ -436,6 +438,7 @@ exercises.check("02.1", han_share)
 #
 # **02.2** Drop exact duplicates from a list of texts: keep the first of each, in order.
 
+
 # %%
 def unique(rows):
     return ...
@@ -448,6 +451,7 @@ exercises.check("02.2", unique)
 #
 # **02.3** Keep an answer (`True`), or not (`False`)? Short right answers ("3", "是") stay; answers that say nothing ("……", "?!") go.
 
+
 # %%
 def keep(answer):
     return ...
@@ -459,6 +463,7 @@ exercises.check("02.3", keep)
 # <details><summary>Hint</summary>An answer that says something contains at least one letter or digit: <code>str.isalnum</code> of each character.</details>
 #
 # **02.4** You choose `bands` and `rows` (values a band). At which Jaccard similarity is exactly half of the pairs compared?
+
 
 # %%
 def half(bands, rows):

@@ -1,10 +1,12 @@
 """Conversations for the tests of this folder."""
 
 import json
+import tomllib
 from pathlib import Path
 
 from aurora_lib.data import sources
 
+EXAMPLES = tomllib.loads(Path(__file__).with_name("examples.toml").read_text(encoding="utf-8"))
 GOOD_FILES = [Path(__file__).parent / name for name in ("good_rows.jsonl", "good_rows_held_out.jsonl")]
 
 

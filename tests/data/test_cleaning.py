@@ -1,5 +1,4 @@
-"""Cleaning: all steps together. Nothing is lost, nothing changes the second time, and a killed run goes
-on."""
+"""Cleaning: all steps together. Nothing is lost, nothing changes the second time, a killed run goes on."""
 
 import json
 import os
@@ -8,7 +7,6 @@ import random
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,9 +30,8 @@ def test_the_bundled_rows_are_counted_and_cleaned_to_a_fixed_point():
     loaded = concatenate_datasets([sources.load(name) for name in sources.SOURCES])
     result = clean(loaded)
     assert sorted([*result.kept["id"], *result.dropped["id"]]) == sorted(loaded["id"])
-    assert {"empty", "refusal", "wrong_language", "duplicate", "near_duplicate"} == set(
-        result.dropped["step"]
-    )
+    taken = {"empty", "refusal", "wrong_language", "duplicate", "near_duplicate"}
+    assert taken == set(result.dropped["step"])
     mended = {"mojibake", "html_entities", "invisible", "no_input", "trailing_question"}
     assert mended == set(result.edits["step"])
     report = result.report["total"]
@@ -63,17 +60,9 @@ PIECES = [
     "The cat is on the mat.",
     "Ã©",
     "抱歉，我无法",
-    " ",
 ]
-PIECES += [
-    "x",
-    r"\n",
-    "### Instruction: 再来",
-    "請問",
-    "今天天气很好，我们去公园散步，",
-    "<|im_end|>",
-    "重新。" * 60,
-]
+PIECES += [" ", "x", r"\n", "### Instruction: 再来", "請問", "今天天气很好，我们去公园散步，", "<|im_end|>"]
+PIECES += ["重新。" * 60]
 TEXT = st.one_of(st.text(max_size=20), st.lists(st.sampled_from(PIECES), max_size=6).map("".join))
 TURN = st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", "system"]), "content": TEXT})
 
@@ -98,9 +87,7 @@ def test_any_rows_are_kept_or_dropped_and_cleaning_twice_changes_nothing(convers
 def test_a_conversation_with_a_benchmark_question_is_dropped_where_asked():
     asked = "下列关于光合作用的说法中，正确的一项是哪一个？请从四个选项里选出来。"
     english = "Which part of the cell is known as its powerhouse because it makes most of the energy?"
-    found = contamination.Questions(
-        [asked, "水的沸点是多少？", english, "Name | Age | ________________________"]
-    )
+    found = contamination.Questions([asked, "水的沸点是多少？", english, "Name | Age | ____________________"])
     rows = dataset(
         talk("题目：下列关于光合作用的说法中正确的一项是哪一个？请从四个选项里选出来", "甲"),
         talk("水的沸点是多少？", "一百度。"),
@@ -110,19 +97,12 @@ def test_a_conversation_with_a_benchmark_question_is_dropped_where_asked():
         talk("填写", "________________________"),
         talk("光合作用是什么？", "植物利用光能制造养分的过程。"),
     )
-    assert [row["id"] for row in contamination.overlaps(rows, found)] == ["0", "1", "3"]
+    holds = lambda asked: [row["id"] for row in rows if asked.found_in(row["messages"])]  # noqa: E731
+    assert holds(found) == holds(pickle.loads(pickle.dumps(found))) == ["0", "1", "3"]
+    assert holds(contamination.Questions([])) == []
     result = clean(rows, benchmarks=found)
     assert [row["id"] for row in result.dropped if row["step"] == "contamination"] == ["0", "1", "3"]
     assert "contamination" not in clean(rows).dropped["step"][:]
-    again = pickle.loads(pickle.dumps(found))
-    assert contamination.overlaps(rows, again) == contamination.overlaps(rows, found)
-
-
-def test_without_questions_nothing_is_found():
-    assert (
-        contamination.Questions([]).found_in(talk("下列关于光合作用的说法中，正确的一项是哪一个？", "甲"))
-        is None
-    )
 
 
 ONE = dataset(talk("问", "答"))
@@ -133,7 +113,7 @@ ONE = dataset(talk("问", "答"))
     [
         (ONE, ("nonsense",), r"no optional step nonsense\. There are: to_simplified"),
         (concatenate_datasets([ONE, ONE]), (), "The id '0' is there more than once"),
-        (dataset(), (), "no conversation"),
+        (dataset(), (), "no conversation was read"),
         (ONE.remove_columns(["messages", "category"]), (), "no column category, messages"),
     ],
 )
@@ -145,22 +125,7 @@ def test_wrong_calls_are_told(rows, options, message):
 def many(n: int):
     """Rows with dirt and duplicates, enough for several shards."""
     rng = random.Random(3)
-    words = [
-        "春天",
-        "山水",
-        "学习",
-        "机器",
-        "函数",
-        "健康",
-        "历史",
-        "&lt;",
-        "\u200b",
-        "美食",
-        "旅行",
-        "音乐",
-        "一",
-        "二",
-    ]
+    words = ["春天", "山水", "学习", "机器", "函数", "健康", "&lt;", "\u200b", "美食", "音乐", "一", "二"]
     texts = ["".join(rng.choices(words, k=30)) for _ in range(n // 2)]
     return dataset(*(talk(rng.choice(texts), rng.choice(texts) + "。" * rng.randrange(2)) for _ in range(n)))
 
@@ -223,14 +188,14 @@ def test_other_rows_other_options_and_other_code_are_cleaned_anew(tmp_path, monk
 
 def test_a_file_that_changes_is_read_anew(tmp_path):
     file, row = tmp_path / "a.jsonl", dict(instruction="问", output="答")
-    prints = []
+    shards = []
     for answer in ("甲", "乙", "甲"):
         file.write_text(json.dumps(row | dict(output=answer)))
         loaded = sources.load("alpaca_zh", file)
         assert loaded[0]["messages"][1]["content"] == answer
         clean(loaded, folder=tmp_path / "cleaning")
-        prints.append(len(list(Path(tmp_path / "cleaning").glob("*.arrow"))))
-    assert prints == [1, 2, 2]
+        shards.append(len(list((tmp_path / "cleaning").glob("*.arrow"))))
+    assert shards == [1, 2, 2]
 
 
 @pytest.mark.skipif(not os.environ.get("AURORA_DATA"), reason="AURORA_DATA does not point at real rows")

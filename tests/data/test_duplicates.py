@@ -39,10 +39,8 @@ def test_shingles_are_the_characters_five_in_a_row():
 def test_minhash_agrees_as_often_as_the_shingles_do():
     rng = random.Random(0)
     texts = [duplicates.plain(messages) for messages in GOOD if len(duplicates.plain(messages)) > 40]
-    pairs = [
-        (text, duplicates.plain(changed(talk("", text), rng, rng.choice([0.01, 0.03, 0.1]))))
-        for text in texts
-    ]
+    shares = [0.01, 0.03, 0.1]
+    pairs = [(text, duplicates.plain(changed(talk("", text), rng, rng.choice(shares)))) for text in texts]
     signed = duplicates.signatures([duplicates.shingles(text) for pair in pairs for text in pair])
     estimate = (signed[::2] == signed[1::2]).mean(axis=1)
     error = estimate - [true_jaccard(a, b) for a, b in pairs]
@@ -66,9 +64,7 @@ def test_planted_copies_are_found():
     result = clean(dataset(*good, *copies, *good))
     step = dict(zip(result.dropped["id"], result.dropped["step"], strict=True))
     n = len(good)
-    found = sum(
-        step.get(str(i)) == "near_duplicate" or step.get(str(i + n)) == "near_duplicate" for i in range(n)
-    )
+    found = sum("near_duplicate" in (step.get(str(i)), step.get(str(i + n))) for i in range(n))
     assert found >= 0.98 * n > 300
     assert all(str(i + 2 * n) in step for i in range(n))
 
@@ -86,18 +82,18 @@ def test_the_one_with_the_longer_answers_stays():
     [
         (("法国的首都是哪里？", "法国的首都是巴黎。"), ("德国的首都是哪里？", "德国的首都是柏林。")),
         (
-            ("请问一年中的3月份一共有多少天？", "3月份一共有31天。"),
-            ("请问一年中的4月份一共有多少天？", "4月份一共有30天。"),
+            ("一年中的3月份一共有多少天？", "3月份一共有31天。"),
+            ("一年中的4月份一共有多少天？", "4月份一共有30天。"),
         ),
         (("水的冰点是多少摄氏度？只写数字。", "0℃"), ("水的沸点是多少摄氏度？只写数字。", "100℃")),
         (
             (
-                "把下面这句话改写成被动语态，不要改变意思：昨天下午小明在公园里打碎了花瓶。",
-                "昨天下午花瓶在公园里被小明打碎了。",
+                "把这句话改写成被动语态，不要改变意思：小明昨天在公园里打碎了花瓶。",
+                "花瓶昨天在公园里被小明打碎了。",
             ),
             (
-                "把下面这句话改写成被动语态，不要改变意思：昨天下午小红在公园里打碎了花瓶。",
-                "昨天下午花瓶在公园里被小红打碎了。",
+                "把这句话改写成被动语态，不要改变意思：小红昨天在公园里打碎了花瓶。",
+                "花瓶昨天在公园里被小红打碎了。",
             ),
         ),
     ],

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from aurora_lib.data import sources
 from aurora_lib.data.sources import DataError
+from tests.data.conversations import EXAMPLES, talk
 
 GOOD = {"instruction": "法国的首都是哪里？", "input": "", "output": "法国的首都是巴黎。"}
-ASKED, ANSWERED = {"role": "user", "content": "问"}, {"role": "assistant", "content": "答"}
+(ASKED, ANSWERED), SYSTEM = talk("问", "答"), {"role": "system", "content": "简"}
 
 
 def write(folder: Path, name: str, text: str | bytes) -> Path:
@@ -43,13 +44,10 @@ def read(file: Path):
         ({"instruction": "问", "input": "", "output": "答"}, [ASKED, ANSWERED]),
         ({"instruction": "问", "output": "答"}, [ASKED, ANSWERED]),
         ({"指示": "问", "输入": "", "输出": "答"}, [ASKED, ANSWERED]),
+        (GOOD | {"instruction": "问", "input": "料"}, talk("问\n料", GOOD["output"])),
         (
-            {"instruction": "问", "input": "料", "output": "答"},
-            [{"role": "user", "content": "问\n料"}, ANSWERED],
-        ),
-        (
-            {"instruction": "问", "input": "", "output": "答", "history": [["早", "好"]]},
-            [{"role": "user", "content": "早"}, {"role": "assistant", "content": "好"}, ASKED, ANSWERED],
+            {"instruction": "问", "output": "答", "history": [["早", "好"]]},
+            [*talk("早", "好"), ASKED, ANSWERED],
         ),
         ({"conversation_id": 1, "conversation": [{"human": "问", "assistant": "答"}]}, [ASKED, ANSWERED]),
         ({"conversation": [{"human": "问", "assistant": "答"}, {"human": "问"}]}, [ASKED, ANSWERED, ASKED]),
@@ -57,44 +55,17 @@ def read(file: Path):
             {"conversations": [{"from": "human", "value": "问"}, {"from": "gpt", "value": "答"}]},
             [ASKED, ANSWERED],
         ),
-        ({"conversations": json.dumps([ASKED, ANSWERED])}, [ASKED, ANSWERED]),
-        (
-            {"messages": [{"role": "system", "content": "简"}, ASKED, ANSWERED]},
-            [{"role": "system", "content": "简"}, ASKED, ANSWERED],
-        ),
+        ({"messages": [SYSTEM, ASKED, ANSWERED]}, [SYSTEM, ASKED, ANSWERED]),
     ],
 )
 def test_every_known_layout_becomes_messages(tmp_path, row, expected):
     assert sources.load("alpaca_zh", rows(tmp_path, row))[0]["messages"] == expected
 
 
-@pytest.mark.parametrize(
-    ("row", "reason"),
-    [
-        (None, "the row is null, not an object"),
-        (7, "the row is a number, not an object"),
-        ("问", "the row is text, not an object"),
-        ([], "the row is a list, not an object"),
-        ({"instruction": "问", "input": ""}, "`output` is missing"),
-        ({"instruction": "问", "output": 3}, "`output` is a number, not text"),
-        ({"instruction": None, "output": "答"}, "`instruction` is null, not text"),
-        ({"instruction": "问", "output": "答", "history": ["早"]}, "`history` is not a list of"),
-        ({"instruction": "问", "output": "答", "history": [["早", None]]}, "`history` is null, not text"),
-        ({"instruction": "问", "output": "\ud83d"}, "half a surrogate pair"),
-        ({"conversation": []}, "no user turn"),
-        ({"conversation": [{"human": "问"}]}, "no assistant turn"),
-        ({"conversation": None}, "`conversation` is null, not a list of turns"),
-        ({"conversations": [{"from": ["x"], "value": "问"}]}, "not a user, assistant or system"),
-        ({"conversations": [{"from": "gpt"}]}, "`value` is missing"),
-        ({"conversation": [None, {"human": None}]}, "a turn is null, not an object"),
-        ({"messages": [{"role": "user", "content": {"text": None}}]}, "`content` is an object, not text"),
-        ({"conversations": "[{"}, "`conversations` is text, not a list of turns"),
-        ({"text": "问"}, "no known layout (its keys: text)"),
-    ],
-)
+@pytest.mark.parametrize(("row", "reason"), EXAMPLES["set_aside"])
 def test_a_row_that_is_no_conversation_is_set_aside_with_its_reason(tmp_path, row, reason):
-    loaded, aside = read(write(tmp_path, "rows.json", json.dumps([GOOD, row], indent=1)))
-    assert loaded == 1 and list(aside) == [7] and reason in aside[7]
+    loaded, aside = read(write(tmp_path, "rows.json", f"[{json.dumps(GOOD)},\n{row}]"))
+    assert loaded == 1 and list(aside) == [2] and reason in aside[2]
 
 
 ROW = json.dumps(GOOD, ensure_ascii=False)
@@ -122,16 +93,15 @@ def test_every_row_is_read_or_set_aside_with_its_line(tmp_path, name, text, load
     assert read(write(tmp_path, name, text)) == (loaded, dict.fromkeys(aside, ANY))
 
 
-@pytest.mark.parametrize("share", [0.31, 0.55, 0.93, 0.99])
+@pytest.mark.parametrize("share", [0.31, 0.93, 0.99])
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
 def test_a_truncated_file_says_where_it_stops(tmp_path, name, share):
     text = "\n".join(json.dumps(GOOD | {"input": str(i)}) + "," * (name == "a.json") for i in range(20))
     whole = f"[\n{text[:-1]}\n]" if name == "a.json" else text
     cut = whole[: int(len(whole) * share)]
     file = write(tmp_path, name, cut)
-    with pytest.warns(
-        UserWarning, match=rf"{name} stops in the middle, at line {1 + cut.count(chr(10))}.*AURORA_DATA"
-    ):
+    told = rf"{name} stops in the middle, at line {1 + cut.count(chr(10))}.*AURORA_DATA"
+    with pytest.warns(UserWarning, match=told):
         loaded = sources.load("alpaca_zh", file)
     assert [row["messages"][0]["content"][-1] for row in loaded] == [str(i)[-1] for i in range(len(loaded))]
     with pytest.warns(UserWarning):
@@ -146,26 +116,19 @@ def test_an_array_that_was_never_closed_keeps_its_complete_rows(tmp_path, cut, c
         assert len(sources.load("alpaca_zh", file)) == complete
 
 
-@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
-def test_a_row_of_50_megabytes_is_set_aside_and_the_rest_goes_on(tmp_path, name):
-    long = json.dumps(GOOD | {"output": "长" * (17 << 20)}, ensure_ascii=False)
-    text = f"[{ROW},{long},{ROW},{ROW}]" if name == "a.json" else "\n".join([ROW, long, ROW, ROW])
-    line = 1 if name == "a.json" else 2
-    assert read(write(tmp_path, name, text)) == (3, {line: "the row is longer than 8 MiB"})
+@pytest.mark.parametrize(
+    ("millions", "reason"), [(1, "1,000,009 characters, more"), (4, "the row is longer than 8 MiB")]
+)
+def test_a_row_of_megabytes_is_set_aside_and_the_rest_goes_on(tmp_path, millions, reason):
+    long = json.dumps(GOOD | {"output": "长" * (millions * 1_000_000)}, ensure_ascii=False)
+    loaded, aside = read(write(tmp_path, "a.jsonl", "\n".join([ROW, long, ROW, ROW])))
+    assert loaded == 3 and aside[2].startswith(reason)
 
 
-def test_a_million_character_answer_is_set_aside(tmp_path):
-    loaded, aside = read(rows(tmp_path, GOOD, GOOD | {"output": "长" * 1_000_000}, GOOD))
-    assert loaded == 2 and aside[7].startswith("1,000,009 characters, more than")
-
-
-@pytest.mark.parametrize("look", [1, 7, 64, 1000])
-def test_the_rows_of_an_array_are_those_that_pythons_own_parser_finds(tmp_path, monkeypatch, look):
-    """Wherever in a row we stop looking for its end first."""
+def test_the_rows_of_an_array_are_those_that_pythons_own_parser_finds(tmp_path):
     wanted = [GOOD | {"output": '答\\n"}, {' * i + "。", "input": str(i)} for i in range(40)]
     wanted += [12345, None, "}, {", -1.5e10, True]
     file = write(tmp_path, "a.json", "\ufeff" + json.dumps(wanted, ensure_ascii=False, indent=1))
-    monkeypatch.setattr(sources, "LOOK", look)
     assert [row.value for row in sources.read_rows(file)] == wanted
 
 
@@ -202,14 +165,14 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
     code = "import sys; from pathlib import Path; from aurora_lib.course import peak_rss; "
     code += "from aurora_lib.data.sources import read_rows; before = peak_rss(); "
     code += "print(sum(1 for _ in read_rows(Path(sys.argv[1]))), peak_rss() - before)"
-    out = subprocess.run(
-        [sys.executable, "-c", code, file], capture_output=True, text=True, check=True
-    ).stdout
-    read, grown = out.split()
+    done = subprocess.run([sys.executable, "-c", code, file], capture_output=True, text=True, check=True)
+    read, grown = done.stdout.split()
     assert int(read) == 300 and file.stat().st_size > 500e6 and float(grown) < 0.2
 
 
-def test_missing_empty_and_wrongly_encoded_files_are_named(tmp_path):
+def test_unknown_sources_and_missing_empty_or_wrongly_encoded_files_are_named(tmp_path):
+    with pytest.raises(DataError, match="alpaca_zh, alpaca_gpt4_zh, sharegpt_zh"):
+        sources.load("alpaca")
     with pytest.raises(DataError, match=r"gone\.json does not exist.*AURORA_DATA"):
         sources.load("alpaca_zh", tmp_path / "gone.json")
     for text in ("", " \n"):
@@ -221,11 +184,6 @@ def test_missing_empty_and_wrongly_encoded_files_are_named(tmp_path):
             sources.load("alpaca_zh", write(tmp_path, "gbk.json", text.encode(encoding)))
     with pytest.raises(DataError, match=r"holds no file of sharegpt_zh \(common_zh_70k\.jsonl"):
         sources.load("sharegpt_zh", tmp_path)
-
-
-def test_an_unknown_source_lists_the_three():
-    with pytest.raises(DataError, match="alpaca_zh, alpaca_gpt4_zh, sharegpt_zh"):
-        sources.load("alpaca")
 
 
 def test_no_network_names_the_local_remedy(monkeypatch):
@@ -242,7 +200,7 @@ def test_a_download_that_is_not_the_released_file_is_told(tmp_path, monkeypatch)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: str(file))
     with pytest.warns(UserWarning, match=r"alpaca_data_zh_51k\.json is not the file the paper's stack used"):
         assert len(sources.load("alpaca_zh", "hub")) == 1
-    monkeypatch.setitem(sources.RELEASED, "alpaca_zh", {hashlib.sha1(file.read_bytes()).hexdigest()})
+    monkeypatch.setitem(sources.SOURCES["alpaca_zh"], "sha1", [hashlib.sha1(file.read_bytes()).hexdigest()])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(sources.load("alpaca_zh", "hub")) == 1

@@ -3,7 +3,7 @@
 import pytest
 
 from aurora_lib.data import sources, split
-from aurora_lib.data.splitting import exchange_tokens
+from aurora_lib.data.conversations import exchange_tokens
 from aurora_lib.model import load_tokenizer
 
 
@@ -19,16 +19,15 @@ def conversation(id, *turns, system=None):
 
 
 def tokens(messages, tokenizer):
-    return len(
-        tokenizer(tokenizer.apply_chat_template(messages, tokenize=False), add_special_tokens=False).input_ids
-    )
+    rendered = tokenizer.apply_chat_template(messages, tokenize=False)
+    return len(tokenizer(rendered, add_special_tokens=False).input_ids)
 
 
-TURNS = [
-    text
+PAIRS = [
+    (f"第{i}个问题：春天有哪些花？😀", f"第{i}个回答。" + "桃花、杏花，还有  迎春花。\n" * i)
     for i in range(12)
-    for text in (f"第{i}个问题：春天有哪些花？😀", f"第{i}个回答。" + "桃花、杏花，还有  迎春花。\n" * i)
 ]
+TURNS = [text for pair in PAIRS for text in pair]
 
 
 @pytest.mark.parametrize("system", [None, "你是一位园丁。"])
@@ -43,10 +42,8 @@ def test_pieces_fit_and_lose_nothing(mixtral, length, system):
     single = [len(piece["messages"]) - bool(system) == 2 for piece in pieces[:-1]]
     assert all(size <= length or alone for size, alone in zip(sizes, single, strict=True))
     assert all((piece["messages"][0]["role"] == "system") == bool(system) for piece in pieces[:-1])
-    assert [piece["id"] for piece in pieces[:-1]] == [
-        "long",
-        *(f"long#{n}" for n in range(2, len(sizes) + 1)),
-    ]
+    numbered = ["long", *(f"long#{n}" for n in range(2, len(sizes) + 1))]
+    assert [piece["id"] for piece in pieces[:-1]] == numbered
     # as long as they can be: one more exchange would not have fitted
     whole = tokens(rows[0]["messages"], mixtral)
     assert (len(sizes) == 1) == (whole <= length)

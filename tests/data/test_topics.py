@@ -1,5 +1,4 @@
-"""Topics: tags as released, the lexicon, what the classifier learns, and the shipped accuracy measured
-again."""
+"""Topics: tags as released, the lexicon, what the classifier learns, the shipped accuracy measured again."""
 
 import json
 from collections import Counter
@@ -57,11 +56,8 @@ def test_the_longest_word_counts_and_latin_words_count_whole():
 def test_a_tag_overrules_the_words_and_answers_are_not_read(classifier):
     code, talk = asked("用python写一段代码")[0], asked("你好")[0]
     talk.append({"role": "assistant", "content": "我们来谈音乐和绘画。"})
-    assert classifier.topics([code, code, talk], ["", "Finance, ", "Brainstorming"]) == [
-        "computer",
-        "finance",
-        "other",
-    ]
+    found = classifier.topics([code, code, talk], ["", "Finance, ", "Brainstorming"])
+    assert found == ["computer", "finance", "other"]
     assert classifier.topics([code, talk]) == ["computer", "other"]
     assert classifier.topics([]) == []
 

@@ -22,8 +22,8 @@ def commands() -> list[str]:
     wanted = {
         f"{FULL['base_model']} --revision {FULL['revision']}": f"{MODEL_FILES} --exclude 'consolidated*'"
     }
-    for file, _, repository, folder in sources.SOURCES.values():
-        wanted[f"{repository} --type dataset"] = folder + file
+    for source in sources.SOURCES.values():
+        wanted[f"{source['repository']} --type dataset"] = source["folder"] + source["released"]
     for repository in benchmarks.REPOSITORIES.values():
         wanted[f"{repository} --type dataset"] = BENCHMARK_FILES
     wanted["{} --revision {}".format(*ADAPTER)] = "adapter_config.json adapter_model.safetensors"

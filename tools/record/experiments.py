@@ -29,7 +29,7 @@ from trl import pack_dataset
 
 from aurora_lib.course import paper, results, scale, write_whole
 from aurora_lib.data import clean, clean_conversations, sources, split
-from aurora_lib.data.splitting import exchange_tokens
+from aurora_lib.data.conversations import exchange_tokens
 from aurora_lib.model import load_model, load_tokenizer, memory
 from aurora_lib.training import build_trainer, experiments, sft_config
 
