@@ -63,7 +63,7 @@ def test_a_shift_is_counted_by_hand():
     weights = torch.tensor([[[0.8, 0.2], [0.6, 0.4], [0.5, 0.5], [0.7, 0.3]]])
     after = trace_of(torch.tensor([[[0, 1], [3, 2], [4, 1], [1, 0]]]), texts=texts, weights=weights)
     found = baselines.shift(before, after, {"rounding": [before], "other": [after, before]})
-    # weights: 0.2 in the same experts; (0.9 - 0.4 + 0.6 - 0.1) / 2; half of the third token; all of the fourth
+    # 0.2 in the same experts; (0.9 - 0.4 + 0.6 - 0.1) / 2; half of the third token, all of the fourth
     shares = dict(slots=3 / 8, first=2 / 4, weights=(0.2 + 0.5 + 0.5 + 1.0) / 4)
     assert {name: one.value.item() for name, one in found.items()} == pytest.approx(shares)
     assert found["slots"].above.tolist() == [False]

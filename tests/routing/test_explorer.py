@@ -82,7 +82,7 @@ def test_a_reader_in_jupyterlab_types_chinese_and_changes_layer_and_model_by_key
     with lab.notebook(tmp_path, CELL) as page:
 
         def after(*keys, part="tokens"):
-            """Press keys where the focus is, and wait until `part` shows something else; what it shows then."""
+            """What `part` shows once keys, pressed where the focus is, have changed it."""
             css = f".routing-{part} .widget-html-content"
             before = page.html(css)
             page.driver.switch_to.active_element.send_keys(*keys)
