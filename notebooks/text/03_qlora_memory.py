@@ -31,11 +31,8 @@ torch.manual_seed(0)
 weights = torch.randn(64 * 256) * 0.02
 
 figure, axes = plt.subplots(figsize=(6, 2.2))
-axes.hist(
-    (weights.view(-1, 64) / weights.view(-1, 64).abs().amax(1, keepdim=True)).flatten(),
-    bins=80,
-    color="lightgrey",
-)
+scaled = weights.view(-1, 64) / weights.view(-1, 64).abs().amax(1, keepdim=True)
+axes.hist(scaled.flatten(), bins=80, color="lightgrey")
 axes.vlines(levels, 0, axes.get_ylim()[1] / 2, color="C3")
 axes.set_title("The 16 NF4 levels (red) over scaled weights")
 axes.set(xlabel="weight / absmax of its block", yticks=[]);
@@ -231,16 +228,8 @@ import ipywidgets
 
 
 def budget(batch=2, length=1024, rank=8, double_quant=True, checkpointing=True):
-    print(
-        memory.predict(
-            memory.MIXTRAL_8X7B,
-            batch=batch,
-            length=length,
-            rank=rank,
-            double_quant=double_quant,
-            checkpointing=checkpointing,
-        )
-    )
+    settings = dict(rank=rank, double_quant=double_quant, checkpointing=checkpointing)
+    print(memory.predict(memory.MIXTRAL_8X7B, batch=batch, length=length, **settings))
 
 
 ipywidgets.interact(budget, batch=(1, 32), length=(256, 8192, 256), rank=(1, 64));
@@ -344,13 +333,12 @@ exercises.check("03.3", parameters)
 # %%
 from aurora_lib.course import results
 
+inference = memory.predict(memory.MIXTRAL_8X7B, train=False, batch=1, length=2048)
 results.record(
     "03",
     {
         "Mixtral-8x7B training memory, predicted [GiB]": round(training.total, 2),
-        "Mixtral-8x7B inference memory, predicted [GiB]": round(
-            memory.predict(memory.MIXTRAL_8X7B, train=False, batch=1, length=2048).total, 2
-        ),
+        "Mixtral-8x7B inference memory, predicted [GiB]": round(inference.total, 2),
         "Mixtral-8x7B weights, predicted [GiB]": round(training.weights, 2),
         "adapter parameters of Mixtral-8x7B": training.adapter_parameters,
         "NF4 error of normal weights [share]": round(errors["NF4"], 4),

@@ -66,14 +66,11 @@ def test_typed_and_named_html_is_shown_and_never_run(models, tokenizer):
         assert not re.search("<(img|b|i|s)[ >]", page)
 
 
-def test_the_static_page_shows_every_model(models, tokenizer):
+def test_the_static_page_shows_every_model_and_none_is_refused(models, tokenizer):
     page = explorer.to_html(models, tokenizer, "法国的首都", layer=1)
     traces = [routing.trace(model, tokenizer, "法国的首都") for model in models.values()]
     assert numbers(page) == [expert for trace in traces for expert in trace.experts[1, :, 0].tolist()]
     assert all(f"<h4>{name}</h4>" in page for name in models) and "layer 1" in page
-
-
-def test_no_model_is_refused(tokenizer):
     with pytest.raises(ValueError, match="no model to explore"):
         explorer.widget({}, tokenizer)
 
@@ -85,7 +82,7 @@ def test_a_reader_in_jupyterlab_types_chinese_and_changes_layer_and_model_by_key
     with lab.notebook(tmp_path, CELL) as page:
 
         def after(*keys, part="tokens"):
-            """Press keys where the focus is, and wait until `part` shows something else; what it shows then."""
+            """What `part` shows once keys, pressed where the focus is, have changed it."""
             css = f".routing-{part} .widget-html-content"
             before = page.html(css)
             page.driver.switch_to.active_element.send_keys(*keys)

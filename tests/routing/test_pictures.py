@@ -1,6 +1,5 @@
 """Pictures show the numbers that they are given, and texts as text."""
 
-import matplotlib
 import matplotlib.pyplot as plt
 import pytest
 import torch
@@ -9,7 +8,7 @@ from aurora_lib import routing
 from aurora_lib.routing import pictures, statistics
 from tests.routing.made import CONFIGS, build, clustered
 
-matplotlib.use("Agg")
+plt.switch_backend("Agg")
 
 
 def test_tokens_are_escaped_and_chinese_readable(tokenizer):
@@ -25,8 +24,7 @@ def test_tokens_are_escaped_and_chinese_readable(tokenizer):
 def test_bytes_name_the_character_they_are_of():
     whole = ["▁", "<0xE9>", "<0xBE>", "<0x98>", "<0xF0>", "<0x9F>", "<0x98>", "<0x80>"]
     broken = ["<0xE9>", "a", "<0x0A>"]
-    named = ["", "龘", "龘", "龘", "😀", "😀", "😀", "😀", "", "", ""]
-    assert pictures.byte_characters(whole + broken) == named
+    assert pictures.byte_characters(whole + broken) == ["", *"龘龘龘😀😀😀😀", "", "", ""]
 
 
 def test_a_load_is_shown_in_numbers_under_an_escaped_title():
@@ -50,7 +48,5 @@ def test_groups_stand_side_by_side_with_their_intervals():
 def test_a_statistic_is_drawn_with_every_baseline():
     found, axes = statistics.load_gap(*clustered(0, gain=2.0), permutations=50), plt.subplots()[1]
     pictures.plot_statistic(found, axes)
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
-        "50 shuffled texts: mean to bound",
-        "this model",
-    ]
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == ["50 shuffled texts: mean to bound", "this model"]

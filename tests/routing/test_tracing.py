@@ -13,8 +13,8 @@ TEXTS = [
     "法国的首都是巴黎。",
     "混合专家：the router picks <b>two</b> of eight 龘",
     "Yes.",
-    "The capital of France is Paris, and it has been so for long.",
     "龘",
+    "Who wrote Hamlet?",
 ]
 
 
@@ -91,25 +91,14 @@ def test_recording_holds_batches_and_generation_with_a_cache(mixtral):
     ids = torch.randint(3, 4_000, (2, 5))
     with routing.recording(mixtral) as records:
         mixtral.generate(ids, max_new_tokens=3, min_new_tokens=3, do_sample=False)
-    for calls in records.values():
-        assert [len(experts) for _, _, experts in calls] == [10, 2, 2]
+    assert [[len(experts) for _, _, experts in calls] for calls in records.values()] == [[10, 2, 2]] * 3
 
 
-def test_mode_and_hooks_are_as_before_also_after_an_exception(mixtral, tokenizer):
-    def hooks():
-        return sum(len(module._forward_hooks) for module in mixtral.modules())
-
-    mixtral.train()
-    training = []
-    handle = mixtral.register_forward_hook(lambda module, *_: training.append(module.training))
-    routing.trace(mixtral, tokenizer, "Yes.")
-    handle.remove()
-    assert training == [False] and mixtral.training and hooks() == 0
-    mixtral.eval()
-    with pytest.raises(KeyboardInterrupt), routing.recording(mixtral):
-        assert hooks() == 3
+def test_recording_leaves_nothing_behind_also_after_an_exception(mixtral):
+    with pytest.raises(KeyboardInterrupt), routing.recording(mixtral) as records:
         raise KeyboardInterrupt
-    assert hooks() == 0
+    mixtral(torch.ones(1, 2, dtype=torch.long))
+    assert list(records.values()) == [[], [], []]
 
 
 @pytest.mark.parametrize(
@@ -120,8 +109,3 @@ def test_texts_that_cannot_be_routed_are_named(texts, said, mixtral, tokenizer, 
     monkeypatch.setattr(mixtral.config, "max_position_embeddings", 10)
     with pytest.raises(ValueError, match=said):
         routing.trace_many(mixtral, tokenizer, texts)
-
-
-def test_a_dense_model_is_refused():
-    with pytest.raises(ValueError, match="no top-k router"):
-        routers(nn.Linear(1, 1))

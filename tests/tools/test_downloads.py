@@ -25,13 +25,8 @@ def test_every_commit_on_the_page_is_one_the_course_uses():
 
 @pytest.mark.parametrize("command", ["hf download", "hf cache verify"])
 def test_the_installed_hf_knows_every_option(command):
-    options = {
-        word
-        for line in downloads.commands()
-        if line.startswith(command)
-        for word in line.split()
-        if word[:2] == "--"
-    }
+    lines = [line for line in downloads.commands() if line.startswith(command)]
+    options = {word for line in lines for word in line.split() if word.startswith("--")}
     ask = [sys.executable, "-m", "huggingface_hub.cli.hf", *command.split()[1:], "--help"]
     answer = subprocess.run(ask, capture_output=True, text=True, check=True).stdout
     assert options and all(option in answer for option in options)

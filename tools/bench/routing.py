@@ -78,13 +78,10 @@ def main() -> None:
             start = time.perf_counter()
             cases[name]()
             seconds[name].append(time.perf_counter() - start)
-    medians = {
-        name: statistics.median(each[1:]) for name, each in seconds.items()
-    }  # the first round warms up
+    # the first round warms up
+    medians = {name: statistics.median(each[1:]) for name, each in seconds.items()}
     tokens = sum(int(given["attention_mask"].sum()) for given in batches)
-    print(
-        f"\n{tokens:,} tokens in {len(texts)} texts, {len(batches)} batches, medians of {options.runs} runs"
-    )
+    print(f"\n{tokens:,} tokens in {len(texts)} texts, {len(batches)} batches; medians of {options.runs}")
     print(f"{'':34} {'seconds':>8} {'x forward':>10} {'x without head':>15}")
     for name, median in medians.items():
         ratios = (median / medians["forward"], median / medians["forward, logits of one position"])

@@ -19,17 +19,15 @@ BENCHMARK_FILES = "--include '*.zip' --include '*/*.parquet' --exclude 'all/*' -
 
 def commands() -> list[str]:
     """Every download, then every check."""
-    wanted = {
-        f"{FULL['base_model']} --revision {FULL['revision']}": f"{MODEL_FILES} --exclude 'consolidated*'"
-    }
+    model = f"{FULL['base_model']} --revision {FULL['revision']}"
+    wanted = {model: f"{MODEL_FILES} --exclude 'consolidated*'"}
     for source in sources.SOURCES.values():
         wanted[f"{source['repository']} --type dataset"] = source["folder"] + source["released"]
     for repository in benchmarks.REPOSITORIES.values():
         wanted[f"{repository} --type dataset"] = BENCHMARK_FILES
     wanted["{} --revision {}".format(*ADAPTER)] = "adapter_config.json adapter_model.safetensors"
-    return [f"hf download {what} {files}" for what, files in wanted.items()] + [
-        f"hf cache verify {what}" for what in wanted
-    ]
+    downloads = [f"hf download {what} {files}" for what, files in wanted.items()]
+    return downloads + [f"hf cache verify {what}" for what in wanted]
 
 
 def main() -> None:
