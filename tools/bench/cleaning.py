@@ -1,8 +1,8 @@
 """Time the cleaning at the size of the paper's data: `python -m tools.bench.cleaning`.
 
 Builds 176,678 rows in the three released layouts by recombining sentences, with the dirt such rows have and
-planted duplicates; reads and cleans them on two cores, and says what was found. `--against data-juicer` cleans
-the same rows with py-data-juicer, in an environment of its own, and prints the ratio.
+planted duplicates; reads and cleans them on two cores, and says what was found. `--against data-juicer`
+cleans the same rows with py-data-juicer, in an environment of its own, and prints the ratio.
 """
 
 import argparse
@@ -41,7 +41,7 @@ COUNTERPARTS = {
     "document_deduplicator": ("duplicate",),
     "document_minhash_deduplicator": ("near_duplicate",),
 }
-HEAD = f"\n{'stage':<24}{'seconds':>9}{'CPU s':>9}{'rows/s':>10}{'peak RSS':>10}{'peak PSS':>10}  GiB, all processes"
+HEAD = f"\n{'stage':<24}{'seconds':>9}{'CPU s':>9}{'rows/s':>10}{'peak RSS':>10}{'peak PSS':>10}  GiB, all"
 DUPLICATE_STEPS = ("duplicate", "near_duplicate")
 
 
@@ -62,7 +62,8 @@ def work(folder: Path) -> None:
 
     parts = split(result.kept, load_tokenizer(), 1024)
     mark("")
-    dropped = dict(zip(result.dropped["id"], zip(result.dropped["step"], result.dropped["reason"])))  # noqa: B905
+    reasons = zip(result.dropped["step"], result.dropped["reason"], strict=True)
+    dropped = dict(zip(result.dropped["id"], reasons, strict=True))
     asked_for = {"contamination", *(step.__name__ for step in edits.OPTIONAL)}
     outcome = {
         "marks": marks,
@@ -99,7 +100,8 @@ def in_this_environment(function: str, folder: Path) -> list[str]:
 class Sample:
     """What a process and all below it have used: `cpu` seconds so far, bytes of memory at `time`.
 
-    RSS counts a page once for each process that maps it, PSS once in all; PSS is taken every second, on Linux.
+    RSS counts a page once for each process that maps it, PSS once in all; PSS is taken every second, on
+    Linux.
     """
 
     time: float
@@ -109,7 +111,8 @@ class Sample:
 
 
 def watched(command: list[str], log: Path, **variables: str) -> list[Sample]:
-    """Run on CORES cores, sampled five times a second. Raises SystemExit with the end of the log where it fails."""
+    """Run on CORES cores, sampled five times a second. Raises SystemExit with the end of the log where it
+    fails."""
     samples, cpu, measured = [], {}, 0.0
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out, cwd=ROOT, env={**os.environ, **variables})
@@ -161,8 +164,8 @@ def cpu_seconds(samples: list[Sample], begin: float, end: float) -> float:
 def judge(planted: list[dict], dropped: dict[str, tuple[str, str]]) -> Counter:
     """What became of the planted copies, given {id: (step, reason)} of every dropped row.
 
-    Returns for each kind `reached` (pairs that no step before took apart), `found` (those of which one row was
-    dropped as a duplicate of the other), and `unplanted`: duplicates dropped beyond one a pair.
+    Returns for each kind `reached` (pairs that no step before took apart), `found` (those of which one row
+    was dropped as a duplicate of the other), and `unplanted`: duplicates dropped beyond one a pair.
     """
     score, partners = Counter(), set()
     for pair in planted:
@@ -188,7 +191,8 @@ def _names(reason: str, row: str) -> bool:
 
 
 def ours(folder: Path) -> tuple[float, float, dict]:
-    """Clean the corpus in `folder`, print the table; seconds and CPU seconds of all but the splitting, outcome."""
+    """Clean the corpus in `folder`, print the table; seconds and CPU seconds of all but the splitting,
+    outcome."""
     samples = watched(in_this_environment("work", folder), folder / "ours.log")
     outcome = orjson.loads((folder / "outcome.json").read_bytes())
     marks, read, parts = outcome["marks"], outcome["read"], outcome["parts"]
@@ -199,9 +203,7 @@ def ours(folder: Path) -> tuple[float, float, dict]:
     begin, end = marks[0][1], marks[3][1]
     print(_row("start + read + clean", samples, begin, end, read))
     print(_row("split", samples, end, marks[4][1], outcome["kept"]))
-    print(
-        f"\nread {read:,}, kept {outcome['kept']:,}, dropped {len(outcome['dropped']):,}; kept in {parts:,} parts"
-    )
+    print(f"\nread {read:,}, kept {outcome['kept']:,}, dropped {len(outcome['dropped']):,}; {parts:,} parts")
     steps = Counter(step for step, _ in outcome["dropped"].values())
     print("dropped by step: " + ", ".join(f"{step} {n:,}" for step, n in steps.most_common()))
     return end - begin, cpu_seconds(samples, begin, end), outcome
@@ -296,7 +298,7 @@ def main() -> None:
         kinds = Counter(pair["kind"] for pair in corpus.planted)
         print(
             f"corpus: {sum(n for _, n, *_ in corpus.layouts.values()):,} rows, {size:.0f} MB, planted "
-            f"{kinds['exact']:,} exact and {kinds['near']:,} near copies; built in {time.time() - begin:.0f} s"
+            f"{kinds['exact']:,} exact, {kinds['near']:,} near copies; built in {time.time() - begin:.0f} s"
         )
         print(f"load of this machine before: {psutil.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
         seconds, cpu, outcome = ours(folder)
@@ -307,7 +309,7 @@ def main() -> None:
             other, other_cpu, kept = data_juicer(folder, programs)
             report_other(corpus.planted, kept, outcome["steps"])
             print(
-                f"\nstart, read and clean: Data-Juicer {other:.0f} s, ours {seconds:.0f} s: {other / seconds:.1f} x"
+                f"\nread and clean: Data-Juicer {other:.0f} s, ours {seconds:.0f} s: {other / seconds:.1f} x"
             )
             print(f"in CPU seconds: {other_cpu:.0f}, ours {cpu:.0f}: {other_cpu / cpu:.1f} x")
 

@@ -1,4 +1,5 @@
-"""The corpus of cleaning.py: rows in the three released layouts, recombined from sentences, with planted copies."""
+"""The corpus of cleaning.py: rows in the three released layouts, recombined from sentences, with planted
+copies."""
 
 import json
 import math
@@ -13,8 +14,8 @@ import orjson
 from tools.build.data import DATA, NO_INPUT, REFUSALS
 
 SEED = 20231222
-# The three released files: rows, and the mean and deviation of the logarithm of a row's characters, as measured
-# on real rows of these kinds (means 114, 222 and 1,564 characters).
+# The three released files: rows, and the mean and deviation of the logarithm of a row's characters, as
+# measured on real rows of these kinds (means 114, 222 and 1,564 characters).
 LAYOUTS = {
     "alpaca_zh": ("alpaca_data_zh_51k.json", 51_461, 4.45, 0.75),
     "alpaca_gpt4_zh": ("alpaca_gpt4_data_zh.json", 48_818, 5.06, 0.83),
@@ -65,7 +66,8 @@ def identity(source: str, row: int) -> str:
 
 
 def vocabulary(folder: Path | None = None) -> dict[tuple[str, bool], list[str]]:
-    """Ordinary sentences of the JSON rows in `folder` (None: the bundled ones), by language and "is a question"."""
+    """Ordinary sentences of the JSON rows in `folder` (None: the bundled ones), by language and "is a
+    question"."""
     found: dict[tuple[str, bool], dict] = {
         (name, asks): {} for name in ("zh", "en") for asks in (True, False)
     }
@@ -106,7 +108,8 @@ def endless(sentences: list[str], rng: np.random.Generator) -> Iterator[str]:
 
 
 def _scraps(sentences: list[str]) -> list[str]:
-    """Two to four Han characters in a row, as in these sentences, some with a comma; or their English words."""
+    """Two to four Han characters in a row, as in these sentences, some with a comma; or their English
+    words."""
     if not HAN.search(sentences[0]):
         return sorted({word for sentence in sentences for word in sentence[:-1].split()})
     parts = [part for sentence in sentences for part in re.findall(r"[\u4e00-\u9fff]{2,}", sentence)]
@@ -143,7 +146,8 @@ class Corpus:
         self.planted: list[dict] = []
 
     def write(self, folder: Path) -> None:
-        """Write the three files and `planted.jsonl`: `kind`, and `copy` and `original` as [source, row from 1]."""
+        """Write the three files and `planted.jsonl`: `kind`, and `copy` and `original` as [source, row from
+        1]."""
         folder.mkdir(parents=True, exist_ok=True)
         for name, (file, *_) in self.layouts.items():
             with (folder / file).open("wb") as out:
@@ -205,7 +209,8 @@ class Corpus:
         return [[next(asks).rstrip(), "".join(islice(says, each)).rstrip()] for _ in range(rounds)]
 
     def altered(self, turns: Turns) -> Turns:
-        """A copy with CHANGED of its characters replaced by any Han character, deleted, or one put before them."""
+        """A copy with CHANGED of its characters replaced by any Han character, deleted, or one put before
+        them."""
         texts = [list(text) for turn in turns for text in turn]
         places = [
             (i, at) for i, text in enumerate(texts) for at, character in enumerate(text) if character != "\n"

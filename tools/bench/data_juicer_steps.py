@@ -7,7 +7,8 @@ from aurora_lib.data import drops, duplicates, edits
 
 @OPERATORS.register_module("aurora_steps_mapper")
 class AuroraStepsMapper(Mapper):
-    """Edit `messages` and name the `step` and `reason` that drop it ("" where none does); adds `text` and `plain`."""
+    """Edit `messages` and name the `step` and `reason` that drop it ("" where none does); adds `text` and
+    `plain`."""
 
     def process_single(self, sample: dict) -> dict:
         messages, _ = edits.edit([dict(message) for message in sample["messages"]])

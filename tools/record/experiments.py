@@ -71,7 +71,9 @@ OPTIMIZERS = {
     "adamw_torch_4bit (torchao)": "adamw_torch_4bit",
 }
 NO_TORCHAO = "not measured: torchao is not installed (pip install torchao)"
-NO_PAGES = "paging itself is not measured: it needs CUDA, and bitsandbytes falls back to the plain optimizer on a CPU"
+NO_PAGES = (
+    "paging is not measured: it needs CUDA, and on a CPU bitsandbytes falls back to the plain optimizer"
+)
 
 ONE_PACK = {"packing": True, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 1}
 LENGTHS = {

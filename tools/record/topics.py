@@ -2,12 +2,13 @@
 
 usage: python -m tools.record.topics [SOURCE=PATH ...]
 
-With `alpaca_zh=/data/rows.json` and the like it fits on those rows too and prints the result; only the figure fitted on
-the bundled rows, which anybody can reproduce, is written.
+With `alpaca_zh=/data/rows.json` and the like it fits on those rows too and prints the result; only the
+figure fitted on the bundled rows, which anybody can reproduce, is written.
 
-The lexicon and the prompts have one author, who wrote the prompts first. Rare words (in fewer than 5 of 19,819 real
-conversations) that occur in a test prompt were therefore struck from the lexicon unseen: with them the test half would
-read 0.92. The wrong answers of the test half stay unlisted: whoever mends the lexicon by them has no test half left.
+The lexicon and the prompts have one author, who wrote the prompts first. Rare words (in fewer than 5 of
+19,819 real conversations) that occur in a test prompt were therefore struck from the lexicon unseen: with
+them the test half would read 0.92. The wrong answers of the test half stay unlisted: whoever mends the
+lexicon by them has no test half left.
 """
 
 import json
