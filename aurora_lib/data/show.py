@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas
 from datasets import Dataset
 
-from aurora_lib.course.html import to_html
+from aurora_lib.course import html
 from aurora_lib.data import edits, sources
 from aurora_lib.data.cleaning import CleaningResult, steps
 
@@ -25,7 +25,7 @@ def groups(result: CleaningResult) -> dict[str, Dataset]:
 def row_to_html(row: dict) -> str:
     """A row of a group, escaped: what is known about it, then its conversation, if it is one."""
     about = pandas.Series({name: value for name, value in row.items() if name != "messages"})
-    return about.to_frame().to_html(header=False) + to_html(row.get("messages", []))
+    return about.to_frame().to_html(header=False) + html.to_html(row.get("messages", []))
 
 
 def browse(result: CleaningResult):

@@ -76,7 +76,8 @@ def test_recombining_makes_no_near_duplicates_of_its_own(planted, texts):
 
 
 def test_a_planted_copy_counts_as_found_only_if_it_was_dropped_for_its_own_original():
-    pair = lambda i: {"kind": "near", "copy": ["alpaca_zh", i], "original": ["alpaca_zh", i + 10]}  # noqa: E731
+    name = "alpaca_zh"
+    pairs = [{"kind": "near", "copy": [name, i], "original": [name, i + 10]} for i in range(1, 6)]
     row = "alpaca_zh:alpaca_data_zh_51k.json[{}]".format
     dropped = {
         row(1): ("near_duplicate", f"like {row(11)}"),  # the copy
@@ -85,7 +86,7 @@ def test_a_planted_copy_counts_as_found_only_if_it_was_dropped_for_its_own_origi
         row(4): ("refusal", "the last answer is a refusal"),  # never came so far
         row(99): ("duplicate", f"the same as {row(98)}"),  # not planted
     }
-    score = bench_cleaning.judge([pair(i) for i in range(1, 6)], dropped)
+    score = bench_cleaning.judge(pairs, dropped)
     assert [score["near", what] for what in ("reached", "found", "lost before")] == [4, 2, 1]
     assert score["unplanted"] == 2
 
