@@ -7,12 +7,13 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from sentencepiece import SentencePieceProcessor
 
 from aurora_lib.chat import decoding
 from aurora_lib.chat.decoding import Decoder, TextStream, choose_token
 from aurora_lib.course import DATA
 from aurora_lib.model import load_tokenizer
-from aurora_lib.model.tokenizer import sentencepiece_model
+from aurora_lib.model.tokenizer import MISTRAL_FILE
 
 SAME = dict(atol=1e-4, rtol=1e-4)  # of logits around 10: what another order of additions may do in fp32
 
@@ -146,7 +147,7 @@ def test_sampling_follows_temperature_and_top_p():
 
 
 REAL, TINY = load_tokenizer(), load_tokenizer(DATA / "tiny")
-SPIECES = sentencepiece_model()
+SPIECES = SentencePieceProcessor(model_file=str(MISTRAL_FILE))
 AWKWARD = [*"🐯龘é\u200d\ufe0f\ufffd \n▁a\x00", "👩\u200d👩\u200d👧\u200d👦", "🇨🇳", "  ", "<0x41>", "中文"]
 
 
