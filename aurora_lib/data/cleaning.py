@@ -13,7 +13,7 @@ import pandas
 from datasets import Dataset, Features, List, Value, concatenate_datasets
 from datasets.fingerprint import Hasher
 
-from aurora_lib.data import contamination, drops, duplicates, edits, sources
+from aurora_lib.data import drops, duplicates, edits, sources
 from aurora_lib.data.sources import FEATURES, DataError
 
 SHARD = 32_768  # conversations cleaned at a time: what an interruption loses at most
@@ -74,14 +74,15 @@ def clean(
     dataset: Dataset,
     *,
     options: tuple[str, ...] = (),
-    benchmarks: contamination.Questions | None = None,
+    benchmarks=None,
     processes: int | None = None,
     folder: str | Path | None = None,
 ) -> CleaningResult:
     """Clean conversations of any sources: edit, drop with a reason, drop equal and nearly equal ones.
 
     `dataset` is what `sources.load` gives (`datasets.concatenate_datasets` joins several). `options` names
-    optional edits (`to_simplified`); conversations that hold a question of `benchmarks` are dropped too.
+    optional edits (`to_simplified`); conversations that hold a question of `benchmarks` (an
+    `evaluation.contamination.Questions`) are dropped too.
     `processes` (all cores from MANY conversations on) changes the time and nothing else. With a `folder`,
     finished shards are kept there, and cleaning the same again, after an interruption say, takes them up.
 
@@ -129,9 +130,9 @@ def _one_by_one(dataset: Dataset, settings: dict, processes: int | None, folder)
         shard = dataset.select(range(start, min(start + SHARD, len(dataset))))
         fingerprint = Hasher.hash((shard._fingerprint, settings, code()))
         file = str(Path(folder) / f"{fingerprint}.arrow") if folder else None
-        how = dict(features=CLEANED, num_proc=processes, desc="cleaning")
+        how = dict(batched=True, features=CLEANED, num_proc=processes, desc="cleaning")
         where = dict(new_fingerprint=fingerprint, cache_file_name=file)
-        shards.append(shard.map(clean_one, fn_kwargs=settings, **how, **where))
+        shards.append(shard.map(clean_batch, fn_kwargs=settings, **how, **where))
     return concatenate_datasets(shards)
 
 
@@ -142,16 +143,19 @@ def code() -> str:
     return "".join(file.read_text(encoding="utf-8") for file in files)
 
 
-def clean_one(row: dict, options: tuple[str, ...], benchmarks: contamination.Questions | None) -> dict:
-    """`messages` of a row after every edit, `edits`, and `step` and `reason` (None where it stays).
+def clean_batch(rows: dict, options: tuple[str, ...], benchmarks) -> dict:
+    """`messages` of rows after every edit, `edits`, and `step` and `reason` (None where a row stays).
 
     It runs in forked processes, so nothing in it may use threads (rensa's and torch's do not survive a fork).
     """
-    messages, changes = edits.edit(row["messages"], options)
-    step, reason = next(((s.__name__, why) for s in drops.DROPS if (why := s(messages))), (None, None))
-    if not step and benchmarks and (question := benchmarks.found_in(messages)):
-        step, reason = "contamination", f"holds the benchmark question {question[:40]!r}"
-    return dict(messages=messages, edits=changes, step=step, reason=reason)
+    done = []
+    for messages in rows["messages"]:
+        messages, changes = edits.edit(messages, options)
+        step, reason = next(((s.__name__, why) for s in drops.DROPS if (why := s(messages))), (None, None))
+        if not step and benchmarks and (question := benchmarks.found_in(messages)):
+            step, reason = "contamination", f"holds the benchmark question {question[:40]!r}"
+        done.append((messages, changes, step, reason))
+    return dict(zip(("messages", "edits", "step", "reason"), map(list, zip(*done, strict=True)), strict=True))
 
 
 def _mark_duplicates(cleaned: Dataset, step: list[str | None], reason: list[str | None]) -> None:

@@ -8,15 +8,18 @@ import codecs
 import hashlib
 import json
 import re
+import tempfile
 import tomllib
 import warnings
 from collections.abc import Iterable, Iterator
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow
 from datasets import Dataset, Features, List, Value
+from datasets.table import MemoryMappedTable
 
 from aurora_lib.course import DATA
 
@@ -84,10 +87,24 @@ def rejected(name: str, path: str | Path | None = None) -> list[dict]:
 
 
 def table(rows: Iterable[dict], features: Features = FEATURES) -> Dataset:
-    """Rows as a Dataset in memory (it takes what its texts take), with its columns even where none is."""
+    """Rows as a Dataset in a file that is mapped into memory and goes with this process."""
     rows, schema = iter(rows), features.arrow_schema
-    parts = iter(lambda: pyarrow.Table.from_pylist(list(islice(rows, 10_000)), schema), schema.empty_table())
-    return Dataset(pyarrow.concat_tables([schema.empty_table(), *parts]))
+    file = Path(tempfile.mkstemp(dir=_folder().name, suffix=".arrow")[1])
+    with pyarrow.ipc.new_stream(str(file), schema) as stream:
+        while part := list(islice(rows, 10_000)):
+            stream.write_table(pyarrow.Table.from_pylist(part, schema))
+    # equal rows have equal fingerprints, by which `clean` finds again what was made of them
+    return Dataset(MemoryMappedTable.from_file(str(file)), fingerprint=_sha1(file))
+
+
+@cache
+def _folder() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory(prefix="aurora-rows-")
+
+
+def _sha1(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha1").hexdigest()
 
 
 def files(name: str, path: str | Path | None = None) -> list[Path]:
@@ -116,22 +133,16 @@ def _download(name: str) -> Path:
     """The released file, fetched as a file: our own reader then treats its bad rows as it does anywhere."""
     from huggingface_hub import hf_hub_download
 
-    released, repository, folder, sums = (
-        SOURCES[name][k] for k in ("released", "repository", "folder", "sha1")
-    )
+    source = SOURCES[name]
+    repository, released = source["repository"], source["released"]
     try:
-        file = Path(hf_hub_download(repository, folder + released, repo_type="dataset"))
+        file = Path(hf_hub_download(repository, source["folder"] + released, repo_type="dataset"))
     except Exception as error:  # offline, moved, disk full: many kinds, and one remedy for all of them
-        failed = (
-            f"{released} could not be had from the Hugging Face hub ({repository}: {type(error).__name__})."
-        )
+        failed = f"{released} could not be had from the hub ({repository}: {type(error).__name__})."
         remedy = "Check the network, set HF_ENDPOINT to a mirror, or set AURORA_DATA to a folder that has it."
         raise DataError(f"{failed} {remedy}") from error
-    found = hashlib.sha1(file.read_bytes()).hexdigest()
-    if sums and found not in sums:
-        other = (
-            f"{released} is not the file the paper's stack used (its SHA-1 is {found}); counts will differ."
-        )
+    if source["sha1"] and (found := _sha1(file)) not in source["sha1"]:
+        other = f"{released} is not the file of the paper's stack (SHA-1 {found}): counts will differ."
         warnings.warn(f"{other} If you have the original, set AURORA_DATA to its folder.", stacklevel=2)
     return file
 

@@ -5,10 +5,11 @@
 - `multiple_choice` (in `evaluate`): from a benchmark to its score.
 - `scores`: what a score is worth: `Score` with its interval, `paired` for two models, `plot`.
 - `probes`: facts asked in Chinese and in English, answered freely: `load_probes`, `probe`, `answers`, `says`.
+- `contamination`: benchmark questions among the rows to train on (notebook 02).
 - `skills` (in `abilities`): sums and instructions, judged by rules. `metrics`: BLEU, ROUGE, perplexity.
 """
 
-from aurora_lib.evaluation import benchmarks, fewshot, metrics, probes, scores
+from aurora_lib.evaluation import benchmarks, contamination, fewshot, metrics, probes, scores
 from aurora_lib.evaluation.abilities import skills
 from aurora_lib.evaluation.evaluate import multiple_choice
 from aurora_lib.evaluation.probes import load_probes, probe, says
@@ -16,6 +17,7 @@ from aurora_lib.evaluation.scores import plot
 
 __all__ = [
     "benchmarks",
+    "contamination",
     "fewshot",
     "load_probes",
     "metrics",

@@ -280,14 +280,14 @@ found.groupby("characters").found.agg(planted="size", found="sum", share="mean")
 # of other scripts, where 20 are a stock phrase), and for shorter questions as a whole.
 
 # %%
-from aurora_lib.data import contamination
-from aurora_lib.evaluation import benchmarks
+from aurora_lib.evaluation import benchmarks, contamination
 
+root = scale.benchmarks or "hub"
 questions = [
     question.text
     for task, about in benchmarks.TASKS.items()
-    for subject in benchmarks.load_subjects(task, scale.benchmarks)
-    for question in benchmarks.load_questions(task, subject, about["split"], scale.benchmarks)[0]
+    for subject in benchmarks.load_subjects(task, root)
+    for question in benchmarks.load_questions(task, subject, about["split"], root)[0]
 ]
 asked = contamination.Questions(questions)
 found_in = [(row, asked.found_in(row["messages"])) for row in result.kept]

@@ -14,7 +14,8 @@ from datasets import concatenate_datasets
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aurora_lib.data import clean, cleaning, contamination, duplicates, edits, sources
+from aurora_lib.data import clean, cleaning, duplicates, edits, sources
+from aurora_lib.evaluation import contamination
 from tests.data.conversations import dataset, good_conversations, talk
 
 OPTIONS = tuple(step.__name__ for step in edits.OPTIONAL)

@@ -198,7 +198,7 @@ def test_no_network_names_the_local_remedy(monkeypatch):
 def test_a_download_that_is_not_the_released_file_is_told(tmp_path, monkeypatch):
     file = rows(tmp_path, GOOD, name="alpaca_data_zh_51k.json")
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: str(file))
-    with pytest.warns(UserWarning, match=r"alpaca_data_zh_51k\.json is not the file the paper's stack used"):
+    with pytest.warns(UserWarning, match=r"alpaca_data_zh_51k\.json is not the file of the paper's stack"):
         assert len(sources.load("alpaca_zh", "hub")) == 1
     monkeypatch.setitem(sources.SOURCES["alpaca_zh"], "sha1", [hashlib.sha1(file.read_bytes()).hexdigest()])
     with warnings.catch_warnings():

@@ -4,13 +4,11 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import cache
 
-from aurora_lib.data.edits import Messages
-from aurora_lib.data.patterns import pattern
-
 # Letters and digits in a row that no two texts share by chance: 20 of Chinese (at least half of them Han),
 # of other scripts 50, about the 13 words of GPT-3's paper ("presidential election" is 20 and a stock phrase).
 HAN_GRAM, LATIN_GRAM = 20, 50
 SIGNS = re.compile(r"[\W_]+")  # table rules and underlines are in many texts
+HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 
 
 class Questions:
@@ -23,13 +21,13 @@ class Questions:
             self._whole[text] = number
             for size in (HAN_GRAM, LATIN_GRAM):
                 for gram in _grams(text, size):
-                    if (len(pattern("han").findall(gram)) >= size / 2) == (size == HAN_GRAM):
+                    if (len(HAN.findall(gram)) >= size / 2) == (size == HAN_GRAM):
                         self._grams.setdefault(gram, number)
 
     def __reduce__(self):  # another process gets the texts alone, and makes the rest once
         return _of, (self.texts,)
 
-    def found_in(self, messages: Messages) -> str | None:
+    def found_in(self, messages: list[dict]) -> str | None:
         """The first benchmark question that a conversation shares an n-gram with, or asks word for word."""
         said = _letters("\n".join(message["content"] for message in messages))
         grams = (gram for size in (HAN_GRAM, LATIN_GRAM) for gram in _grams(said, size))
