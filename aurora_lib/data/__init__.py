@@ -3,9 +3,8 @@
 Read in this order:
 
 - `sources`: the rows of a file, and the conversation in a row; what is none is set aside with its reason.
-- `edits` and `drops`: the cleaning steps, small functions of one conversation. What they look for is in
-  `patterns.toml`, each rule with examples. `language`: of a text.
-- `duplicates`: equal and nearly equal conversations.
+- `edits` and `drops`: the steps, small functions of one conversation. `patterns.toml`: what they look for,
+  each rule with examples. `duplicates`: equal and nearly equal ones. `language`: of a text.
 - `clean`: all steps over all rows, on several cores; every row is kept, or dropped with its step and reason.
 - `show`: what a cleaning did, row by row and as a card. `topics`: what the conversations are about.
 - `split`: long conversations in pieces that fit the training length.
@@ -15,7 +14,7 @@ Read in this order:
 from aurora_lib.data import drops, duplicates, edits, show, sources, topics
 from aurora_lib.data.cleaning import clean
 from aurora_lib.data.conversations import clean_conversations, save_conversations, split
-from aurora_lib.data.languages import language
+from aurora_lib.data.patterns import language
 
 __all__ = ["clean", "clean_conversations", "drops", "duplicates", "edits", "language"]
 __all__ += ["save_conversations", "show", "sources", "split", "topics"]

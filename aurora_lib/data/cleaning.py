@@ -14,7 +14,7 @@ from datasets import Dataset, Features, List, Value, concatenate_datasets
 from datasets.fingerprint import Hasher
 
 from aurora_lib.data import drops, duplicates, edits, sources
-from aurora_lib.data.sources import FEATURES, DataError
+from aurora_lib.data.sources import FEATURES
 
 SHARD = 32_768  # conversations cleaned at a time: what an interruption loses at most
 MANY = 20_000  # conversations from which on more than one process is worth it
@@ -55,18 +55,7 @@ class CleaningResult:
         counts.update((step, "edited", source) for step, source, _ in edited.itertuples(index=False))
         frame = pandas.Series(counts).unstack(fill_value=0)
         order = [name for name in ("read", *steps(), "kept") if name in frame.index]
-        frame = frame.reindex(order, level=0)
-        frame.index.names = ["step", "action"]
-        return frame.assign(total=frame.sum(axis=1)).astype(int)
-
-    def table1(self) -> pandas.DataFrame:
-        """Single- and multi-round conversations per source, as in the paper's Table 1."""
-        names, rounds = self.kept["source"][:], {"single": Counter(), "multiple": Counter()}
-        for name, messages in zip(names, self.kept["messages"], strict=True):
-            asked = sum(message["role"] == "user" for message in messages)
-            rounds["multiple" if asked > 1 else "single"][name] += 1
-        frame = pandas.DataFrame(rounds, index=dict.fromkeys(names)).fillna(0)
-        frame.loc["total"] = frame.sum()
+        frame = frame.reindex(order, level=0).rename_axis(["step", "action"])
         return frame.assign(total=frame.sum(axis=1)).astype(int)
 
 
@@ -108,16 +97,20 @@ def clean(
 
 def _check(dataset: Dataset, options: tuple[str, ...]) -> None:
     if missing := ", ".join(sorted(set(FEATURES) - set(dataset.column_names))):
-        raise DataError(f"Nothing to clean: no column {missing}. Use what sources.load gives.")
+        raise sources.DataError(f"Nothing to clean: no column {missing}. Use what sources.load gives.")
     if len(dataset) == 0:
-        raise DataError("Nothing to clean: no conversation was read. See sources.rejected, and AURORA_DATA.")
+        raise sources.DataError(
+            "Nothing to clean: no conversation was read. See sources.rejected, and AURORA_DATA."
+        )
     if unknown := set(options) - {step.__name__ for step in edits.OPTIONAL}:
         names = ", ".join(step.__name__ for step in edits.OPTIONAL)
-        raise DataError(f"There is no optional step {', '.join(sorted(unknown))}. There are: {names}.")
+        raise sources.DataError(
+            f"There is no optional step {', '.join(sorted(unknown))}. There are: {names}."
+        )
     name, times = Counter(dataset["id"][:]).most_common(1)[0]
     if times > 1:
         remedy = "Load each file once, or give its rows ids of their own."
-        raise DataError(f"The id {name!r} is there more than once. {remedy}")
+        raise sources.DataError(f"The id {name!r} is there more than once. {remedy}")
 
 
 def _one_by_one(dataset: Dataset, settings: dict, processes: int | None, folder) -> Dataset:
@@ -130,9 +123,8 @@ def _one_by_one(dataset: Dataset, settings: dict, processes: int | None, folder)
         shard = dataset.select(range(start, min(start + SHARD, len(dataset))))
         fingerprint = Hasher.hash((shard._fingerprint, settings, code()))
         file = str(Path(folder) / f"{fingerprint}.arrow") if folder else None
-        how = dict(batched=True, features=CLEANED, num_proc=processes, desc="cleaning")
-        where = dict(new_fingerprint=fingerprint, cache_file_name=file)
-        shards.append(shard.map(clean_batch, fn_kwargs=settings, **how, **where))
+        how = dict(batched=True, features=CLEANED, num_proc=processes, desc="cleaning", fn_kwargs=settings)
+        shards.append(shard.map(clean_batch, **how, new_fingerprint=fingerprint, cache_file_name=file))
     return concatenate_datasets(shards)
 
 

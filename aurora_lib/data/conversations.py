@@ -8,7 +8,6 @@ from datasets import Dataset, concatenate_datasets
 
 from aurora_lib.course import Scale, write_whole
 from aurora_lib.data.cleaning import clean
-from aurora_lib.data.edits import Messages
 from aurora_lib.data.sources import SOURCES, load, table
 
 BATCH = 1_000  # conversations
@@ -26,7 +25,7 @@ def split(dataset: Dataset, tokenizer, length: int) -> Dataset:
     def pieces() -> Iterator[dict]:
         for start in range(0, len(dataset), BATCH):
             rows = dataset.select(range(start, min(start + BATCH, len(dataset)))).to_list()
-            long = [row for row in rows if _may_be_longer(row["messages"], length)]
+            long = [row for row in rows if len(row["messages"]) >= 4]  # only several exchanges can be cut
             counts = exchange_tokens([row["messages"] for row in long], tokenizer)
             sizes = {row["id"]: count for row, count in zip(long, counts, strict=True)}
             for row in rows:
@@ -35,7 +34,7 @@ def split(dataset: Dataset, tokenizer, length: int) -> Dataset:
     return table(pieces())
 
 
-def exchange_tokens(conversations: list[Messages], tokenizer) -> list[list[int]]:
+def exchange_tokens(conversations: list[list[dict]], tokenizer) -> list[list[int]]:
     """Tokens of each conversation's beginning (<s>, the system turn) and of each exchange."""
     texts = []
     for messages in conversations:
@@ -47,12 +46,6 @@ def exchange_tokens(conversations: list[Messages], tokenizer) -> list[list[int]]
     flat = [text for parts in texts for text in parts]
     encoded = iter(tokenizer.backend_tokenizer.encode_batch_fast(flat, add_special_tokens=False))
     return [[len(next(encoded)) for _ in parts] for parts in texts]
-
-
-def _may_be_longer(messages: Messages, length: int) -> bool:
-    """Only several exchanges can be cut, and a token is at least a byte: most rows need no tokenizer."""
-    around = len(EXCHANGE) * len(messages)
-    return len(messages) >= 4 and sum(len(turn["content"].encode()) for turn in messages) + around > length
 
 
 def _pieces(row: dict, sizes: list[int], length: int) -> Iterator[dict]:

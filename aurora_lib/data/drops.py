@@ -8,8 +8,7 @@ from collections.abc import Callable
 from itertools import pairwise
 
 from aurora_lib.data.edits import MARKS, Messages
-from aurora_lib.data.languages import language
-from aurora_lib.data.patterns import pattern, words
+from aurora_lib.data.patterns import language, pattern, words
 
 SHORT = 40  # characters of an answer that says nothing but "not possible"
 # So many characters after a refusal are an answer all the same; fewer do where they begin with "but".
@@ -63,8 +62,7 @@ def refusal(messages: Messages) -> str | None:
 
 
 def wrong_language(messages: Messages) -> str | None:
-    """Drop where a Chinese question has an English (or Japanese) answer and nobody asked for that or brought
-    some."""
+    """Drop where a Chinese question has an English or Japanese answer that nobody asked for."""
     asked = "\n".join(message["content"] for message in messages if message["role"] != "assistant")
     brought = any(pattern(name).search(asked) for name in ("asks_for_english", "latin_word"))
     if brought or language(asked) != "zh":
@@ -89,8 +87,7 @@ def _is_english_prose(text: str) -> bool:
 
 
 def truncated(messages: Messages) -> str | None:
-    """Drop where the last answer stops in the middle: on a comma, an open bracket, an empty list item, an
-    unclosed code fence, or in the middle of a sentence after many whole ones."""
+    """Drop where the last answer stops in the middle: on a comma, an open bracket or fence, in a sentence."""
     answer = messages[-1]["content"].rstrip()
     last = answer[answer.rfind("\n") + 1 :]
     if len(answer) < 60:

@@ -19,8 +19,7 @@ from rensa import RMinHash
 from aurora_lib.data.edits import Messages
 
 SHINGLE = 5  # characters
-PERMUTATIONS = 128
-BANDS, ROWS = 32, 4
+PERMUTATIONS, BANDS, ROWS = 128, 32, 4
 BATCH = 2_000  # conversations
 SIMILAR = 0.7  # Jaccard similarity of shingles from which on two conversations are near duplicates
 ALIKE = 0.6  # where the questions differ, so alike must the answers be

@@ -21,8 +21,7 @@ ESCAPES = {r"\n": "\n", r"\t": "\t", r"\"": '"'}
 
 
 def escapes(text: str) -> str:
-    """A text without a line break but with `\\n` in it was escaped twice: `\\n`, `\\t` and `\\"` become what
-    they stand for."""
+    """A text escaped twice (`\\n` in it, no line break) gets what `\\n`, `\\t` and `\\"` stand for."""
     if r"\n" not in text or "\n" in text or pattern("code").search(text):
         return text
     return pattern("escape").sub(lambda found: ESCAPES[found[0]], text)
@@ -53,8 +52,7 @@ def _character(entity: re.Match) -> str:
 
 
 def no_input(messages: Messages) -> Messages:
-    """A question's last line, or an answer's first word in brackets, that says "no input" goes: it stood for
-    an empty field."""
+    """A question's last line, or an answer's first word in brackets, goes where it says "no input"."""
     messages = _mended(messages, _without_no_input, "user")
     return _mended(messages, partial(pattern("stray_no_input").sub, ""), "assistant")
 
@@ -67,8 +65,7 @@ def _without_no_input(text: str) -> str:
 
 
 def prompt_leak(messages: Messages) -> Messages:
-    """An answer loses the `### Response:` before it and the next `### Instruction:` behind it, unless prompts
-    are the subject."""
+    """An answer loses `### Response:` before and `### Instruction:` behind it, if not about prompts."""
     if not _says(messages, "leak", "assistant") or _says(messages, "about_prompts", "user"):
         return messages
     return _mended(messages, _without_leak, "assistant")
@@ -88,8 +85,7 @@ def trailing_question(messages: Messages) -> Messages:
 
 
 def to_simplified(messages: Messages) -> Messages:
-    """Traditional characters become simplified ones (OpenCC's t2s), unless they are the subject; Japanese is
-    left alone."""
+    """Traditional characters become simplified (OpenCC's t2s), if not Japanese and not the subject."""
     if _says(messages, "about_traditional"):
         return messages
     return _mended(messages, lambda text: text if pattern("kana").search(text) else _opencc().convert(text))
@@ -114,8 +110,8 @@ def edit(messages: Messages, options: tuple[str, ...] = ()) -> tuple[Messages, l
     `options` names steps of OPTIONAL to take as well. Editing again changes nothing.
     """
     steps = [(step.__name__, partial(_mended, mend=step)) for step in TEXT_EDITS]
-    steps += [(step.__name__, step) for step in EDITS]
-    steps += [(step.__name__, step) for step in OPTIONAL if step.__name__ in options]
+    asked_for = [step for step in OPTIONAL if step.__name__ in options]
+    steps += [(step.__name__, step) for step in [*EDITS, *asked_for]]
     changes = []
     for _ in range(10):  # `&amp;lt;` takes two passes; ten is for the malicious
         at_first = messages

@@ -6,10 +6,8 @@ import pandas
 from datasets import Dataset
 
 from aurora_lib.course import html
-from aurora_lib.data import edits, sources
+from aurora_lib.data import edits
 from aurora_lib.data.cleaning import CleaningResult, steps
-
-RELEASED_LICENCES = {name: source["licence"] for name, source in sources.SOURCES.items()}
 
 
 def groups(result: CleaningResult) -> dict[str, Dataset]:

@@ -4,7 +4,6 @@
 A new kind of file belongs into the first, a new layout of a row into the second.
 """
 
-import codecs
 import hashlib
 import json
 import re
@@ -31,7 +30,7 @@ CHINESE_KEYS = {"指示": "instruction", "指令": "instruction", "输入": "inp
 KINDS = {bool: "a truth value", int: "a number", float: "a number", str: "text"}
 KINDS |= {list: "a list", dict: "an object", type(None): "null"}
 MOST_CHARACTERS = 200_000  # of one conversation; what is longer is a dump, not a talk
-LONGEST_LINE = 8 << 20  # bytes; a longer one holds no conversation
+LONGEST_LINE = 8_000_000  # characters; a longer one holds no conversation
 STOPS = "the file stops in the middle of this row"
 AGAIN = "Download it again, or point AURORA_DATA at a complete copy."
 JSON = json.JSONDecoder(strict=False)  # strict would refuse raw tabs and line breaks inside a text
@@ -94,17 +93,13 @@ def table(rows: Iterable[dict], features: Features = FEATURES) -> Dataset:
         while part := list(islice(rows, 10_000)):
             stream.write_table(pyarrow.Table.from_pylist(part, schema))
     # equal rows have equal fingerprints, by which `clean` finds again what was made of them
-    return Dataset(MemoryMappedTable.from_file(str(file)), fingerprint=_sha1(file))
+    fingerprint = hashlib.sha1(file.read_bytes()).hexdigest()
+    return Dataset(MemoryMappedTable.from_file(str(file)), fingerprint=fingerprint)
 
 
 @cache
 def _folder() -> tempfile.TemporaryDirectory:
     return tempfile.TemporaryDirectory(prefix="aurora-rows-")
-
-
-def _sha1(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha1").hexdigest()
 
 
 def files(name: str, path: str | Path | None = None) -> list[Path]:
@@ -141,7 +136,8 @@ def _download(name: str) -> Path:
         failed = f"{released} could not be had from the hub ({repository}: {type(error).__name__})."
         remedy = "Check the network, set HF_ENDPOINT to a mirror, or set AURORA_DATA to a folder that has it."
         raise DataError(f"{failed} {remedy}") from error
-    if source["sha1"] and (found := _sha1(file)) not in source["sha1"]:
+    found = hashlib.sha1(file.read_bytes()).hexdigest()
+    if source["sha1"] and found not in source["sha1"]:
         other = f"{released} is not the file of the paper's stack (SHA-1 {found}): counts will differ."
         warnings.warn(f"{other} If you have the original, set AURORA_DATA to its folder.", stacklevel=2)
     return file
@@ -151,31 +147,29 @@ def read_rows(file: Path) -> Iterator[Row]:
     """Each row of JSON Lines, read a line at a time, or of a JSON array, which is read whole.
 
     Of a file larger than your memory, make JSON Lines. The value is an Unreadable where the row is broken,
-    cut off or a line of over LONGEST_LINE bytes; the rows behind it are still found. Bytes that are not UTF-8
-    become lone surrogates, which spoil their own row and no other. Raises DataError where the file is missing
-    or empty.
+    cut off or a line of over LONGEST_LINE; rows behind it are still found. Bytes that are not UTF-8 become
+    lone surrogates, which spoil their own row and no other. Raises DataError for a missing or an empty file.
     """
     if not file.exists():
         raise DataError(f"{file} does not exist. Check the path, or AURORA_DATA.")
-    with file.open("rb") as opened:
-        begins = opened.read(1 << 16).removeprefix(codecs.BOM_UTF8).lstrip()
-        if not begins:
+    with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n") as opened:
+        if not (begins := opened.read(1 << 16).lstrip()):
             raise DataError(f"{file} is empty. {AGAIN}")
         opened.seek(0)
-        is_array = begins.startswith(b"[") and file.suffix != ".jsonl"
-        yield from _array(_decoded(opened.read())) if is_array else _lines(opened)
+        is_array = begins.startswith("[") and file.suffix != ".jsonl"
+        yield from _array(opened.read()) if is_array else _lines(opened)
 
 
-def _lines(opened: Iterable[bytes]) -> Iterator[Row]:
+def _lines(opened: Iterable[str]) -> Iterator[Row]:
     for number, line in enumerate(opened, 1):
-        if not (text := _decoded(line.removeprefix(codecs.BOM_UTF8)).strip()):
+        if not (text := line.strip()):
             continue
         try:
             value = JSON.decode(text)
         except (ValueError, RecursionError) as error:
-            value = Unreadable(STOPS if text[0] == "{" and not line.endswith(b"\n") else _why(error))
+            value = Unreadable(STOPS if text[0] == "{" and not line.endswith("\n") else _why(error))
         if len(line) > LONGEST_LINE:
-            value = Unreadable(f"the row is longer than {LONGEST_LINE >> 20} MiB")
+            value = Unreadable(f"the row is longer than {LONGEST_LINE:,} characters")
         yield Row(number, text[:100], value)
 
 
@@ -203,10 +197,6 @@ def _array(text: str) -> Iterator[Row]:
 def _why(error: Exception) -> str:
     deep = isinstance(error, RecursionError)
     return "nested too deeply" if deep else f"not valid JSON ({getattr(error, 'msg', error)})"
-
-
-def _decoded(content: bytes) -> str:
-    return content.decode("utf-8", "surrogateescape")
 
 
 def _conversations(file: Path) -> Iterator[tuple[Row, list[dict] | str]]:

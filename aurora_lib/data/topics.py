@@ -21,7 +21,6 @@ UNIT = re.compile(r"[\u3400-\u9fff]|[A-Za-z]+|\d+")
 READ = 200  # characters of the questions, and of the answers, that are read
 SURE = 2  # the lead in `lexicon_scores` from which a conversation serves as an example
 PER_TOPIC = 150  # examples; more would let the frequent topics drown the others
-HEARD = 1.0  # standard deviations of naive Bayes that one point of the lexicon is worth
 
 
 class Lexicon(NamedTuple):
@@ -97,7 +96,8 @@ class Classifier(NamedTuple):
         known = np.array([lexicon_scores(text) for text in texts])
         learnt = self.bayes.predict_log_proba(self.vectorizer.transform(texts))
         learnt -= learnt.mean(axis=1, keepdims=True)
-        best = (learnt / (learnt.std(axis=1, keepdims=True) + 1e-9) + HEARD * known).argmax(axis=1)
+        # a point of the lexicon is worth one standard deviation of naive Bayes
+        best = (learnt / (learnt.std(axis=1, keepdims=True) + 1e-9) + known).argmax(axis=1)
         short = np.array([len(UNIT.findall(text)) < 8 for text in texts])
         best[short & ~known.any(axis=1)] = -1  # "other"
         return [lexicon().topics[topic] for topic in best]
@@ -121,6 +121,5 @@ def fit(conversations: Sequence[list[dict]], seed: int = 0, at_most: int = 20_00
             left[first] -= 1
             texts.append(f"{question}\n{answer}")
             labels.append(int(first))
-    units = dict(token_pattern=UNIT.pattern, ngram_range=(1, 2))
-    vectorizer = TfidfVectorizer(**units, max_df=0.1, sublinear_tf=True)
-    return Classifier(vectorizer, ComplementNB(alpha=0.3).fit(vectorizer.fit_transform(texts), labels))
+    tfidf = TfidfVectorizer(token_pattern=UNIT.pattern, ngram_range=(1, 2), max_df=0.1, sublinear_tf=True)
+    return Classifier(tfidf, ComplementNB(alpha=0.3).fit(tfidf.fit_transform(texts), labels))

@@ -320,7 +320,13 @@ published = {
 published["total"] = tuple(map(sum, zip(*published.values(), strict=True)))
 assert sum(published["total"]) == count["total"]
 theirs = pd.DataFrame.from_dict(published, orient="index", columns=["paper: single", "paper: multiple"])
-result.table1().join(theirs).map("{:,}".format)
+rows = result.kept.select_columns(["source", "messages"]).to_pandas()
+rounds = rows.messages.map(lambda messages: sum(message["role"] == "user" for message in messages))
+ours = pd.crosstab(rows.source, rounds > 1).reindex(columns=[False, True], fill_value=0)
+ours = ours.rename(columns={False: "single", True: "multiple"}).rename_axis(columns=None)
+ours.loc["total"] = ours.sum()
+ours["total"] = ours.sum(axis=1)
+ours.reindex(theirs.index).join(theirs).map("{:,}".format)
 
 # %% [markdown]
 # ## What the rows are about
@@ -411,8 +417,9 @@ from aurora_lib.data import save_conversations
 own = load_tokenizer(scale.base_model, revision=scale.revision)
 saved = split(result.kept, own, scale.length)
 path = save_conversations(saved, scale)
-ours = dict.fromkeys(sources.SOURCES, "Apache-2.0; self-written for this course")
-licences = ours if scale.data == ROOT / "data" / "rows" else show.RELEASED_LICENCES
+licences = {name: source["licence"] for name, source in sources.SOURCES.items()}
+if scale.data == ROOT / "data" / "rows":
+    licences = dict.fromkeys(licences, "Apache-2.0; self-written for this course")
 card = show.card(result, saved, origin=f"`{Path(data).name}`", licences=licences, rejected=len(rejected))
 path.with_name("DATA_CARD.md").write_text(card, encoding="utf-8")
 print(f"{len(saved):,} conversations of at most {scale.length} tokens (or one exchange) in {path.name}\n")

@@ -117,7 +117,8 @@ def test_an_array_that_was_never_closed_keeps_its_complete_rows(tmp_path, cut, c
 
 
 @pytest.mark.parametrize(
-    ("millions", "reason"), [(1, "1,000,009 characters, more"), (4, "the row is longer than 8 MiB")]
+    ("millions", "reason"),
+    [(1, "1,000,009 characters, more"), (9, "the row is longer than 8,000,000 characters")],
 )
 def test_a_row_of_megabytes_is_set_aside_and_the_rest_goes_on(tmp_path, millions, reason):
     long = json.dumps(GOOD | {"output": "长" * (millions * 1_000_000)}, ensure_ascii=False)
