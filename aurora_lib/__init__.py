@@ -14,4 +14,3 @@ from aurora_lib.course import Scale, ScaleError, start
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 __all__ = ["Scale", "ScaleError", "start"]
-__version__ = "0.1.0"

@@ -4,11 +4,11 @@ Read in this order:
 
 - `sources`: the rows of a file, and the conversation in a row; what is none is set aside with its reason.
 - `edits` and `drops`: the steps, small functions of one conversation. `patterns.toml`: what they look for,
-  each rule with examples. `duplicates`: equal and nearly equal ones. `language`: of a text.
-- `clean`: all steps over all rows, on several cores; every row is kept, or dropped with its step and reason.
+  each rule with examples. `duplicates`: equal and nearly equal ones. `language` (in `patterns`): of a text.
+- `clean` (in `cleaning`): all steps over all rows; each is kept, or dropped with its step and reason.
 - `show`: what a cleaning did, row by row and as a card. `topics`: what the conversations are about.
-- `split`: long conversations in pieces that fit the training length.
-- `save_conversations` and `clean_conversations`: how notebook 02 hands them to the notebooks behind it.
+- `split` (in `conversations`): pieces that fit the training length. `save_conversations` and
+  `clean_conversations`: how notebook 02 hands them to the notebooks behind it.
 """
 
 from aurora_lib.data import drops, duplicates, edits, show, sources, topics

@@ -116,7 +116,7 @@ def _check(dataset: Dataset, options: tuple[str, ...]) -> None:
 def _one_by_one(dataset: Dataset, settings: dict, processes: int | None, folder) -> Dataset:
     """The steps that need one conversation only: columns CLEANED, all rows in their order.
 
-    A shard's file is named after its rows, the settings and the steps' code: what is there is not made again.
+    A shard's file is named after its rows, the settings and this room's code: what is there is taken up.
     """
     shards = []
     for start in range(0, len(dataset), SHARD):

@@ -39,9 +39,9 @@ def exchange_tokens(conversations: list[list[dict]], tokenizer) -> list[list[int
     texts = []
     for messages in conversations:
         system = messages[0]["role"] == "system"
-        pairs = zip(messages[system::2], messages[system + 1 :: 2], strict=True)
-        exchanges = [EXCHANGE.format(asked["content"], said["content"]) for asked, said in pairs]
-        texts.append(["<s>" + (messages[0]["content"] + "\n\n") * system, *exchanges])
+        said = [turn["content"].replace("<s>", "< s>").replace("</s>", "</ s>") for turn in messages]
+        pairs = zip(said[system::2], said[system + 1 :: 2], strict=True)
+        texts.append(["<s>" + (said[0] + "\n\n") * system, *(EXCHANGE.format(*pair) for pair in pairs)])
     # the fast tokenizer's own batch: all cores, and no offsets, which nobody needs here
     flat = [text for parts in texts for text in parts]
     encoded = iter(tokenizer.backend_tokenizer.encode_batch_fast(flat, add_special_tokens=False))
@@ -69,7 +69,7 @@ def clean_conversations(scale: Scale) -> Dataset:
     """
     path, data = scale.runs / SAVED, scale.data or "hub"
     if path.is_file():
-        head, *lines = path.read_text(encoding="utf-8").splitlines()
+        head, *lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")  # a text may hold U+2028
         if json.loads(head) == {"data": str(data)}:
             print(f"conversations: {len(lines):,}, cleaned by notebook 02")
             return table([json.loads(line) for line in lines])

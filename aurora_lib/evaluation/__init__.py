@@ -1,10 +1,10 @@
 """Where a score comes from: notebook 05. Read in this order:
 
-- `benchmarks`: the questions, from the released files of C-Eval, CMMLU and MMLU; `EvalError`.
+- `benchmarks`: the questions, from the released files of C-Eval, CMMLU and MMLU.
 - `fewshot`: a question with its examples as a prompt, and the log-probability of each answer.
-- `multiple_choice` (in `evaluate`): from a benchmark to its score.
-- `scores`: what a score is worth: `Score` with its interval, `paired` for two models, `plot`.
-- `probes`: facts asked in Chinese and in English, answered freely: `load_probes`, `probe`, `answers`, `says`.
+- `multiple_choice` (in `evaluate`): from a benchmark to its score with an interval.
+- `scores`: two models on the same questions, and `plot`.
+- `probes`: facts asked in Chinese and in English, answered freely: `load_probes`, `probe`, `says`.
 - `contamination`: benchmark questions among the rows to train on (notebook 02).
 - `skills` (in `abilities`): sums and instructions, judged by rules. `metrics`: BLEU, ROUGE, perplexity.
 """

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aurora_lib.data import language
+from aurora_lib.evaluation.evaluate import Score
 from aurora_lib.evaluation.probes import ASKED, answers
-from aurora_lib.evaluation.scores import Score
 
 
 def units(text: str) -> int:

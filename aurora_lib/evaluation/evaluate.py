@@ -1,26 +1,117 @@
-"""From a benchmark to a score, in four steps: read the questions, build prompts, score them, judge.
+"""From a benchmark to a score with its interval: read the questions, build prompts, score them, judge.
 
-The files are in `benchmarks`, the mechanism is in `fewshot`, what a score is worth in `scores`. Scores are
-kept on disk as they are made, so that an interrupted evaluation goes on where it stopped.
+The files are in `benchmarks`, the mechanism is in `fewshot`. Log-probabilities are kept on disk as they are
+made, so that an interrupted evaluation goes on where it stopped.
 """
 
 import contextlib
 import hashlib
 import json
 import math
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 from peft.tuners.tuners_utils import BaseTunerLayer
+from scipy.stats import binomtest
 from tqdm.auto import tqdm
 
 from aurora_lib.evaluation import benchmarks, fewshot
 from aurora_lib.evaluation.benchmarks import LETTERS, TASKS, EvalError, load_questions
 from aurora_lib.evaluation.fewshot import Candidate, Group
-from aurora_lib.evaluation.scores import EvalResult
 from aurora_lib.model import batching
 
 SAMPLE = 256  # at least so many elements of each weight identify it
+CATEGORIES = ("STEM", "Social Sciences", "Humanities", "Other")
+CHANCE = 1 / len(LETTERS)
 PASSING = ("use_cache", "output_router_logits", "_name_or_path", "transformers_version")  # change no score
+
+
+@dataclass(frozen=True)
+class Score:
+    """`correct` out of `n`: `accuracy` (0..1, nan when n is 0) and `interval`."""
+
+    correct: int
+    n: int
+
+    @classmethod
+    def of(cls, hits: Iterable[bool]) -> "Score":
+        hits = list(hits)
+        return cls(sum(hits), len(hits))
+
+    @classmethod
+    def by(cls, hits: Iterable[tuple[str, bool]], order: Iterable[str] = ()) -> dict[str, "Score"]:
+        """A score for each name in (name, hit); names of `order` come first."""
+        found = {name: [] for name in order}
+        for name, hit in hits:
+            found.setdefault(name, []).append(hit)
+        return {name: cls.of(each) for name, each in found.items() if each}
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct / self.n if self.n else math.nan
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % Wilson score interval of the accuracy, both ends in 0..1; (0, 1) when n is 0."""
+        return tuple(binomtest(self.correct, self.n).proportion_ci(method="wilson")) if self.n else (0.0, 1.0)
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{self.accuracy:.3f} [{low:.3f}, {high:.3f}] n={self.n}"
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """One model on one task.
+
+    `predictions` has a dict per scored question: subject, index, prediction, answer, correct, shots (how many
+    examples it was asked with), logprobs (natural logarithms, one per choice). `skipped` has a dict per row
+    left out: file, line, subject, index, reason. `root` is the folder the questions came from.
+    """
+
+    task: str
+    scoring: str
+    shots: int
+    root: Path
+    subjects: dict[str, dict[str, str]]
+    predictions: list[dict]
+    skipped: list[dict]
+
+    @property
+    def overall(self) -> Score:
+        """All right answers over all questions: the micro average, which the paper's numbers are."""
+        return Score.of(row["correct"] for row in self.predictions)
+
+    @property
+    def by_subject(self) -> dict[str, Score]:
+        return Score.by((row["subject"], row["correct"]) for row in self.predictions)
+
+    @property
+    def by_category(self) -> dict[str, Score]:
+        of = {subject: entry["category"] for subject, entry in self.subjects.items()}
+        return Score.by(((of[row["subject"]], row["correct"]) for row in self.predictions), CATEGORIES)
+
+    @property
+    def macro(self) -> float:
+        """The mean of the subjects' accuracies: every subject weighs the same, however few its questions."""
+        scores = self.by_subject.values()
+        return sum(score.accuracy for score in scores) / len(scores)
+
+    def table(self) -> pd.DataFrame:
+        """Categories, then the two averages: accuracy and both ends of the interval (per cent), and n."""
+        rows = {}
+        for name, score in (self.by_category | {"micro average (the paper's)": self.overall}).items():
+            rows[name] = [100 * share for share in (score.accuracy, *score.interval)] + [score.n]
+        for name, share in (("macro average, over subjects", self.macro), ("chance", CHANCE)):
+            rows[name] = [100 * share, math.nan, math.nan, self.overall.n]
+        return pd.DataFrame.from_dict(rows, orient="index", columns=["accuracy", "low", "high", "n"])
+
+    def __str__(self) -> str:
+        notes = f"; {len(self.skipped)} rows skipped" if self.skipped else ""
+        name = f"{self.task} {TASKS[self.task]['split']}, {self.shots}-shot {self.scoring}"
+        return f"{name}: {self.overall}, macro {self.macro:.3f}, chance {CHANCE:.2f}{notes}"
 
 
 def multiple_choice(

@@ -8,7 +8,7 @@ from difflib import SequenceMatcher
 from aurora_lib.course import DATA
 from aurora_lib.data import language
 from aurora_lib.evaluation.benchmarks import EvalError
-from aurora_lib.evaluation.scores import Score
+from aurora_lib.evaluation.evaluate import Score
 from aurora_lib.model import batching
 
 ASKED = {"zh": "Chinese", "en": "English"}

@@ -1,105 +1,15 @@
-"""What a share of right answers is worth: intervals, averages, a paired test of two models, the plot."""
+"""Two models on the same questions: the paired test, and the plot of scores with their intervals."""
 
 import math
 import textwrap
-from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
-import pandas as pd
 from scipy.stats import binomtest
 
-from aurora_lib.evaluation.benchmarks import LETTERS, TASKS, EvalError
+from aurora_lib.evaluation.benchmarks import EvalError
+from aurora_lib.evaluation.evaluate import CHANCE, EvalResult
 
-CATEGORIES = ("STEM", "Social Sciences", "Humanities", "Other")
-CHANCE = 1 / len(LETTERS)
 Z = 1.959964  # standard errors on either side that hold 95 % of a normal distribution
-
-
-@dataclass(frozen=True)
-class Score:
-    """`correct` out of `n`: `accuracy` (0..1, nan when n is 0) and `interval`."""
-
-    correct: int
-    n: int
-
-    @classmethod
-    def of(cls, hits: Iterable[bool]) -> "Score":
-        hits = list(hits)
-        return cls(sum(hits), len(hits))
-
-    @classmethod
-    def by(cls, hits: Iterable[tuple[str, bool]], order: Iterable[str] = ()) -> dict[str, "Score"]:
-        """A score for each name in (name, hit); names of `order` come first."""
-        found = {name: [] for name in order}
-        for name, hit in hits:
-            found.setdefault(name, []).append(hit)
-        return {name: cls.of(each) for name, each in found.items() if each}
-
-    @property
-    def accuracy(self) -> float:
-        return self.correct / self.n if self.n else math.nan
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """The 95 % Wilson score interval of the accuracy, both ends in 0..1; (0, 1) when n is 0."""
-        return tuple(binomtest(self.correct, self.n).proportion_ci(method="wilson")) if self.n else (0.0, 1.0)
-
-    def __str__(self) -> str:
-        low, high = self.interval
-        return f"{self.accuracy:.3f} [{low:.3f}, {high:.3f}] n={self.n}"
-
-
-@dataclass(frozen=True)
-class EvalResult:
-    """One model on one task.
-
-    `predictions` has a dict per scored question: subject, index, prediction, answer, correct, shots (how many
-    examples it was asked with), logprobs (natural logarithms, one per choice). `skipped` has a dict per row
-    left out: file, line, subject, index, reason. `root` is the folder the questions came from.
-    """
-
-    task: str
-    scoring: str
-    shots: int
-    root: Path
-    subjects: dict[str, dict[str, str]]
-    predictions: list[dict]
-    skipped: list[dict]
-
-    @property
-    def overall(self) -> Score:
-        """All right answers over all questions: the micro average, which the paper's numbers are."""
-        return Score.of(row["correct"] for row in self.predictions)
-
-    @property
-    def by_subject(self) -> dict[str, Score]:
-        return Score.by((row["subject"], row["correct"]) for row in self.predictions)
-
-    @property
-    def by_category(self) -> dict[str, Score]:
-        of = {subject: entry["category"] for subject, entry in self.subjects.items()}
-        return Score.by(((of[row["subject"]], row["correct"]) for row in self.predictions), CATEGORIES)
-
-    @property
-    def macro(self) -> float:
-        """The mean of the subjects' accuracies: every subject weighs the same, however few its questions."""
-        scores = self.by_subject.values()
-        return sum(score.accuracy for score in scores) / len(scores)
-
-    def table(self) -> pd.DataFrame:
-        """Categories, then the two averages: accuracy and both ends of the interval (per cent), and n."""
-        rows = {}
-        for name, score in (self.by_category | {"micro average (the paper's)": self.overall}).items():
-            rows[name] = [100 * share for share in (score.accuracy, *score.interval)] + [score.n]
-        for name, share in (("macro average, over subjects", self.macro), ("chance", CHANCE)):
-            rows[name] = [100 * share, math.nan, math.nan, self.overall.n]
-        return pd.DataFrame.from_dict(rows, orient="index", columns=["accuracy", "low", "high", "n"])
-
-    def __str__(self) -> str:
-        notes = f"; {len(self.skipped)} rows skipped" if self.skipped else ""
-        name = f"{self.task} {TASKS[self.task]['split']}, {self.shots}-shot {self.scoring}"
-        return f"{name}: {self.overall}, macro {self.macro:.3f}, chance {CHANCE:.2f}{notes}"
 
 
 @dataclass(frozen=True)

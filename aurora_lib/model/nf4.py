@@ -211,7 +211,7 @@ class ExpertQuantizer(Bnb4BitHfQuantizer):
 
 
 def config(dtype: torch.dtype = torch.bfloat16, storage: torch.dtype = torch.uint8) -> BitsAndBytesConfig:
-    """The paper's quantization (section 3): NF4 weights, double quantization, `dtype` for the arithmetic.
+    """QLoRA's quantization (section 3 there): NF4 weights, double quantization, `dtype` for the arithmetic.
 
     `storage` is what the packed bytes call themselves; for FSDP2 see SHARDED.
     """

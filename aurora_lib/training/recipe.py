@@ -24,7 +24,7 @@ SEED = 42
 
 
 def lora_config(**changes) -> LoraConfig:
-    """The paper's adapter (repository, training command); `changes` override any field of `LoraConfig`."""
+    """The paper's adapter: targets by its command, the rest LLaMA-Factory's. `changes` override any field."""
     settings = dict(
         task_type="CAUSAL_LM",
         r=int(paper.TRAINING["LoRA rank"].value),
@@ -84,6 +84,10 @@ def build_trainer(
     model: PreTrainedModel, tokenizer, conversations: Dataset, args: SFTConfig, lora: LoraConfig | None = None
 ) -> SFTTrainer:
     """An `SFTTrainer` on `conversations` (column `messages`) with a new adapter (the paper's), in 32 bits.
+
+    TRL renders the messages by the tokenizer's chat template, `<s>[INST] question [/INST] answer</s>`, into
+    token ids. Its generation markers (see `model/tokenizer.py`) stand around answer and end token: there the
+    labels are the ids, elsewhere -100, which the loss skips. What lies beyond `max_length` is cut off.
 
     Conversations without an answer before the cutoff are left out; how many is printed. `trainer.evaluate()`
     gives the loss on the first 64 rows, to compare before and after. Raises ValueError where nothing is left

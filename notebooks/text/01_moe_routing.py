@@ -598,7 +598,7 @@ exercises.check("01.1", top2)
 # %% [markdown]
 # <details><summary>Hint</summary>softmax, <code>topk</code>, divide by the sum of what was kept.</details>
 #
-# **01.2** How many billion parameters of Mixtral-8x7B does one token use? The function above gives it away; do it with pencil and paper from the sizes in
+# **01.2** How many billion parameters of Mixtral-8x7B does one token use? The function `parameters` above gives it away; do it with pencil and paper from the sizes in
 # `MIXTRAL_8X7B`, and see whether you forget a part.
 
 # %%

@@ -108,13 +108,14 @@ for messages in good:
     print(messages[1]["content"], "is kept" if not any(reasons) else reasons)
 
 # %% [markdown]
-# All steps, in order. The *optional* ones change good text too, so they are taken only where you ask for them. ("... unless they are the
+# All steps, in order. The *optional* one changes good text too, so it is taken only where you ask for it:
+# `clean(read, options=("to_simplified",))`. ("... unless they are the
 # subject" means: a conversation *about* HTML keeps its `&lt;`.)
 
 # %%
 from IPython.display import display
 
-from aurora_lib.data import duplicates, show
+from aurora_lib.data import show
 
 optional = {step.__name__ for step in edits.OPTIONAL}
 rows = [[name + " (optional)" * (name in optional), does] for name, does in show.steps().items()]
@@ -122,7 +123,7 @@ with pd.option_context("display.max_colwidth", None):
     display(pd.DataFrame(rows, columns=["step", "what it does"]))
 
 # %% [markdown]
-# `clean` takes every step but the optional ones and keeps all there is to know: what was kept, what was dropped and why, every single change. Finished parts
+# `clean` takes every step but the optional one (`contamination` only with `benchmarks=`, see below) and keeps all there is to know: what was kept, what was dropped and why, every single change. Finished parts
 # are stored in `folder`: a long run that was interrupted goes on where it stopped. Steps that found nothing are not listed, and a row that was edited may
 # still be dropped further down.
 
@@ -197,6 +198,8 @@ print("only in one of them:", sorted(all_ - common))
 
 # %%
 import numpy as np
+
+from aurora_lib.data import duplicates  # its shingles are hashed, of text without punctuation
 
 rng = np.random.default_rng(0)
 
@@ -377,7 +380,7 @@ print(f"{share:.2f} x the tokens of the same facts in English")
 
 # %% [markdown]
 # A conversation longer than the training length (the paper's stack: 1,024 tokens) loses its end. Cut *between turns* instead, and only what is
-# too long within a single exchange is lost (and the second piece its memory of the first: a lone "继续" may open it). How much, at each length:
+# too long within a single exchange is lost (and the second piece its memory of the first: a lone "继续" may open it). How much, at each length, in a sample of at most 2,000 conversations:
 
 # %%
 from aurora_lib.data import split
@@ -401,7 +404,8 @@ axes.set(xscale="log", xlabel="training length (tokens)", ylabel="share of token
 axes.set_title("What a cutoff throws away")
 axes.set_xticks(lengths, lengths)
 axes.minorticks_off()
-axes.legend()
+axes.legend();
+
 # %% [markdown]
 # Our bundled rows are short, so the curves fall early. Real ShareGPT conversations run to thousands of tokens: there the same cell should show the gap at the
 # paper's 1,024.

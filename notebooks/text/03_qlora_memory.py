@@ -267,8 +267,8 @@ print(f"weights: {both} ({measured / predicted - 1:+.1%})")
 from peft import get_peft_model
 from transformers import MixtralConfig
 
-from aurora_lib import training as recipe
 from aurora_lib.model import random_model
+from aurora_lib.training import adapters_in_fp32, lora_config
 
 sizes = dict(hidden_size=256, intermediate_size=1024, num_hidden_layers=6, num_attention_heads=8)
 small = MixtralConfig(vocab_size=1000, **sizes, use_cache=False)
@@ -276,8 +276,8 @@ with memory.profile(scale.device, tensors=True) as timeline:
     timeline.mark("load")
     model = random_model(small, dtype=scale.loading["dtype"], device=scale.device)
     model.activation_checkpointing_enable(dict(use_reentrant=False))
-    tuned = get_peft_model(model, recipe.lora_config()).train()
-    recipe.adapters_in_fp32(tuned)
+    tuned = get_peft_model(model, lora_config()).train()
+    adapters_in_fp32(tuned)
     optimizer = torch.optim.AdamW(p for p in tuned.parameters() if p.requires_grad)
     ids = torch.randint(small.vocab_size, (2, 512), device=scale.device)
     for _ in range(2):

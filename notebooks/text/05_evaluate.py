@@ -304,7 +304,8 @@ print(f"{sum(a != b for a, b in zip(one, other, strict=True))} predictions diffe
 # ## Check it with an independent program
 #
 # `lm-evaluation-harness` can score the same prompts, token for token: [this page](lm_evaluation_harness.md) shows how, on this model and adapter.
-# `tools/bench/evaluation.py` compares every prediction, the seconds and the memory on two other models.
+# `tools/bench/evaluation.py` compares every prediction, the seconds and the memory on the tiny base
+# (16 bits, no adapter) and on a random Mixtral.
 
 # %% [markdown]
 # ## Exercises

@@ -91,7 +91,7 @@ print("streamed:  ", [stream.add(one) for one in spelled])
 # %% [markdown]
 # ## The box
 #
-# Type in Chinese or English: Enter sends, Shift-Enter breaks the line; temperature and the switch between base and tuned are under *Settings*. Whatever is said is shown as text and never run: type
+# Type in Chinese or English: Enter sends, Shift-Enter breaks the line; temperature, and *Adapter on*, which switches between tuned and base, are under *Settings*. Whatever is said is shown as text and never run: type
 # `<b>bold</b>`. In a terminal, `python -m aurora_lib.chat` is the same. (A page without a kernel shows the conversation from above; with one, it looks like this:)
 #
 # ![The chat box, in JupyterLab's light and dark theme](images/chat_widget.png)

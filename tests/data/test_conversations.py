@@ -11,8 +11,11 @@ def test_conversations_come_from_notebook_02_only_if_it_read_the_same_data(tmp_p
     tiny = choose({"AURORA_RUNS": str(tmp_path / "runs")})
     cleaned = clean_conversations(tiny)
     assert "cleaned just now" in capsys.readouterr().out
-    save_conversations(cleaned.select(range(5)), tiny)
-    assert len(clean_conversations(tiny)) == 5
+    separators = dict(
+        cleaned[0], id="separators", messages=[{"role": "user", "content": "一\u2028二\u2029三"}]
+    )
+    save_conversations(sources.table([*cleaned.select(range(4)), separators]), tiny)
+    assert clean_conversations(tiny).to_list() == [*cleaned.select(range(4)), separators]
     shutil.copytree(DATA / "rows", tmp_path / "rows")
     elsewhere = dataclasses.replace(tiny, data=tmp_path / "rows")
     assert len(clean_conversations(elsewhere)) == len(cleaned)

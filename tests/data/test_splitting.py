@@ -59,7 +59,7 @@ def test_a_single_exchange_is_never_cut(mixtral):
 def test_the_count_is_that_of_the_chat_template(mixtral):
     """Exactly; a system turn, counted apart from the question it is joined to, may cost one token more."""
     for system, slack in ((None, 0), ("你是一位园丁。", 1)):
-        row = conversation("0", *TURNS, system=system)
+        row = conversation("0", *TURNS, "<s> 和 </s>", "HTML 里有 </s>。", system=system)
         (sizes,) = exchange_tokens([row["messages"]], mixtral)
         assert 0 <= sum(sizes) - tokens(row["messages"], mixtral) <= slack
 

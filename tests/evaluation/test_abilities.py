@@ -3,7 +3,7 @@
 import re
 
 from aurora_lib.evaluation import abilities
-from aurora_lib.evaluation.scores import Score
+from aurora_lib.evaluation.evaluate import Score
 
 RULES = {  # what follows the instruction, in English and in Chinese, and what does not
     "river": ("The Nile.", "长江。", "One of the rivers is the Nile.", "中国有一条河叫长江。"),

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from aurora_lib.course import DATA
-from aurora_lib.evaluation import benchmarks, scores
+from aurora_lib.evaluation import benchmarks, evaluate
 from aurora_lib.evaluation.benchmarks import TASKS, EvalError, load_questions, load_subjects
 
 BUNDLED = DATA / "benchmarks"
@@ -109,7 +109,7 @@ def test_a_release_without_a_mapping_has_the_released_subjects(tmp_path):
     for task in TASKS:
         (tmp_path / task / "dev").mkdir(parents=True)
         count[task] = Counter(entry["category"] for entry in load_subjects(task, tmp_path).values())
-    assert {task: tuple(count[task][name] for name in scores.CATEGORIES) for task in TASKS} == dict(
+    assert {task: tuple(count[task][name] for name in evaluate.CATEGORIES) for task in TASKS} == dict(
         ceval=(20, 10, 11, 11), cmmlu=(17, 22, 13, 15), mmlu=(18, 12, 13, 14)
     )
     assert load_subjects("ceval", tmp_path)["law"] == {"name": "法学", "category": "Humanities"}
@@ -178,7 +178,7 @@ def test_without_a_network_the_hub_is_one_sentence_with_a_remedy(monkeypatch, tm
 @pytest.mark.parametrize("task", TASKS)
 def test_bundled_files_have_the_released_layout(task):
     subjects = load_subjects(task)
-    assert {entry["category"] for entry in subjects.values()} == set(scores.CATEGORIES)
+    assert {entry["category"] for entry in subjects.values()} == set(evaluate.CATEGORIES)
     for split, header in HEADERS[task].items():
         files = {benchmarks.file_name(task, subject, split) for subject in subjects}
         assert {f"{split}/{path.name}" for path in (BUNDLED / task / split).iterdir()} == files

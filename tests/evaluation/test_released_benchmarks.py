@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from aurora_lib.evaluation import multiple_choice, scores
+from aurora_lib.evaluation import evaluate, multiple_choice
 
 ROOT = Path(os.environ.get("AURORA_BENCHMARKS") or "no-such-folder")
 # subjects, questions, by the papers of the benchmarks (C-Eval: its val split)
@@ -24,7 +24,7 @@ def test_every_tenth_prediction_on_released_files_equals_a_plain_forward(
     model = random_model(context=4096, vocab=32000)
     result = multiple_choice(model, mixtral_tokenizer, task, root=ROOT)
     assert (len(result.by_subject), result.overall.n, result.skipped) == (*RELEASED[task], [])
-    assert {entry["category"] for entry in result.subjects.values()} == set(scores.CATEGORIES)
+    assert {entry["category"] for entry in result.subjects.values()} == set(evaluate.CATEGORIES)
     said = {(row["subject"], row["index"]): (row["prediction"], row["answer"]) for row in result.predictions}
     for subject in result.subjects:
         for index, letter, right, _ in plain_letters(model, mixtral_tokenizer, task, subject, ROOT, every=10):

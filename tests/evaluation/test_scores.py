@@ -5,7 +5,8 @@ import pytest
 
 from aurora_lib.course import DATA
 from aurora_lib.evaluation.benchmarks import EvalError
-from aurora_lib.evaluation.scores import EvalResult, Paired, Score, paired, plot
+from aurora_lib.evaluation.evaluate import EvalResult, Score
+from aurora_lib.evaluation.scores import Paired, paired, plot
 
 
 def result(hits: dict[str, str], category: dict[str, str] | None = None, **changes) -> EvalResult:

@@ -11,7 +11,8 @@ import json
 from pathlib import Path
 
 from aurora_lib.course import choose
-from aurora_lib.evaluation import benchmarks, fewshot, multiple_choice, scores
+from aurora_lib.evaluation import benchmarks, fewshot, multiple_choice
+from aurora_lib.evaluation.evaluate import EvalResult
 from aurora_lib.model import batching, find_adapter, load_adapter, load_model, load_tokenizer
 
 YAML = """task: aurora_{task}
@@ -43,7 +44,7 @@ def main() -> None:
     print("task written:", export(result, tokenizer, scale.runs / "harness"))
 
 
-def export(result: scores.EvalResult, tokenizer, folder: str | Path) -> Path:
+def export(result: EvalResult, tokenizer, folder: str | Path) -> Path:
     """Write the prompts of a letter `result`, token for token, as the harness's task `aurora_<task>`.
 
     `<task>.jsonl` has a line per question (`prompt`, `target` 0 to 3, in the order of `result.predictions`),

@@ -17,7 +17,7 @@ from collections import Counter
 
 from aurora_lib.course.scale import DATA, ROOT
 from aurora_lib.data import sources, topics
-from aurora_lib.evaluation import scores
+from aurora_lib.evaluation.evaluate import Score
 
 LABELLED = DATA / "topics.jsonl"
 RESULT = ROOT / "results" / "topics.json"
@@ -51,7 +51,7 @@ def score(rows: list[dict], found: list[str]) -> dict:
     return {
         "n": len(rows),
         "accuracy": round(right / len(rows), 4),
-        "interval": [round(end, 4) for end in scores.Score(right, len(rows)).interval],
+        "interval": [round(end, 4) for end in Score(right, len(rows)).interval],
     }
 
 
