@@ -33,6 +33,7 @@ def save_adapter(trainer, scale: Scale, folder: Path | None = None) -> Path:
     base = Path(scale.base_model)
     for config in trainer.model.peft_config.values():
         config.base_model_name_or_path = base.name if base.exists() else scale.base_model
+        config.target_modules = sorted(config.target_modules)  # a set is written in any order
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     try:
         shutil.rmtree(unfinished, ignore_errors=True)

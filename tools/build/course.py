@@ -14,9 +14,9 @@ from nbclient.exceptions import CellExecutionError
 from aurora_lib.course import Scale, ScaleError, choose, results
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
-# What a notebook takes from another's run. Where that has not run, it would use what the course ships.
-AFTER = {"04": {"02"}, "05": {"04"}, "06": {"04"}, "07": {"04"}}
-FIRST = ("02", "04", "05", "07")  # the longest chain, so that nobody waits for it at the end
+# What a notebook takes from another's run. 04 does not wait for 02: it cleans the same rows itself, in seconds.
+AFTER = {"05": {"04"}, "06": {"04"}, "07": {"04"}}
+FIRST = ("04", "05", "07")  # the longest chain, so that nobody waits for it at the end
 
 
 def at_once(scale: Scale) -> int:
@@ -55,7 +55,9 @@ def run_all(paths: list[Path], scale: Scale) -> str:
     """Run each notebook after those it needs, print a row each; "" or what was wrong in the first to fail."""
     into = scale.runs / "notebooks"
     into.mkdir(parents=True, exist_ok=True)
-    waiting = sorted(paths, key=lambda path: (path.stem[:2] not in FIRST, path.stem))
+    waiting = sorted(paths)
+    if at_once(scale) > 1:
+        waiting.sort(key=lambda path: path.stem[:2] not in FIRST)
     todo, running = {path.stem[:2] for path in paths}, {}
     with ProcessPoolExecutor(at_once(scale), get_context("spawn")) as pool:
         while waiting or running:
