@@ -14,7 +14,7 @@ from nbclient.exceptions import CellExecutionError
 from aurora_lib.course import Scale, ScaleError, choose, results
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
-# What a notebook takes from another's run. 04 does not wait for 02: it cleans the same rows itself, in seconds.
+# What a notebook takes from another. 04 does not wait for 02: it cleans the same rows itself, in seconds.
 AFTER = {"05": {"04"}, "06": {"04"}, "07": {"04"}}
 FIRST = ("04", "05", "07")  # the longest chain, so that nobody waits for it at the end
 
