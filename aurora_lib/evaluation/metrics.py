@@ -2,10 +2,7 @@
 
 import math
 
-import rjieba
 import torch
-from rouge_score.rouge_scorer import RougeScorer
-from sacrebleu.metrics import BLEU
 
 from aurora_lib.model import batching
 
@@ -17,6 +14,8 @@ class Words:
 
     @staticmethod
     def tokenize(text: str) -> list[str]:
+        import rjieba
+
         return [word for word in rjieba.cut(text.lower()) if not word.isspace()]
 
 
@@ -28,6 +27,9 @@ def overlap(said: list[str], references: list[str]) -> dict[str, float]:
     words into letters, and it counts four-grams against answers of fewer than four characters. An empty
     answer scores 0. Raises ValueError where answers and references are not as many, or none.
     """
+    from rouge_score.rouge_scorer import RougeScorer
+    from sacrebleu.metrics import BLEU
+
     if not said or len(said) != len(references):
         raise ValueError(f"{len(said)} answers, {len(references)} references: each answer needs a reference.")
     bleu = BLEU(tokenize="zh", smooth_method="exp", effective_order=True)

@@ -5,8 +5,6 @@ import time
 
 import psutil
 import torch
-from IPython.display import Image, display
-from matplotlib.figure import Figure  # not pyplot: nothing stays open, and nothing is shown twice
 from transformers import TrainerCallback
 
 from aurora_lib.course import GIB
@@ -70,6 +68,8 @@ class Meter(TrainerCallback):
 
 def plot(log_history: list[dict], predicted: memory.MemoryBudget | None = None):
     """A figure of PANELS by step, from `trainer.state.log_history`; `predicted`: a line beside the memory."""
+    from matplotlib.figure import Figure  # not pyplot: nothing stays open, and nothing is shown twice
+
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     loss, *others = PANELS  # the loss has room for two
     axes = figure.subplot_mosaic([[loss, loss, others[0]], others[1:]])
@@ -115,6 +115,8 @@ class LivePlot(TrainerCallback):
     def _draw(self, state) -> None:
         began, png = time.monotonic(), io.BytesIO()
         plot(state.log_history, self.predicted).savefig(png, format="png", dpi=80)
+        from IPython.display import Image, display
+
         picture = Image(png.getvalue())
         if self.handle:
             self.handle.update(picture)
