@@ -99,9 +99,7 @@ def _check(dataset: Dataset, options: tuple[str, ...]) -> None:
     if missing := ", ".join(sorted(set(FEATURES) - set(dataset.column_names))):
         raise sources.DataError(f"Nothing to clean: no column {missing}. Use what sources.load gives.")
     if len(dataset) == 0:
-        raise sources.DataError(
-            "Nothing to clean: no conversation was read. See sources.rejected, and AURORA_DATA."
-        )
+        raise sources.DataError("Nothing to clean: no conversation was read. Check AURORA_DATA.")
     if unknown := set(options) - {step.__name__ for step in edits.OPTIONAL}:
         names = ", ".join(step.__name__ for step in edits.OPTIONAL)
         raise sources.DataError(

@@ -4,11 +4,12 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset
 
 from aurora_lib.course import Scale, write_whole
 from aurora_lib.data.cleaning import clean
-from aurora_lib.data.sources import SOURCES, load, table
+from aurora_lib.data.show import account
+from aurora_lib.data.sources import read, table
 
 BATCH = 1_000  # conversations
 SAVED = "conversations.jsonl"
@@ -63,27 +64,28 @@ def _pieces(row: dict, sizes: list[int], length: int) -> Iterator[dict]:
 
 
 def clean_conversations(scale: Scale) -> Dataset:
-    """Those that notebook 02 saved, else cleaned and split here and now; prints in one line which.
+    """Those that notebook 02 saved, else cleaned and split here and now; prints which, and the account.
 
     What was saved from other data than `scale.data` is not used.
     """
     path, data = scale.runs / SAVED, scale.data or "hub"
     if path.is_file():
         head, *lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")  # a text may hold U+2028
-        if json.loads(head) == {"data": str(data)}:
-            print(f"conversations: {len(lines):,}, cleaned by notebook 02")
+        if (head := json.loads(head)).get("data") == str(data) and "account" in head:
+            print(head["account"], f"conversations: {len(lines):,}, cleaned by notebook 02", sep="\n")
             return table([json.loads(line) for line in lines])
     from aurora_lib.model import load_tokenizer  # here: torch takes seconds to import, cleaning needs none
 
-    read = concatenate_datasets([load(name, data) for name in SOURCES])
-    kept = clean(read, folder=scale.runs / "cleaning").kept
-    pieces = split(kept, load_tokenizer(scale.base_model, revision=scale.revision), scale.length)
+    reading = read(data)
+    result = clean(reading.conversations, folder=scale.runs / "cleaning")
+    print(account(reading, result))
+    pieces = split(result.kept, load_tokenizer(scale.base_model, revision=scale.revision), scale.length)
     print(f"conversations: {len(pieces):,}, cleaned just now (notebook 02 has not run on this data here)")
     return pieces
 
 
-def save_conversations(dataset: Dataset, scale: Scale) -> Path:
-    """Write `dataset` as JSON Lines for the notebooks that follow; the first line says where it came from."""
-    rows = [{"data": str(scale.data or "hub")}, *dataset]
+def save_conversations(dataset: Dataset, scale: Scale, account: str) -> Path:
+    """Write `dataset` as JSON Lines for the notebooks that follow; the first line holds its origin, `account`."""
+    rows = [{"data": str(scale.data or "hub"), "account": account}, *dataset]
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     return write_whole(scale.runs / SAVED, "".join(lines))

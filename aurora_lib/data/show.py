@@ -1,5 +1,6 @@
 """What a cleaning did, for people: its steps, its rows one by one, and the card that goes with the data."""
 
+from collections import Counter
 from pathlib import Path
 
 import pandas
@@ -8,6 +9,20 @@ from datasets import Dataset
 from aurora_lib.course import html
 from aurora_lib.data import edits
 from aurora_lib.data.cleaning import CleaningResult, steps
+from aurora_lib.data.sources import Reading
+
+
+def account(reading: Reading, result: CleaningResult) -> str:
+    """What became of the rows of each source, in a line with the commonest reasons; then `reading.remarks`."""
+    lines, report = [], result.report
+    for source in report.columns.drop("total"):
+        reasons = Counter(row["reason"] for row in reading.aside if row["source"] == source)
+        why = "; ".join(f"{n:,} x {reason}" for reason, n in reasons.most_common(3))
+        whole, kept = (int(report.loc[(of, of), source]) for of in ("read", "kept"))
+        aside = f"{reasons.total():,} set aside" + f" ({why}{'; ...' * (len(reasons) > 3)})" * bool(why)
+        counted = f"{whole + reasons.total():,} rows = {aside} + {whole - kept:,} dropped + {kept:,} kept"
+        lines.append(f"{source}: {counted}")
+    return "\n".join([*lines, *reading.remarks])
 
 
 def groups(result: CleaningResult) -> dict[str, Dataset]:

@@ -5,92 +5,143 @@ A new kind of file belongs into the first, a new layout of a row into the second
 """
 
 import hashlib
-import json
 import re
 import tempfile
 import tomllib
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
 import pyarrow
 from datasets import Dataset, Features, List, Value
 from datasets.table import MemoryMappedTable
 
-from aurora_lib.course import DATA
+from aurora_lib.course import DATA, rows
 
-SOURCES = tomllib.loads(Path(__file__).with_name("sources.toml").read_text(encoding="utf-8"))
+SOURCES, LAYOUTS = (
+    tomllib.loads(Path(__file__).with_name(f"{name}.toml").read_text(encoding="utf-8"))
+    for name in ("sources", "layouts")
+)
+# others' names for a thing: its name here
+COLUMNS, TURN, ROLES = (
+    {other: name for name, others in LAYOUTS[table].items() for other in (name, *others)}
+    for table in ("columns", "turn", "roles")
+)
+DataError, Unreadable = rows.DataError, rows.Unreadable
+OWN = "own"  # the source of a file that has the name of none
 TURNS = List({"role": Value("string"), "content": Value("string")})
 FEATURES = Features(dict.fromkeys(("id", "source", "category"), Value("string")) | {"messages": TURNS})
-ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-CHINESE_KEYS = {"指示": "instruction", "指令": "instruction", "输入": "input", "输出": "output"}
 KINDS = {bool: "a truth value", int: "a number", float: "a number", str: "text"}
 KINDS |= {list: "a list", dict: "an object", type(None): "null"}
 MOST_CHARACTERS = 200_000  # of one conversation; what is longer is a dump, not a talk
-LONGEST_LINE = 8_000_000  # characters; a longer one holds no conversation
-STOPS = "the file stops in the middle of this row"
-AGAIN = "Download it again, or point AURORA_DATA at a complete copy."
-JSON = json.JSONDecoder(strict=False)  # strict would refuse raw tabs and line breaks inside a text
-SPACE, NEXT_ROW = re.compile(r"[ \t\r\n]*"), re.compile(r"\}\s*(?=,\s*\{)")
 SURROGATE = re.compile(r"[\ud800-\udfff]")  # what a byte that is not UTF-8 is decoded to
+ENDINGS = (".json", ".jsonl", ".parquet")
+SECOND_COPY = re.compile(r" ?\(\d+\)$|[- ](?:copy|副本)$", re.I)  # as browsers and file managers name it
 
 
-class DataError(ValueError):
-    """Data that cannot be used; the message names the file, the row and the remedy."""
+@dataclass
+class Reading:
+    """What files gave. Rows read = rows of `conversations` (columns FEATURES) + `aside`.
 
+    `aside`: dicts of `source`, `file`, `line` (from 1), `reason` and `row`, how its text begins. `remarks`:
+    what else a reader should know, a sentence each.
+    """
 
-class Unreadable(ValueError):
-    """Why one row is no conversation; in `Row.value`, why it is no JSON value."""
-
-
-class Row(NamedTuple):
-    """A row of a file: its first line (from 1), the beginning of its text (100 characters), its value."""
-
-    line: int
-    text: str
-    value: object
+    conversations: Dataset
+    aside: list[dict]
+    remarks: list[str] = field(default_factory=list)
 
 
 def load(name: str, path: str | Path | None = None) -> Dataset:
-    """One source as conversations: columns `id, source, category, messages` (a list of `{role, content}`).
+    """The conversations of one source, as `read` finds them; `path` may be any file of that source."""
+    return read(path, name).conversations
 
-    `path` is a file, a folder, None for the bundled sample, or "hub" for the released file from the Hugging
-    Face hub. Rows that are no conversation are left out and listed by `rejected`: loaded + rejected == rows
-    in the file. Raises DataError for an unknown name, and for a file that is missing, empty or not UTF-8.
+
+def read(path: str | Path | None = None, name: str | None = None) -> Reading:
+    """Conversations of all sources, or of the one named: columns `id, source, category, messages`.
+
+    `path` is a folder, a file, None for the bundled sample, or "hub" for the released files from the Hugging
+    Face hub. A row that is no conversation is set aside. Raises DataError for a file without one conversation,
+    saying what it seems to be, and as `files` does.
     """
-    folder = Path(path) if path not in (None, "hub") and Path(path).is_dir() else None
+    found, folder = files(path, name), Path(path or DATA / "rows").expanduser()
+    aside, tools = [], Counter()
 
-    def rows() -> Iterator[dict]:
-        for file in files(name, path):
-            named = f"{name}:{file.relative_to(folder) if folder else file.name}"
+    def conversations() -> Iterator[dict]:
+        for source, file in ((source, file) for source, several in found.items() for file in several):
+            named = f"{source}:{file.relative_to(folder) if folder in file.parents else file.name}"
             for number, (row, messages) in enumerate(_conversations(file), 1):
                 if isinstance(messages, list):
-                    tag = row.value.get("category")
-                    category = tag if isinstance(tag, str) else ""
-                    yield dict(id=f"{named}[{number}]", source=name, category=category, messages=messages)
+                    tools[source] += "tools" in row.value
+                    category = row.value.get("category")
+                    category = category if isinstance(category, str) else ""
+                    yield dict(id=f"{named}[{number}]", source=source, category=category, messages=messages)
+                else:
+                    about = dict(source=source, file=str(file), line=row.line, reason=messages)
+                    aside.append(about | {"row": row.text[:80]})
 
-    return table(rows())
+    read_in = table(conversations())
+    remarks = [f"{source}: the tools that {n:,} rows name are left out" for source, n in tools.items() if n]
+    used = {file for several in found.values() for file in several}
+    if (
+        folder.is_dir()
+        and not name
+        and (others := [file.name for file in _below(folder) if file not in used])
+    ):
+        some = ", ".join(others[:3]) + f" and {len(others) - 3:,} more" * (len(others) > 3)
+        remarks.append(f"not read: {some}. To read a file of yours alone, point AURORA_DATA at it")
+    return Reading(read_in, aside, remarks)
 
 
-def rejected(name: str, path: str | Path | None = None) -> list[dict]:
-    """What `load` leaves out: dicts of `file`, `line` (from 1), `reason` and `row`, how its text begins."""
-    return [
-        {"file": str(file), "line": row.line, "reason": reason, "row": row.text[:80]}
-        for file in files(name, path)
-        for row, reason in _conversations(file)
-        if isinstance(reason, str)
-    ]
+def files(path: str | Path | None = None, name: str | None = None) -> dict[str, list[Path]]:
+    """The files of each source, or of the one named, at `path` (see `read`): the released file, else its parts.
+
+    In a folder they lie at any depth; what is hidden is not read. A file that has no source's name is OWN.
+    Raises DataError for an unknown name, and where there is nothing to read.
+    """
+    if name not in (None, *SOURCES):
+        raise DataError(f"There is no source {name!r}. The three are: {', '.join(SOURCES)}.")
+    names = [name] if name else list(SOURCES)
+    if path == "hub":
+        return {name: [_download(name)] for name in names}
+    path = Path(path or DATA / "rows").expanduser()
+    if not path.exists():
+        released = SOURCES[names[0]]["released"]
+        raise DataError(f"{path} does not exist. Point AURORA_DATA at a folder that holds {released}.")
+    if not path.is_dir():
+        return {name or next((of for of in SOURCES if _is_of(of, path)), OWN): [path]}
+    below, found = _below(path), {}
+    for name in names:
+        released = SOURCES[name]["released"]
+        whole = sorted((f for f in below if f.name == released), key=lambda file: (len(file.parts), file))
+        found[name] = whole[:1] or [file for file in below if _is_of(name, file)]
+        if not found[name]:
+            wanted = ", ".join([released, *(f"{part}.json[l]" for part in SOURCES[name]["parts"])])
+            raise DataError(f"{path} holds no file of {name} ({wanted}). Point AURORA_DATA at one that does.")
+    return found
 
 
-def table(rows: Iterable[dict], features: Features = FEATURES) -> Dataset:
+def _is_of(name: str, file: Path) -> bool:
+    second = file.with_name(SECOND_COPY.sub("", file.stem) + file.suffix)
+    return any(map(file.match, SOURCES[name]["parts"])) and (second == file or not second.exists())
+
+
+def _below(folder: Path) -> list[Path]:
+    """Files that may hold rows, without those in hidden folders (an editor's copies of older states, say)."""
+    found = (file for file in sorted(folder.rglob("*")) if file.name.removesuffix(".gz").endswith(ENDINGS))
+    return [file for file in found if not re.search(r"(?:^|[\\/])[.]", str(file.relative_to(folder)))]
+
+
+def table(found: Iterable[dict], features: Features = FEATURES) -> Dataset:
     """Rows as a Dataset in a file that is mapped into memory and goes with this process."""
-    rows, schema = iter(rows), features.arrow_schema
+    found, schema = iter(found), features.arrow_schema
     file = Path(tempfile.mkstemp(dir=_folder().name, suffix=".arrow")[1])
     with pyarrow.ipc.new_stream(str(file), schema) as stream:
-        while part := list(islice(rows, 10_000)):
+        while part := list(islice(found, 10_000)):
             stream.write_table(pyarrow.Table.from_pylist(part, schema))
     # equal rows have equal fingerprints, by which `clean` finds again what was made of them
     fingerprint = hashlib.sha1(file.read_bytes()).hexdigest()
@@ -100,28 +151,6 @@ def table(rows: Iterable[dict], features: Features = FEATURES) -> Dataset:
 @cache
 def _folder() -> tempfile.TemporaryDirectory:
     return tempfile.TemporaryDirectory(prefix="aurora-rows-")
-
-
-def files(name: str, path: str | Path | None = None) -> list[Path]:
-    """The files `load` reads: `path` itself or, in a folder at any depth, the released file or parts of it.
-
-    Raises DataError for an unknown name, and where there is nothing to read.
-    """
-    if name not in SOURCES:
-        raise DataError(f"There is no source {name!r}. The three are: {', '.join(SOURCES)}.")
-    if path == "hub":
-        return [_download(name)]
-    path, released, parts = Path(path or DATA / "rows"), SOURCES[name]["released"], SOURCES[name]["parts"]
-    if not path.exists():
-        raise DataError(f"{path} does not exist. Point AURORA_DATA at a folder that holds {released}.")
-    if not path.is_dir():
-        return [path]
-    whole = sorted(path.rglob(released), key=lambda file: (len(file.parts), file))
-    found = {file for part in parts for file in path.rglob(part) if file.suffix in (".json", ".jsonl")}
-    if not whole and not found:
-        wanted = ", ".join([released, *(f"{part}.json[l]" for part in parts)])
-        raise DataError(f"{path} holds no file of {name} ({wanted}). Point AURORA_DATA at one that does.")
-    return whole[:1] or sorted(found)
 
 
 def _download(name: str) -> Path:
@@ -143,109 +172,88 @@ def _download(name: str) -> Path:
     return file
 
 
-def read_rows(file: Path) -> Iterator[Row]:
-    """Each row of JSON Lines, read a line at a time, or of a JSON array, which is read whole.
-
-    Of a file larger than your memory, make JSON Lines. The value is an Unreadable where the row is broken,
-    cut off or a line of over LONGEST_LINE; rows behind it are still found. Bytes that are not UTF-8 become
-    lone surrogates, which spoil their own row and no other. Raises DataError for a missing or an empty file.
-    """
-    if not file.exists():
-        raise DataError(f"{file} does not exist. Check the path, or AURORA_DATA.")
-    with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n") as opened:
-        if not (begins := opened.read(1 << 16).lstrip()):
-            raise DataError(f"{file} is empty. {AGAIN}")
-        opened.seek(0)
-        is_array = begins.startswith("[") and file.suffix != ".jsonl"
-        yield from _array(opened.read()) if is_array else _lines(opened)
-
-
-def _lines(opened: Iterable[str]) -> Iterator[Row]:
-    for number, line in enumerate(opened, 1):
-        if not (text := line.strip()):
-            continue
+def _conversations(file: Path) -> Iterator[tuple[rows.Row, list[dict] | str]]:
+    """Each row, its columns under our names, with its messages, or with the reason why it has none."""
+    good, reasons, spoilt = 0, Counter(), None
+    for row in rows.read_rows(file):
         try:
-            value = JSON.decode(text)
-        except (ValueError, RecursionError) as error:
-            value = Unreadable(STOPS if text[0] == "{" and not line.endswith("\n") else _why(error))
-        if len(line) > LONGEST_LINE:
-            value = Unreadable(f"the row is longer than {LONGEST_LINE:,} characters")
-        yield Row(number, text[:100], value)
-
-
-def _array(text: str) -> Iterator[Row]:
-    line, counted, at, last = 1, 0, text.index("[") + 1, len(text.rstrip()) - 1
-    while (at := SPACE.match(text, at).end()) != last or text[at] != "]":
-        following = True
-        try:
-            value, end = JSON.raw_decode(text, at)
-            end = SPACE.match(text, end).end()
-            if end < last and text[end] != ",":
-                raise ValueError("Expecting ',' delimiter")
-        except (ValueError, RecursionError) as error:
-            # go on at the comma before the next `{`, or end with the file
-            following = NEXT_ROW.search(text, at)
-            end = following.end() if following else len(text)
-            value = Unreadable(_why(error) if following or text[last] == "]" else STOPS)
-        line, counted = line + text.count("\n", counted, at), at
-        yield Row(line, text[at:end].strip()[:100], value)
-        if not following:
-            return
-        at = end + (text[end : end + 1] == ",")
-
-
-def _why(error: Exception) -> str:
-    deep = isinstance(error, RecursionError)
-    return "nested too deeply" if deep else f"not valid JSON ({getattr(error, 'msg', error)})"
-
-
-def _conversations(file: Path) -> Iterator[tuple[Row, list[dict] | str]]:
-    """Each row with its messages, or the reason why it has none."""
-    good, spoilt = 0, None
-    for row in read_rows(file):
-        try:
+            row = row._replace(value=_columns(row.value))
             messages = _messages(row.value)
             good += 1
         except Unreadable as error:
             messages = str(error)
+            reasons[messages] += 1
             spoilt = spoilt or (row.line if SURROGATE.search(row.text) else None)
-        if messages == STOPS:
-            what = f"{file} stops in the middle, at line {row.line}; what came before is used."
-            warnings.warn(f"{what} {AGAIN}", stacklevel=2)
         yield row, messages
-    if spoilt and not good:
-        raise DataError(f"{file} is not UTF-8 (line {spoilt}). Convert it to UTF-8, or check AURORA_DATA.")
+    if not good:
+        raise DataError(_refusal(file, reasons, spoilt))
 
 
-def _messages(row: object) -> list[dict]:
-    """The conversation in one row, whatever its layout. Raises Unreadable with the reason."""
+def _refusal(file: Path, reasons: Counter, spoilt: int | None) -> str:
+    """What a file without a conversation seems to be, and what to do."""
+    with file.open("rb") as opened:
+        begins = opened.read(4_096).decode("utf-8-sig", "surrogateescape")
+    for kind in LAYOUTS["seems"]:
+        if re.search(kind["begins"], begins):
+            what = f"it seems to be {kind['what']}, and begins {begins[:40]!r}"
+            return f"{file} holds no conversation: {what}. {kind['remedy']}"
+    if spoilt:
+        return f"{file} is not UTF-8 (line {spoilt}). Convert it to UTF-8, or check AURORA_DATA."
+    why = f"{reasons.total():,} rows, most often: {reasons.most_common(1)[0][0]}" if reasons else "no row"
+    known = "Rows hold instruction and output, or messages by user and assistant; other names that are known"
+    return f"{file} holds no conversation ({why}). {known} stand in aurora_lib/data/layouts.toml."
+
+
+def _columns(row: object) -> dict:
+    """A row's columns under our names. An empty one (null, NaN, an empty list) is none."""
     if isinstance(row, Unreadable):
         raise row
     if not isinstance(row, dict):
-        raise Unreadable(f"the row is {KINDS[type(row)]}, not an object")
-    row = {CHINESE_KEYS.get(key, key): value for key, value in row.items()}
-    if key := next((key for key in ("messages", "conversations", "conversation") if key in row), None):
-        if not isinstance(row[key], list):
-            raise Unreadable(f"`{key}` is {KINDS[type(row[key])]}, not a list of turns")
-        messages = [message for turn in row[key] for message in _turn(turn)]
+        raise Unreadable(f"the row is {_kind(row)}, not an object")
+    return _renamed(row, COLUMNS)
+
+
+def _renamed(holder: dict, names: dict[str, str]) -> dict:
+    found = {}
+    for key, value in holder.items():
+        ours = names.get(key.lower(), key.lower())
+        if value is not None and value == value and value != [] and (ours not in found or key == ours):
+            found[ours] = value
+    return found
+
+
+def _kind(value: object) -> str:
+    return KINDS.get(type(value), f"a {type(value).__name__}")
+
+
+def _messages(row: dict) -> list[dict]:
+    """The conversation in one row, whatever its layout. Raises Unreadable with the reason."""
+    if "messages" in row:
+        if not isinstance(row["messages"], list):
+            raise Unreadable(f"the turns are {_kind(row['messages'])}, not a list")
+        messages = [message for turn in row["messages"] for message in _turn(turn)]
     elif row.keys() & {"instruction", "input", "output"}:
         messages = _alpaca(row)
     else:
-        raise Unreadable(f"no known layout (its keys: {', '.join(row)[:60] or 'none'})")
+        raise Unreadable(f"no known layout (columns with a value: {', '.join(row)[:60] or 'none'})")
     for role in ("user", "assistant"):
         if not any(message["role"] == role for message in messages):
             raise Unreadable(f"no {role} turn")
-    if (characters := sum(len(message["content"]) for message in messages)) > MOST_CHARACTERS:
-        raise Unreadable(f"{characters:,} characters, more than {MOST_CHARACTERS:,}")
+    if "system" in row and (system := _text(row, "system")):
+        own = [message["content"] for message in messages[:1] if message["role"] == "system"]
+        content = "\n".join([system, *(text for text in own if text != system)])
+        messages = [{"role": "system", "content": content}, *messages[len(own) :]]
+    if sum(len(message["content"]) for message in messages) > MOST_CHARACTERS:
+        raise Unreadable(f"more than {MOST_CHARACTERS:,} characters")
     return messages
 
 
 def _alpaca(row: dict) -> list[dict]:
     """`{instruction, input, output}`, with earlier `[question, answer]` pairs in an optional `history`."""
-    pairs = row.get("history") or []
+    pairs = row.get("history", [])
     if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
         raise Unreadable("`history` is not a list of [question, answer] pairs")
-    about = _text(row, "input") if row.get("input") is not None else ""
+    about = _text(row, "input") if "input" in row else ""
     asked = "\n".join(filter(None, (_text(row, "instruction"), about)))
     texts = [_text({"history": text}, "history") for pair in pairs for text in pair]
     texts += [asked, _text(row, "output")]
@@ -253,23 +261,36 @@ def _alpaca(row: dict) -> list[dict]:
 
 
 def _turn(turn: object) -> list[dict]:
-    """One turn: `{human, assistant}` is up to two messages, `{from, value}` and `{role, content}` are one."""
+    """One turn: `{from, value}` and `{role, content}` are one message, `{human, assistant}` is up to two."""
     if not isinstance(turn, dict):
-        raise Unreadable(f"a turn is {KINDS[type(turn)]}, not an object")
-    if "human" in turn:
-        keys = ("human", "assistant") if turn.get("assistant") is not None else ("human",)
-        return [{"role": ROLES[key], "content": _text(turn, key)} for key in keys]
-    by, said = ("from", "value") if "from" in turn else ("role", "content")
-    if not isinstance(turn.get(by), str) or turn[by] not in ROLES:
-        raise Unreadable(f"a turn is by {turn.get(by)!r:.40}: not a user, assistant or system")
-    return [{"role": ROLES[turn[by]], "content": _text(turn, said)}]
+        raise Unreadable(f"a turn is {_kind(turn)}, not an object")
+    turn = _renamed(turn, TURN)
+    if "role" not in turn and (said := [key for key in turn if key in ROLES]):
+        said.sort(key=lambda key: ROLES[key] == "assistant")  # whoever wrote the answer first
+        return [{"role": ROLES[key], "content": _text(turn, key)} for key in said]
+    by = turn.get("role")
+    role = ROLES.get(by.strip().lower()) if isinstance(by, str) else None
+    if not role:
+        raise Unreadable(f"a turn is by {by!r:.40}: not a user, assistant or system")
+    return [{"role": role, "content": _text(turn, "content")}]
 
 
 def _text(holder: dict, key: str) -> str:
+    """The text of a field, which may be a list of its parts."""
     if key not in holder:
         raise Unreadable(f"`{key}` is missing")
-    if not isinstance(holder[key], str):
-        raise Unreadable(f"`{key}` is {KINDS[type(holder[key])]}, not text")
-    if SURROGATE.search(holder[key]):
+    text = holder[key]
+    if isinstance(text, list):
+        parts = [
+            _renamed(part, {"value": "text"}) if isinstance(part, dict) else {"text": part} for part in text
+        ]
+        if other := [part for part in parts if not isinstance(part.get("text"), str)]:
+            raise Unreadable(
+                f"`{key}` holds a part that is no text ({other[0].get('type', 'of no type')!r:.40})"
+            )
+        text = "\n".join(part["text"] for part in parts)
+    if not isinstance(text, str):
+        raise Unreadable(f"`{key}` is {_kind(text)}, not text")
+    if SURROGATE.search(text):
         raise Unreadable(f"`{key}` holds bytes that are not UTF-8, or half a surrogate pair")
-    return holder[key]
+    return text

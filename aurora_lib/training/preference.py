@@ -13,8 +13,7 @@ from datasets import Dataset
 from peft import PeftModel
 from trl import DPOConfig, DPOTrainer
 
-from aurora_lib.course import DATA, Scale
-from aurora_lib.data import sources
+from aurora_lib.course import DATA, Scale, rows
 from aurora_lib.evaluation import load_probes
 from aurora_lib.model import batching, save_adapter
 from aurora_lib.training.callbacks import ZeroGradientAlarm
@@ -40,16 +39,16 @@ def load_pairs(path: str | Path | None = None) -> Pairs:
     """
     path = Path(path or os.environ.get("AURORA_PREFERENCES") or BUNDLED).expanduser()
     if not path.is_file():
-        raise sources.DataError(f"{path} does not exist. Check AURORA_PREFERENCES, or unset it.")
+        raise rows.DataError(f"{path} does not exist. Check AURORA_PREFERENCES, or unset it.")
     kept, dropped = [], []
-    for line, _, row in sources.read_rows(path):
+    for line, _, row in rows.read_rows(path):
         if reason := _trouble(row):
             dropped.append(dict(line=line, reason=reason))
         else:
             kept.append(_pair(row.get("kind", ""), *(row[name].strip() for name in COLUMNS)))
     if not kept:
         first = "line {line}: {reason}".format(**dropped[0]) if dropped else "it is empty"
-        raise sources.DataError(f"{path} holds no pair ({first}). Check AURORA_PREFERENCES.")
+        raise rows.DataError(f"{path} holds no pair ({first}). Check AURORA_PREFERENCES.")
     return Pairs(Dataset.from_list(kept), dropped)
 
 
@@ -74,7 +73,7 @@ def _pair(kind: str, prompt: str, chosen: str, rejected: str) -> dict:
 
 def _trouble(row) -> str | None:
     """Why `row` is no pair, or None."""
-    if isinstance(row, sources.Unreadable):
+    if isinstance(row, rows.Unreadable):
         return str(row)
     if not isinstance(row, dict):
         return f"a {type(row).__name__} where an object with prompt, chosen and rejected is wanted"

@@ -243,7 +243,7 @@ def full(folder: Path) -> dict:
         drawn += [lengths[i] for i in picked]
     measured = {
         name: {
-            "files": [file.name for file in sources.files(name, folder)],
+            "files": [file.name for file in sources.files(folder, name)[name]],
             "rows": len(read[name]),
             "conversations after cleaning and splitting": len(lengths),
             "tokens, mean": round(statistics.mean(lengths), 1),

@@ -1,0 +1,146 @@
+"""The rows of a file: JSON Lines, arrays, objects one after the other, Parquet, each perhaps packed by gzip.
+
+A broken row costs itself and no other. A file that cannot be read at all is refused.
+"""
+
+import gzip
+import json
+import re
+import warnings
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow
+
+LONGEST_LINE = 8_000_000  # characters; a longer one holds no conversation
+STOPS = "the file stops in the middle of this row"
+AGAIN = "Download it again, or point AURORA_DATA at a complete copy."
+JSON = json.JSONDecoder(strict=False)  # strict would refuse raw tabs and line breaks inside a text
+CLOSES = {"[": "]", "{": "}"}
+TEXT = r'"(?:[^"\\]|\\.)*"'
+BETWEEN, FOLLOWS = re.compile(r"[ \t\r\n,]*"), re.compile(r"[ \t\r\n]*(?:[,\]{[]|\Z)")
+FIELD, FIRST_KEY = re.compile(rf"{TEXT}\s*:\s*"), re.compile(rf"\{{\s*({TEXT})\s*:")
+ROWS = re.compile(r"\[\s*[{\]]")
+# An object around all rows, perhaps behind fields of plain values: {"version": 1, "data": [
+AROUND = '"(?:data|rows|train|test|validation|examples)"'
+WRAPPER = re.compile(rf"\{{\s*(?:{TEXT}\s*:\s*(?:{TEXT}|[\w.+-]+)\s*,\s*)*{AROUND}\s*:\s*\[")
+
+
+class DataError(ValueError):
+    """Data that cannot be used; the message names the file, the row and the remedy."""
+
+
+class Unreadable(ValueError):
+    """Why one row is no conversation; in `Row.value`, why it is no JSON value."""
+
+
+class Row(NamedTuple):
+    """A row of a file: its first line (from 1), the beginning of its text (100 characters), its value."""
+
+    line: int
+    text: str
+    value: object
+
+
+def read_rows(file: Path) -> Iterator[Row]:
+    """Each row of `file`. JSON Lines are read a line at a time; other JSON is read whole.
+
+    The value is an Unreadable where the row is broken, cut off or a line of over LONGEST_LINE; rows behind it
+    are still found. Bytes that are not UTF-8 become lone surrogates, which spoil their own row and no other.
+    Of Parquet, `line` counts the rows. Raises DataError for a file that is missing, empty or damaged.
+    """
+    try:
+        with file.open("rb") as opened:
+            begins = opened.read(4)
+        if begins == b"PAR1":
+            yield from _parquet(file)
+        else:
+            yield from _text(file, gzip.open if begins[:2] == b"\x1f\x8b" else open)
+    except FileNotFoundError as error:
+        raise DataError(f"{file} does not exist. Check the path, or AURORA_DATA.") from error
+    except (OSError, EOFError, zlib.error, pyarrow.ArrowException) as error:
+        raise DataError(f"{file} cannot be read: damaged or cut off ({error}). {AGAIN}") from error
+
+
+def _parquet(file: Path) -> Iterator[Row]:
+    from pyarrow.parquet import ParquetFile
+
+    batches = ParquetFile(file).iter_batches(1_000)
+    for number, value in enumerate((row for batch in batches for row in batch.to_pylist()), 1):
+        yield Row(number, str(value)[:100], value)
+
+
+def _text(file: Path, open_file) -> Iterator[Row]:
+    with open_file(file, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="\n") as opened:
+        if not (begins := opened.read(1 << 16).lstrip()):
+            raise DataError(f"{file} is empty. {AGAIN}")
+        opened.seek(0)
+        if begins[0] == "[":  # in JSON Lines a row could be a list; it would be no conversation
+            is_whole = ".jsonl" not in file.suffixes or re.match(r"\[\s*(?:\{|\Z)", begins)
+        else:  # a line that opens something and does not close it is the first of an indented row
+            is_whole = begins.split("\n", 1)[0].rstrip()[-1] in "{[," or WRAPPER.match(begins)
+        yield from _values(opened.read(), file) if is_whole else _lines(opened, file)
+
+
+def _lines(opened: Iterable[str], file: Path) -> Iterator[Row]:
+    for number, line in enumerate(opened, 1):
+        if not (text := line.strip()):
+            continue
+        if len(line) > LONGEST_LINE:
+            too_long = Unreadable(f"the row is longer than {LONGEST_LINE:,} characters")
+            yield Row(number, text[:100], too_long)
+            continue
+        try:
+            yield Row(number, text[:100], JSON.decode(text))
+        except (ValueError, RecursionError):  # broken, or several rows in a line
+            yield from _values(line, file, number, ended=line.endswith("\n"))
+
+
+def _values(text: str, file: Path, line: int = 1, ended: bool = False) -> Iterator[Row]:
+    """Rows one after the other, in arrays, in a WRAPPER. `line` is that of the text's beginning.
+
+    Behind a broken row reading goes on where an object starts with a key that rows start with: the objects
+    within a row, its turns, start with other keys. `ended`: what is missing at the end was not cut off.
+    """
+    at, counted, end_of_text, within, first_keys, cut = 0, 0, len(text.rstrip()), "", set(), False
+    while (at := BETWEEN.match(text, at).end()) < end_of_text:
+        sign, inmost = text[at], within[-1:]
+        if inmost and sign == CLOSES[inmost]:
+            within, at = within[:-1], at + 1
+            continue
+        if inmost != "[" and (sign == "[" or (not inmost and WRAPPER.match(text, at))):
+            within, at = within + sign, at + 1
+            continue
+        if inmost == "{" and (field := FIELD.match(text, at)):
+            at = field.end()
+            if not ROWS.match(text, at):  # a field beside the rows
+                with suppress(ValueError, RecursionError):
+                    at = JSON.raw_decode(text, at)[1]
+            continue
+        if key := FIRST_KEY.match(text, at):
+            first_keys.add(re.escape(key[1]))
+        line, counted = line + text.count("\n", counted, at), at
+        try:
+            value, end = JSON.raw_decode(text, at)
+            if not FOLLOWS.match(text, end):
+                raise ValueError("Expecting ',' delimiter")
+        except (ValueError, RecursionError) as error:
+            starts = "|".join(first_keys) or TEXT
+            following = re.compile(rf"\{{\s*(?:{starts})\s*:").search(text, at + 1)
+            end = following.start() if following else len(text)
+            cut = not (following or ended or text[end_of_text - 1] == CLOSES[within[:1] or "{"])
+            within = within if following or cut else ""
+            value = Unreadable(STOPS if cut else _why(error))
+        yield Row(line, text[at:end].strip()[:100], value)
+        at = end
+    if (within or cut) and not ended:
+        told = f"{file} stops in the middle, at line {line}; what came before is used. {AGAIN}"
+        warnings.warn(told, stacklevel=2)
+
+
+def _why(error: Exception) -> str:
+    deep = isinstance(error, RecursionError)
+    return "nested too deeply" if deep else f"not valid JSON ({getattr(error, 'msg', error)})"
