@@ -38,7 +38,7 @@ class Unreadable(ValueError):
 
 
 class Row(NamedTuple):
-    """A row of a file: its first line (from 1), the beginning of its text (100 characters), its value."""
+    """A row of a file: its first line (from 1), the beginning of its text (200 characters), its value."""
 
     line: int
     text: str
@@ -70,7 +70,7 @@ def _parquet(file: Path) -> Iterator[Row]:
 
     batches = ParquetFile(file).iter_batches(1_000)
     for number, value in enumerate((row for batch in batches for row in batch.to_pylist()), 1):
-        yield Row(number, str(value)[:100], value)
+        yield Row(number, str(value)[:200], value)
 
 
 def _text(file: Path, open_file) -> Iterator[Row]:
@@ -91,10 +91,10 @@ def _lines(opened: Iterable[str], file: Path) -> Iterator[Row]:
             continue
         if len(line) > LONGEST_LINE:
             too_long = Unreadable(f"the row is longer than {LONGEST_LINE:,} characters")
-            yield Row(number, text[:100], too_long)
+            yield Row(number, text[:200], too_long)
             continue
         try:
-            yield Row(number, text[:100], JSON.decode(text))
+            yield Row(number, text[:200], JSON.decode(text))
         except (ValueError, RecursionError):  # broken, or several rows in a line
             yield from _values(line, file, number, ended=line.endswith("\n"))
 
@@ -120,7 +120,7 @@ def _values(text: str, file: Path, line: int = 1, ended: bool = False) -> Iterat
                 with suppress(ValueError, RecursionError):
                     at = JSON.raw_decode(text, at)[1]
             continue
-        if key := FIRST_KEY.match(text, at):
+        if len(first_keys) < 50 and (key := FIRST_KEY.match(text, at)):
             first_keys.add(re.escape(key[1]))
         line, counted = line + text.count("\n", counted, at), at
         try:
@@ -134,7 +134,7 @@ def _values(text: str, file: Path, line: int = 1, ended: bool = False) -> Iterat
             cut = not (following or ended or text[end_of_text - 1] == CLOSES[within[:1] or "{"])
             within = within if following or cut else ""
             value = Unreadable(STOPS if cut else _why(error))
-        yield Row(line, text[at:end].strip()[:100], value)
+        yield Row(line, text[at:end].strip()[:200], value)
         at = end
     if (within or cut) and not ended:
         told = f"{file} stops in the middle, at line {line}; what came before is used. {AGAIN}"

@@ -85,7 +85,7 @@ def read(path: str | Path | None = None, name: str | None = None) -> Reading:
                     aside.append(about | {"row": row.text[:80]})
 
     read_in = table(conversations())
-    remarks = [f"{source}: the tools that {n:,} rows name are left out" for source, n in tools.items() if n]
+    remarks = [f"{source}: tools are left out (rows that name some: {n:,})" for source, n in tools.items() if n]
     used = {file for several in found.values() for file in several}
     if (
         folder.is_dir()
@@ -121,7 +121,7 @@ def files(path: str | Path | None = None, name: str | None = None) -> dict[str, 
         found[name] = whole[:1] or [file for file in below if _is_of(name, file)]
         if not found[name]:
             wanted = ", ".join([released, *(f"{part}.json[l]" for part in SOURCES[name]["parts"])])
-            raise DataError(f"{path} holds no file of {name} ({wanted}). Point AURORA_DATA at one that does.")
+            raise DataError(f"{path} holds no file of {name} ({wanted}). Point AURORA_DATA at one that does, or at a file of yours.")
     return found
 
 

@@ -24,34 +24,33 @@ scale = aurora_lib.start("02")
 # turns and a free-text tag. (The paper describes the first set as translated sentence pairs; the released file has this layout.)
 
 # %%
-import json
 from itertools import islice
 
+from aurora_lib import course
 from aurora_lib.data import sources
 
 data = scale.data or "hub"
-for name in sources.SOURCES:
-    file = sources.files(name, data)[0]
-    first = [json.dumps(row.value, ensure_ascii=False) for row in islice(sources.read_rows(file), 20)]
-    print(f"{name}: {file.name}\n  {max(first, key=len)[:230]}\n")
+for name, (file, *_) in sources.files(data).items():
+    first = [" ".join(row.text.split()) for row in islice(course.rows.read_rows(file), 20)]
+    print(f"{name}: {file.name}\n  {max(first, key=len)}\n")
 
 # %% [markdown]
-# `sources.load` reads a file row by row, recognises each row's layout and turns it into one shape, *messages*. A row that is no
-# conversation is not dropped in silence: `sources.rejected` names its line and what is wrong with it.
+# `sources.read` turns each row into one shape, *messages*, whatever its layout. (It knows the layouts and names of speakers that other
+# projects use; `layouts.toml` beside it lists them. Files may be JSON, JSON Lines or Parquet, also packed by gzip.) A row that is no
+# conversation is not dropped in silence: it is set aside, with its line and what is wrong with it. A file without one conversation, such as
+# a saved web page, is refused.
 
 # %%
 from pathlib import Path
 
 import pandas as pd
-from datasets import concatenate_datasets
 
 pd.options.display.max_colwidth = 60
 
-read = concatenate_datasets([sources.load(name, data) for name in sources.SOURCES])
-rejected = [row for name in sources.SOURCES for row in sources.rejected(name, data)]
-in_files = len(read) + len(rejected)
-print(f"{in_files:,} rows in the files = {len(read):,} conversations + {len(rejected):,} set aside")
-table = pd.DataFrame(rejected, columns=["file", "line", "reason", "row"])
+reading = sources.read(data)
+read, aside = reading.conversations, reading.aside
+print(f"{len(read) + len(aside):,} rows = {len(read):,} conversations + {len(aside):,} set aside")
+table = pd.DataFrame(aside, columns=["file", "line", "reason", "row"])
 table["file"] = [Path(file).name for file in table["file"]]
 table["row"] = [" ".join(str(row).split())[:60] for row in table["row"]]
 table.groupby("file").head(3).reset_index(drop=True)
@@ -132,6 +131,8 @@ from aurora_lib.data import clean
 
 result = clean(read, folder=scale.runs / "cleaning")
 assert len(result.kept) + len(result.dropped) == len(read)
+account = show.account(reading, result)
+print(account)
 result.report
 
 # %% [markdown]
@@ -141,9 +142,10 @@ result.report
 import matplotlib.pyplot as plt
 from matplotlib.ticker import MaxNLocator
 
-removed = result.report.xs("dropped", level="action").drop(columns="total")
+removed = result.report.query("action == 'dropped'").droplevel("action").drop(columns="total")
 left = len(read) - removed.sum(axis=1).cumsum()
 removed.index = [f"{step} ({n:,} left)" for step, n in left.items()]
+removed = removed if len(removed) else pd.DataFrame({"any source": {"nothing": 0}})
 axes = removed.plot.barh(stacked=True, figsize=(7, 0.4 * len(removed) + 1))
 axes.set(xlabel="conversations removed", ylabel="", title=f"{len(read):,} read, {len(result.kept):,} kept")
 axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -259,6 +261,8 @@ print(
 # character is a large share, and may be what the row is about; so short and longer rows are counted apart.
 
 # %%
+from datasets import concatenate_datasets
+
 copies = []
 for row in result.kept.select(range(0, len(result.kept), 3)):
     messages = [dict(message) for message in row["messages"]]
@@ -329,7 +333,7 @@ ours = pd.crosstab(rows.source, rounds > 1).reindex(columns=[False, True], fill_
 ours = ours.rename(columns={False: "single", True: "multiple"}).rename_axis(columns=None)
 ours.loc["total"] = ours.sum()
 ours["total"] = ours.sum(axis=1)
-ours.reindex(theirs.index).join(theirs).map("{:,}".format)
+ours.reindex(theirs.index, fill_value=0).join(theirs).map("{:,}".format)
 
 # %% [markdown]
 # ## What the rows are about
@@ -339,6 +343,8 @@ ours.reindex(theirs.index).join(theirs).map("{:,}".format)
 # often one topic uses it, learns from those. How often its guess is right was measured on prompts labelled by hand (`tools/record/topics.py`).
 
 # %%
+import json
+
 from aurora_lib.course import ROOT
 from aurora_lib.data import topics
 
@@ -420,11 +426,11 @@ from aurora_lib.data import save_conversations
 
 own = load_tokenizer(scale.base_model, revision=scale.revision)
 saved = split(result.kept, own, scale.length)
-path = save_conversations(saved, scale)
+path = save_conversations(saved, scale, account)
 licences = {name: source["licence"] for name, source in sources.SOURCES.items()}
 if scale.data == ROOT / "data" / "rows":
     licences = dict.fromkeys(licences, "Apache-2.0; self-written for this course")
-card = show.card(result, saved, origin=f"`{Path(data).name}`", licences=licences, rejected=len(rejected))
+card = show.card(result, saved, origin=f"`{Path(data).name}`", licences=licences, rejected=len(aside))
 path.with_name("DATA_CARD.md").write_text(card, encoding="utf-8")
 print(f"{len(saved):,} conversations of at most {scale.length} tokens (or one exchange) in {path.name}\n")
 print("\n".join(card.splitlines()[:12]))
@@ -495,8 +501,8 @@ long_found = found.found[found.characters == "25 and more"].mean()
 results.record(
     "02",
     {
-        "rows read": len(read) + len(rejected),
-        "rows set aside as no conversation": len(rejected),
+        "rows read": len(read) + len(aside),
+        "rows set aside as no conversation": len(aside),
         "conversations dropped": len(result.dropped),
         "near duplicates dropped": result.dropped["step"].count("near_duplicate"),
         "planted near duplicates found (25 characters and more)": round(long_found, 4),

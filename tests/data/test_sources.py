@@ -208,7 +208,7 @@ def test_the_account_says_what_became_of_every_row(tmp_path):
         "4 x the row is null, not an object; 3 x the row is a number, not an object; 2 x `output` is missing"
     )
     assert told == f"own: 15 rows = 11 set aside ({reasons}; ...) + 3 dropped + 1 kept"
-    assert remark == "own: the tools that 1 rows name are left out"
+    assert remark == "own: tools are left out (rows that name some: 1)"
 
 
 def test_ids_are_unique_and_stable_over_several_files(tmp_path):
