@@ -85,7 +85,9 @@ def read(path: str | Path | None = None, name: str | None = None) -> Reading:
                     aside.append(about | {"row": row.text[:80]})
 
     read_in = table(conversations())
-    remarks = [f"{source}: tools are left out (rows that name some: {n:,})" for source, n in tools.items() if n]
+    remarks = [
+        f"{source}: tools are left out (rows that name some: {n:,})" for source, n in tools.items() if n
+    ]
     used = {file for several in found.values() for file in several}
     if (
         folder.is_dir()
@@ -100,8 +102,8 @@ def read(path: str | Path | None = None, name: str | None = None) -> Reading:
 def files(path: str | Path | None = None, name: str | None = None) -> dict[str, list[Path]]:
     """The files of each source, or of the one named, at `path` (see `read`): the released file, else its parts.
 
-    In a folder they lie at any depth; what is hidden is not read. A file that has no source's name is OWN.
-    Raises DataError for an unknown name, and where there is nothing to read.
+    In a folder they lie at any depth; what is hidden is not read. A file of no source's name, alone or with
+    others of its kind, is OWN. Raises DataError for an unknown name, and where there is nothing to read.
     """
     if name not in (None, *SOURCES):
         raise DataError(f"There is no source {name!r}. The three are: {', '.join(SOURCES)}.")
@@ -119,9 +121,13 @@ def files(path: str | Path | None = None, name: str | None = None) -> dict[str, 
         released = SOURCES[name]["released"]
         whole = sorted((f for f in below if f.name == released), key=lambda file: (len(file.parts), file))
         found[name] = whole[:1] or [file for file in below if _is_of(name, file)]
-        if not found[name]:
-            wanted = ", ".join([released, *(f"{part}.json[l]" for part in SOURCES[name]["parts"])])
-            raise DataError(f"{path} holds no file of {name} ({wanted}). Point AURORA_DATA at one that does, or at a file of yours.")
+    if below and len(names) > 1 and not any(found.values()):
+        return {OWN: below}
+    for name, of_name in found.items():
+        if not of_name:
+            wanted = ", ".join([SOURCES[name]["released"], *SOURCES[name]["parts"]])
+            remedy = "Point AURORA_DATA at one that does, or at a file of yours."
+            raise DataError(f"{path} holds no file of {name} ({wanted}). {remedy}")
     return found
 
 

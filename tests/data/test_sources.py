@@ -197,6 +197,9 @@ def test_a_file_is_read_once_and_by_its_name(tmp_path):
     for name, source in (("mine.json", "own"), ("common_zh_2.json", "sharegpt_zh")):
         reading = sources.read(rows(tmp_path, GOOD, name=name))
         assert reading.conversations["source"][:] == [source] and not reading.remarks
+    for name in ("a.json", "b.jsonl"):
+        rows(tmp_path / "several", GOOD, name=name)
+    assert sources.read(tmp_path / "several").conversations["source"][:] == ["own", "own"]
 
 
 def test_the_account_says_what_became_of_every_row(tmp_path):
