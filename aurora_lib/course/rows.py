@@ -23,7 +23,7 @@ CLOSES = {"[": "]", "{": "}"}
 TEXT = r'"(?:[^"\\]|\\.)*"'
 BETWEEN, FOLLOWS = re.compile(r"[ \t\r\n,]*"), re.compile(r"[ \t\r\n]*(?:[,\]{[]|\Z)")
 FIELD, FIRST_KEY = re.compile(rf"{TEXT}\s*:\s*"), re.compile(rf"\{{\s*({TEXT})\s*:")
-ROWS = re.compile(r"\[\s*[{\]]")
+ROWS, BRACKETS = re.compile(r"\[\s*[{\]]"), re.compile(rf"{TEXT}|[{{}}\[\]\"]")
 # An object around all rows, perhaps behind fields of plain values: {"version": 1, "data": [
 AROUND = '"(?:data|rows|train|test|validation|examples)"'
 WRAPPER = re.compile(rf"\{{\s*(?:{TEXT}\s*:\s*(?:{TEXT}|[\w.+-]+)\s*,\s*)*{AROUND}\s*:\s*\[")
@@ -99,11 +99,10 @@ def _lines(opened: Iterable[str], file: Path) -> Iterator[Row]:
             yield from _values(line, file, number, ended=line.endswith("\n"))
 
 
-def _values(text: str, file: Path, line: int = 1, ended: bool = False) -> Iterator[Row]:
+def _values(text: str, file: Path, line: int = 1, ended: bool | None = None) -> Iterator[Row]:
     """Rows one after the other, in arrays, in a WRAPPER. `line` is that of the text's beginning.
 
-    Behind a broken row reading goes on where an object starts with a key that rows start with: the objects
-    within a row, its turns, start with other keys. `ended`: what is missing at the end was not cut off.
+    `ended` is None for a whole file; of a line it says whether the line is whole.
     """
     at, counted, end_of_text, within, first_keys, cut = 0, 0, len(text.rstrip()), "", set(), False
     while (at := BETWEEN.match(text, at).end()) < end_of_text:
@@ -128,17 +127,36 @@ def _values(text: str, file: Path, line: int = 1, ended: bool = False) -> Iterat
             if not FOLLOWS.match(text, end):
                 raise ValueError("Expecting ',' delimiter")
         except (ValueError, RecursionError) as error:
-            starts = "|".join(first_keys) or TEXT
-            following = re.compile(rf"\{{\s*(?:{starts})\s*:").search(text, at + 1)
-            end = following.start() if following else len(text)
-            cut = not (following or ended or text[end_of_text - 1] == CLOSES[within[:1] or "{"])
-            within = within if following or cut else ""
+            end = _next_row(text, at, first_keys, ended is None)
+            cut = not (end < len(text) or ended or text[end_of_text - 1] == CLOSES[within[:1] or "{"])
+            within = within if end < len(text) or cut else ""
             value = Unreadable(STOPS if cut else _why(error))
         yield Row(line, text[at:end].strip()[:200], value)
         at = end
     if (within or cut) and not ended:
         told = f"{file} stops in the middle, at line {line}; what came before is used. {AGAIN}"
         warnings.warn(told, stacklevel=2)
+
+
+def _next_row(text: str, at: int, first_keys: set[str], by_depth: bool) -> int:
+    """Where the row behind the broken one at `at` starts; the length of the text where there is none.
+
+    It is indented as that one, or has a first key of other rows, which turns, the objects within a row, have
+    not. Failing that, if `by_depth`, it starts where all brackets of the broken one are closed.
+    """
+    indent = text[text.rfind("\n", 0, at) + 1 : at]
+    starts = [rf"\{{\s*(?:{'|'.join(first_keys)})\s*:"] * bool(first_keys)
+    starts += [rf"(?<=\n{indent})\{{"] * (not indent.strip())
+    if starts and (found := re.compile("|".join(starts)).search(text, at + 1)):
+        return found.start()
+    depth = 0
+    for token in BRACKETS.finditer(text, at) if by_depth else ():
+        if token[0] == "{" and depth <= 0 and token.start() > at:
+            return token.start()
+        if token[0] == '"':  # a text that never ends
+            break
+        depth += (token[0] in "{[") - (token[0] in "}]")
+    return len(text)
 
 
 def _why(error: Exception) -> str:

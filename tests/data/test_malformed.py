@@ -16,6 +16,8 @@ N = 7
 
 
 def conversation(i: int, layout: str) -> dict:
+    if layout == "mixed":
+        layout = ("alpaca", "turns")[i % 2]
     asked, said = f'第{i}个问题："}}, {{" 是什么？', f"答案\u2028是{i}。\n\t{{[]}}" * 3
     if layout == "alpaca":
         return {"instruction": asked, "input": "", "output": said}
@@ -40,7 +42,7 @@ FORMATS = {  # name: how its rows, as JSON, are joined
     "indented_array.jsonl": lambda rows: "[\n" + ",\n".join(rows) + "\n]\n",
 }
 INDENTED = ("indented.json", "indented_array.jsonl")
-CASES = [(name, layout) for name in FORMATS for layout in ("alpaca", "turns")]
+CASES = [(name, layout) for name in FORMATS for layout in ("alpaca", "turns", "mixed")]
 
 
 def outcome(folder, name: str, content: bytes) -> tuple[int, list[str], list[str]]:

@@ -68,6 +68,7 @@ def test_a_file_without_one_conversation_is_refused_and_said_to_be_what_it_seems
         ("a.json", f'[\n{ROW},\n\n  null,\n {{"a":\n1}}, {ROW}\n, 5]\n', 2, [4, 5, 7]),
         ("a.jsonl", f"{ROW}\n\n{{bad\n{ROW}\n3\n", 2, [3, 5]),
         # a broken row does not hide those behind it
+        ("a.json", f'[{{"x": }}, {ROW}, {ROW}]', 2, [1]),
         ("a.json", f'[{ROW},\n{{"instruction": "a" "output": "b"}},\n{ROW},\n{{"x": }}\n]', 2, [2, 4]),
         ("a.json", f'[{ROW},\n{{"instruction": "a\tb", "output": "a raw\nbreak"}},\n {ROW}]', 3, []),
         # nesting without end is one bad row, and so is one in another encoding
