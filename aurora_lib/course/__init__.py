@@ -10,18 +10,3 @@ from aurora_lib.course import html, paper, results
 from aurora_lib.course.machine import GIB, peak_rss, write_whole
 from aurora_lib.course.notebook import start
 from aurora_lib.course.scale import DATA, ROOT, Scale, ScaleError, choose
-
-__all__ = [
-    "DATA",
-    "GIB",
-    "ROOT",
-    "Scale",
-    "ScaleError",
-    "choose",
-    "html",
-    "paper",
-    "peak_rss",
-    "results",
-    "start",
-    "write_whole",
-]

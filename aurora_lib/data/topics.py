@@ -1,7 +1,7 @@
-"""What a conversation is about: ShareGPT's free-text tag where there is one, else a self-written lexicon's guess.
+"""What a conversation is about: ShareGPT's free-text tag where there is one, else the guess of a word list.
 
-The paper's Figure 2 shows about 20 categories. `tools/record/topics.py` measures how often the guess is right;
-`results/topics.json` holds the accuracy.
+The paper's Figure 2 shows about 20 categories. `tools/record/topics.py` measures how often the guess is
+right; `results/topics.json` holds the accuracy.
 """
 
 import re
