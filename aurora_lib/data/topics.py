@@ -45,7 +45,7 @@ def normalise(tag: str) -> str:
 
 
 def words(text: str) -> Iterator[str]:
-    """A text cut into Latin words, words of the lexicon (the longest: 数学家 is not 数学) and single characters."""
+    """A text cut into Latin words, words of the lexicon (the longest: 数学家 is not 数学) and characters."""
     _, owner, longest = lexicon()
     at = 0
     while at < len(text):
@@ -73,7 +73,7 @@ def points(text: str) -> Counter[str]:
 
 
 def topic(messages: list[dict], tag: str = "") -> str:
-    """What the tag says, else the topic with most points in the questions, of equals the first to be mentioned.
+    """What the tag says, else the topic with most points in the questions; of equals the first mentioned.
 
     "other" where the lexicon knows no word of them ("你好", "继续").
     """

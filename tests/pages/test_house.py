@@ -1,4 +1,4 @@
-"""The house stays small, its walls stand. A room is a folder of `aurora_lib`, its face what `__init__` imports."""
+"""The house stays small, its walls stand. A room is a folder of `aurora_lib`; its `__init__` is its face."""
 
 import ast
 import importlib
