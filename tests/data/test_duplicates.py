@@ -11,7 +11,7 @@ import pytest
 from aurora_lib.data import clean, duplicates
 from tests.data.conversations import GOOD_FILES, dataset, good_conversations, talk
 
-OTHERS = tomllib.loads(Path(__file__).with_name("duplicates.toml").read_text(encoding="utf-8"))["others"]
+OTHERS = tomllib.loads(Path(__file__).with_name("cleaning.toml").read_text(encoding="utf-8"))["others"]
 GOOD = good_conversations(GOOD_FILES[0])
 HAN = [chr(point) for point in range(0x4E00, 0x9FA5)]
 
