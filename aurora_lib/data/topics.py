@@ -6,14 +6,13 @@ right; `results/topics.json` holds the accuracy.
 
 import re
 from collections import Counter
-from collections.abc import Iterator
 from functools import cache
 from typing import NamedTuple
 
 from aurora_lib.course import DATA
 from aurora_lib.data.patterns import pattern
 
-LATIN_WORD = re.compile(r"[a-z][a-z0-9+#]*|\d[a-z]+")
+LATIN_WORD = r"[a-z][a-z0-9+#]*|\d[a-z]+"
 READ = 200  # characters of the questions that are read
 
 
@@ -22,7 +21,7 @@ class Lexicon(NamedTuple):
 
     tags: dict[str, re.Pattern]  # each of the 19 topics: how its names in tags begin
     owner: dict[str, str]  # word in a question: its topic
-    longest: int  # characters of the longest word
+    word: re.Pattern  # of Chinese words the longest, so that 数学家 is not 数学; of Latin ones the whole
 
 
 @cache
@@ -32,7 +31,8 @@ def lexicon() -> Lexicon:
     entries = re.findall(r"^([a-z ]+):([^|]+)\|([^:|]+)$", text, re.M)
     tags = {topic: re.compile(rf"\b(?:{'|'.join(names.split())})", re.I) for topic, names, _ in entries}
     owner = {word: topic for topic, _, words in entries for word in words.split()}
-    return Lexicon(tags, owner, max(map(len, owner)))
+    chinese = sorted((re.escape(word) for word in owner if not word.isascii()), key=len, reverse=True)
+    return Lexicon(tags, owner, re.compile("|".join([*chinese, LATIN_WORD])))
 
 
 def normalise(tag: str) -> str:
@@ -44,28 +44,15 @@ def normalise(tag: str) -> str:
     return next((topic for name in names for topic, begins in tags if begins.search(name)), "")
 
 
-def words(text: str) -> Iterator[str]:
-    """A text cut into Latin words, words of the lexicon (the longest: 数学家 is not 数学) and characters."""
-    _, owner, longest = lexicon()
-    at = 0
-    while at < len(text):
-        starting = (text[at : at + length] for length in range(longest, 0, -1))
-        latin = LATIN_WORD.match(text, at)
-        whole = latin[0] if latin else text[at]
-        word = next((word for word in starting if word in owner and not word.isascii()), whole)
-        yield word
-        at += len(word)
-
-
 def points(text: str) -> Counter[str]:
     """Points per topic, for each different word of `text` its characters, up to 3, or 2 for a Latin one.
 
     The topics stand in the order of their first words.
     """
-    text, owner, found = text.lower(), lexicon().owner, Counter()
-    for word in dict.fromkeys(words(text)):
-        if word in owner:
-            found[owner[word]] += 2 if word.isascii() else min(len(word), 3)
+    text, (_, owner, word), found = text.lower(), lexicon(), Counter()
+    for one in dict.fromkeys(word.findall(text)):
+        if one in owner:
+            found[owner[one]] += 2 if one.isascii() else min(len(one), 3)
     for topic in ("computer", "mathematics"):
         if pattern(topic).search(text):
             found[topic] += 2
