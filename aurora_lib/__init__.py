@@ -12,5 +12,3 @@ from aurora_lib.course import Scale, ScaleError, start
 
 # On import bitsandbytes warns that an optional CPU kernel of the hub is missing; the course does not need it.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-
-__all__ = ["Scale", "ScaleError", "start"]

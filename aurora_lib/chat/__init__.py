@@ -11,8 +11,6 @@ from aurora_lib.chat.comparing import compare_models, prompts
 from aurora_lib.chat.decoding import TextStream
 from aurora_lib.chat.session import ChatSession
 
-__all__ = ["ChatBox", "ChatSession", "TextStream", "compare_models", "decoding", "prompts"]
-
 
 def __getattr__(name: str):
     """The box only where it is asked for: a terminal, or a GPU machine, may have no widgets."""

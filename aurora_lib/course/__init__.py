@@ -11,18 +11,3 @@ from aurora_lib.course import html, paper, results, rows
 from aurora_lib.course.machine import GIB, write_whole
 from aurora_lib.course.notebook import start
 from aurora_lib.course.scale import DATA, ROOT, Scale, ScaleError, choose
-
-__all__ = [
-    "DATA",
-    "GIB",
-    "ROOT",
-    "Scale",
-    "ScaleError",
-    "choose",
-    "html",
-    "paper",
-    "results",
-    "rows",
-    "start",
-    "write_whole",
-]

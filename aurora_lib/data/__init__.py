@@ -15,6 +15,3 @@ from aurora_lib.data import drops, duplicates, edits, show, sources, topics
 from aurora_lib.data.cleaning import clean
 from aurora_lib.data.conversations import clean_conversations, save_conversations, split
 from aurora_lib.data.patterns import language
-
-__all__ = ["clean", "clean_conversations", "drops", "duplicates", "edits", "language"]
-__all__ += ["save_conversations", "show", "sources", "split", "topics"]

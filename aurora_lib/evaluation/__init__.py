@@ -14,18 +14,3 @@ from aurora_lib.evaluation.abilities import skills
 from aurora_lib.evaluation.evaluate import multiple_choice
 from aurora_lib.evaluation.probes import load_probes, probe, says
 from aurora_lib.evaluation.scores import plot
-
-__all__ = [
-    "benchmarks",
-    "contamination",
-    "fewshot",
-    "load_probes",
-    "metrics",
-    "multiple_choice",
-    "plot",
-    "probe",
-    "probes",
-    "says",
-    "scores",
-    "skills",
-]

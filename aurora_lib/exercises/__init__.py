@@ -8,7 +8,5 @@ from importlib import import_module
 
 from aurora_lib.exercises.checking import EXERCISES, check, verdict
 
-__all__ = ["EXERCISES", "check", "verdict"]
-
 for module in pkgutil.iter_modules(__path__):
     import_module(f"{__name__}.{module.name}")  # each registers its checkers

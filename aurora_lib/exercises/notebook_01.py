@@ -24,13 +24,12 @@ def top2(route):
             yield "these are not the two largest logits of each token. Is `dim` the last one?"
         kept, share = logits.gather(-1, chosen), logits.softmax(-1).gather(-1, chosen)
         right, of_logits = (part / part.sum(-1, keepdim=True) for part in (share, kept))
+        twice = share.softmax(-1)
         mistakes = {
             "these are the two probabilities out of all experts; their sum is below 1. "
             "Divide each pair by its sum.": share,
             "these are the logits; a softmax is missing.": kept,
-            "a second softmax flattens probabilities: divide each pair by its sum instead.": share.softmax(
-                -1
-            ),
+            "a second softmax flattens probabilities: divide each pair by its sum instead.": twice,
             "these are logits divided by their sum: take the softmax first.": of_logits,
         }
         otherwise = "the weights belong to other logits. "

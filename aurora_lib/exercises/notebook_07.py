@@ -43,9 +43,9 @@ def reward_accuracy(accuracy):
         made, right = accuracy(policy, reference), (chosen > rejected).float().mean().item()
         if not isinstance(made, int | float) or isinstance(made, bool):
             yield f"one share between 0 and 1 is wanted, not a {type(made).__name__}."
+        rises = chosen > 0
         hits = {
-            "compare the two rewards of a pair: chosen may fall, as long as rejected falls further.": chosen
-            > 0,
+            "compare the two rewards of a pair: chosen may fall, as long as rejected falls further.": rises,
             "the reference plays no part in it. A reward is policy *minus* reference.": unguided,
             "a pair whose two rewards are equal was not decided: it is no hit.": chosen >= rejected,
             "the other way round: a hit is a chosen answer whose reward is *higher*.": chosen < rejected,

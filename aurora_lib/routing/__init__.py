@@ -13,16 +13,3 @@ from aurora_lib.routing import baselines, explorer, pictures, statistics
 from aurora_lib.routing.baselines import WithoutAdapter
 from aurora_lib.routing.statistics import balance_loss, expert_load
 from aurora_lib.routing.tracing import recording, trace, trace_many
-
-__all__ = [
-    "WithoutAdapter",
-    "balance_loss",
-    "baselines",
-    "expert_load",
-    "explorer",
-    "pictures",
-    "recording",
-    "statistics",
-    "trace",
-    "trace_many",
-]

@@ -16,18 +16,3 @@ from aurora_lib.training.callbacks import LivePlot, TrainingError
 from aurora_lib.training.planning import preflight
 from aurora_lib.training.recipe import SEED, adapters_in_fp32, build_trainer, lora_config, sft_config, tune
 from aurora_lib.training.running import run
-
-__all__ = [
-    "SEED",
-    "LivePlot",
-    "TrainingError",
-    "adapters_in_fp32",
-    "build_trainer",
-    "experiments",
-    "lora_config",
-    "preference",
-    "preflight",
-    "run",
-    "sft_config",
-    "tune",
-]

@@ -151,9 +151,8 @@ def save_preference_adapter(trainer: DPOTrainer, scale: Scale) -> Path:
     head = card.read_text(encoding="utf-8").partition("\n# ")[0]
     pairs, steps = len(trainer.train_dataset), trainer.state.global_step
     about = f"{pairs:,} pairs: {steps} steps, beta {args.beta:g}, seed {args.seed}"
-    title, text = (
-        "# A Chinese chat adapter, preference-tuned",
-        f"The adapter of notebook 04 after DPO on {about}.",
+    title = "# A Chinese chat adapter, preference-tuned"
+    card.write_text(
+        f"{head}\n{title}\n\nThe adapter of notebook 04 after DPO on {about}.\n", encoding="utf-8"
     )
-    card.write_text(f"{head}\n{title}\n\n{text}\n", encoding="utf-8")
     return folder

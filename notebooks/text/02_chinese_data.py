@@ -339,8 +339,8 @@ ours.reindex(theirs.index, fill_value=0).join(theirs).map("{:,}".format)
 # ## What the rows are about
 #
 # The paper's Figure 2 shows twenty categories, and says little about where they came from. Ours are ShareGPT's own tags where there are any, else the
-# guess of a small classifier: a list of telling words labels the conversations it is sure of, and naive Bayes, which weighs every character by how much more
-# often one topic uses it, learns from those. How often its guess is right was measured on prompts labelled by hand (`tools/record/topics.py`).
+# guess of a list of telling words (`data/topics_lexicon.txt`): the topic whose words the questions hold most of, "other" where they hold none. How often the
+# guess is right was measured on prompts labelled by hand (`tools/record/topics.py`).
 
 # %%
 import json
@@ -348,11 +348,11 @@ import json
 from aurora_lib.course import ROOT
 from aurora_lib.data import topics
 
-classifier = topics.fit(result.kept["messages"])
-guessed = classifier.topics(result.kept["messages"], result.kept["category"])
-tagged = [bool(topics.normalise(tag)) for tag in result.kept["category"]]
+tags = result.kept["category"]
+guessed = [topics.topic(messages, tag) for messages, tag in zip(result.kept["messages"], tags, strict=True)]
+tagged = [bool(topics.normalise(tag)) for tag in tags]
 counts = pd.crosstab(pd.Series(guessed), pd.Series(tagged))
-counts = counts.rename(columns={True: "ShareGPT's tag", False: "classifier's guess"})
+counts = counts.rename(columns={True: "ShareGPT's tag", False: "the word list's guess"})
 counts = counts.loc[counts.sum(axis=1).sort_values().index].rename_axis(columns=None)
 axes = counts.plot.barh(stacked=True, figsize=(6, 0.28 * len(counts) + 0.8))
 axes.set(xlabel="conversations", ylabel="", title="Topics of the kept conversations")

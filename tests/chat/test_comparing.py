@@ -1,11 +1,11 @@
 import re
-from html.parser import HTMLParser
 
 import pytest
 
 from aurora_lib.chat import ChatSession, compare_models, prompts
 from aurora_lib.chat.comparing import Comparison, names
 from aurora_lib.evaluation import load_probes
+from tests.course.test_html import read
 
 QUESTION = "日本的首都是哪里？"
 HAMLET = "Who wrote Hamlet?"
@@ -75,43 +75,25 @@ def test_reference_is_named_only_as_a_number_or_word_of_its_own(answer):
 # the HTML
 
 
-class Page(HTMLParser):
-    def __init__(self, source):
-        super().__init__()
-        self.seen, self.texts = set(), []
-        self.feed(source)
-
-    def handle_starttag(self, tag, attributes):
-        self.seen |= {tag, *(name for name, _ in attributes)}
-
-    def handle_data(self, data):
-        self.texts.append(data)
-
-
 def test_html_escapes_every_text_and_leaves_formulas_alone():
     evil = "<script>alert(1)</script><img src=x onerror=alert(2)> [a](javascript:b) $x$ \x1b[31m"
     side = {"answers": [evil], "language": "en", "Han": 0.5, "tokens/s": 3.0, "right": False}
     row = dict.fromkeys(("kind", "source", "system", "paper"), evil)
     row |= {"prompts": [evil], "reference": [evil], "language": "zh", "base": side, "tuned": side}
     made = Comparison([row])._repr_html_()
-    page = Page(made)
-    assert page.seen == {"div", "table", "tr", "td", "b", "ul", "li", "class", "style", "colspan"}
-    assert "".join(page.texts).count("<script>alert(1)</script>") == 8 and "\x1b" not in made
+    tags, text = read(made)
+    assert {tag for tag, _ in tags} == {"div", "table", "tr", "td", "b", "ul", "li"}
+    assert {name for _, names in tags for name in names} == {"class", "style", "colspan"}
+    assert text.count("<script>alert(1)</script>") == 8 and "\x1b" not in made
     assert re.match(r'<div class="[^"]*\bmathjax_ignore\b', made)
 
 
 def test_html_shows_prompt_answers_figures_and_the_papers_note_in_words(sides):
     (row,) = [row for row in prompts("tiny") if row["id"] == "tiny-multi-turn"]
-    text = "".join(Page(compare_models([row], *sides)._repr_html_()).texts)
-    shown = (
-        "multi-turn: Appendix G",
-        *row["prompts"],
-        "en · 0 % Han",
-        "zh · 100 % Han",
-        "tokens/s",
-        row["paper"],
-    )
-    assert [words for words in (*shown, "names the reference", "1 of 1") if words not in text] == []
+    _, text = read(compare_models([row], *sides)._repr_html_())
+    shown = ["multi-turn: Appendix G", "en · 0 % Han", "zh · 100 % Han", "tokens/s", "names the reference"]
+    shown += [*row["prompts"], row["paper"], "1 of 1"]
+    assert [words for words in shown if words not in text] == []
     assert text.index("base:") < text.index("tuned:")
 
 

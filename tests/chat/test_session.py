@@ -105,9 +105,8 @@ def test_stats_do_not_count_the_time_of_the_reader(session, monkeypatch):
 
 
 def test_seed_decides_what_is_sampled_and_begins_anew_after_reset(model, tokenizer):
-    one, two = (
-        ChatSession(model, tokenizer, temperature=3.0, seed=seed, max_new_tokens=12) for seed in (1, 2)
-    )
+    settings = dict(temperature=3.0, max_new_tokens=12)
+    one, two = (ChatSession(model, tokenizer, seed=seed, **settings) for seed in (1, 2))
     said = [one.say("你好"), one.say("你好")]
     one.reset()
     assert [one.say("你好"), one.say("你好")] == said != [two.say("你好"), two.say("你好")]
@@ -206,9 +205,7 @@ def test_thirty_turns_longer_than_the_context_go_on_and_what_is_forgotten_is_rig
 
 def test_base_and_tuned_answering_at_the_same_time_do_not_mix(model, tokenizer):
     def sessions():
-        return [
-            ChatSession(model, tokenizer, adapter=adapter, max_new_tokens=20) for adapter in (False, True)
-        ]
+        return [ChatSession(model, tokenizer, adapter=on, max_new_tokens=20) for on in (False, True)]
 
     alone = [session.say(QUESTION) for session in sessions()]
     by_turns = zip_longest(*(session.stream(QUESTION) for session in sessions()), fillvalue="")
@@ -237,10 +234,9 @@ def test_text_of_a_loaded_conversation_stays_text(session, model, tokenizer, tmp
     loaded = ChatSession.load(session.save(tmp_path / "talk.json"), model, tokenizer)
     listening = Listening(loaded)
     loaded.say("你好")
-    assert [listening.prompt.count(mark) for mark in (tokenizer.bos_token_id, tokenizer.eos_token_id)] == [
-        1,
-        1,
-    ]
+    assert (
+        listening.prompt.count(tokenizer.bos_token_id) == listening.prompt.count(tokenizer.eos_token_id) == 1
+    )
 
 
 USER, MODEL = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}

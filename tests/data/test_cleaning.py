@@ -7,6 +7,8 @@ import random
 import signal
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -49,18 +51,7 @@ def test_good_conversations_stay_as_they_are():
     assert len(set(result.edits["id"])) <= 0.01 * len(good), list(result.edits)
 
 
-PIECES = [
-    "你好",
-    "&amp;",
-    "amp;lt;",
-    "\u200b",
-    "\n无输入",
-    "。",
-    "The cat is on the mat.",
-    "Ã©",
-    "抱歉，我无法",
-]
-PIECES += [" ", "x", r"\n", "### Instruction: 再来", "請問", "今天天气很好，我们去公园散步，", "<|im_end|>"]
+PIECES = tomllib.loads(Path(__file__).with_name("cleaning.toml").read_text(encoding="utf-8"))["pieces"]
 PIECES += ["重新。" * 60]
 TEXT = st.one_of(st.text(max_size=20), st.lists(st.sampled_from(PIECES), max_size=6).map("".join))
 TURN = st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", "system"]), "content": TEXT})

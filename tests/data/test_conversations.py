@@ -5,17 +5,16 @@ import shutil
 
 from aurora_lib.course import DATA, choose
 from aurora_lib.data import clean_conversations, save_conversations, sources
+from tests.data.conversations import talk
 
 
 def test_conversations_come_from_notebook_02_only_if_it_read_the_same_data(tmp_path, capsys):
     tiny = choose({"AURORA_RUNS": str(tmp_path / "runs")})
     cleaned = clean_conversations(tiny)
-    separators = dict(
-        cleaned[0], id="separators", messages=[{"role": "user", "content": "一\u2028二\u2029三"}]
-    )
-    save_conversations(sources.table([*cleaned.select(range(4)), separators]), tiny, "the account")
     told = capsys.readouterr().out
     assert "alpaca_zh: 195 rows = 4 set aside" in told and "cleaned just now" in told
+    separators = cleaned[0] | dict(id="separators", messages=talk("一\u2028二\u2029三"))
+    save_conversations(sources.table([*cleaned.select(range(4)), separators]), tiny, "the account")
     assert clean_conversations(tiny).to_list() == [*cleaned.select(range(4)), separators]
     assert capsys.readouterr().out.startswith("the account\nconversations: 5, cleaned by notebook 02")
     shutil.copytree(DATA / "rows", tmp_path / "rows")

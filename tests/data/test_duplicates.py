@@ -2,6 +2,8 @@
 
 import itertools
 import random
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from aurora_lib.data import clean, duplicates
 from tests.data.conversations import GOOD_FILES, dataset, good_conversations, talk
 
+OTHERS = tomllib.loads(Path(__file__).with_name("cleaning.toml").read_text(encoding="utf-8"))["others"]
 GOOD = good_conversations(GOOD_FILES[0])
 HAN = [chr(point) for point in range(0x4E00, 0x9FA5)]
 
@@ -77,27 +80,7 @@ def test_the_one_with_the_longer_answers_stays():
     assert set(result.dropped["reason"]) == {"nearly the same as 1"}
 
 
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        (("法国的首都是哪里？", "法国的首都是巴黎。"), ("德国的首都是哪里？", "德国的首都是柏林。")),
-        (
-            ("一年中的3月份一共有多少天？", "3月份一共有31天。"),
-            ("一年中的4月份一共有多少天？", "4月份一共有30天。"),
-        ),
-        (("水的冰点是多少摄氏度？只写数字。", "0℃"), ("水的沸点是多少摄氏度？只写数字。", "100℃")),
-        (
-            (
-                "把这句话改写成被动语态，不要改变意思：小明昨天在公园里打碎了花瓶。",
-                "花瓶昨天在公园里被小明打碎了。",
-            ),
-            (
-                "把这句话改写成被动语态，不要改变意思：小红昨天在公园里打碎了花瓶。",
-                "花瓶昨天在公园里被小红打碎了。",
-            ),
-        ),
-    ],
-)
+@pytest.mark.parametrize(("one", "other"), OTHERS)
 def test_another_question_of_the_same_form_stays(one, other):
     assert not duplicates.same(talk(*one), talk(*other))
     assert duplicates.same(talk(*one), talk(one[0], one[1] + "。"))

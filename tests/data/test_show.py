@@ -48,13 +48,8 @@ def test_a_long_group_then_a_short_one_leaves_no_number_behind():
 
 def test_the_card_adds_up():
     found = result()
-    card = show.card(
-        found,
-        found.kept,
-        origin="`rows`",
-        licences={name: of["licence"] for name, of in sources.SOURCES.items()},
-        rejected=7,
-    )
+    licences = {name: of["licence"] for name, of in sources.SOURCES.items()}
+    card = show.card(found, found.kept, origin="`rows`", licences=licences, rejected=7)
     assert "2 conversations" in card and "set aside before: 7." in card
     assert "| alpaca_zh | Apache-2.0 (repository); machine-generated | 3 | 1 |" in card
     does = show.steps()

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from transformers import MixtralConfig, MixtralForCausalLM
 
 from aurora_lib.course import DATA
 
+EXAMPLES = tomllib.loads(Path(__file__).with_name("examples.toml").read_text(encoding="utf-8"))
 INTRO = {
     "en": "The following are multiple choice questions (with answers) about {}.",
     "zh": "以下是中国关于{}考试的单项选择题，请选出其中的正确答案。",

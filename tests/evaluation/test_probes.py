@@ -5,6 +5,7 @@ import torch
 
 from aurora_lib.evaluation import probes
 from aurora_lib.evaluation.benchmarks import EvalError
+from tests.evaluation.conftest import EXAMPLES
 
 
 def test_batched_answers_equal_plain_greedy_decoding(random_model, tokenizer):
@@ -23,24 +24,7 @@ def test_batched_answers_equal_plain_greedy_decoding(random_model, tokenizer):
     assert model.training and model.config.output_router_logits is True, "asking leaves the model as it was"
 
 
-SAID = [
-    ("法国的首都是巴黎。", "法国的首都是哪里？", "巴黎", True),
-    ("法国的首都是柏林。", "法国的首都是哪里？", "巴黎", False),
-    ("北极熊生活在沙漠。", "北极熊生活在哪里？", "北极", False),
-    ("北极熊生活在北极。", "北极熊生活在哪里？", "北极", True),
-    ("北极", "北极熊生活在哪里？", "北极", True),
-    ("The symbol is He.", "What is the chemical symbol of hydrogen?", "H", False),
-    ("氢的化学符号是H。", "氢的化学符号是什么？", "H", True),
-    ("People make popcorn from rice.", "What do people make popcorn from?", "corn", False),
-    ("it is PARIS", "What is the capital of France?", "Paris", True),
-    ("四加二等于六。", "六减二等于多少？", "四", False),
-    ("六减二等于四。", "六减二等于多少？", "四", True),
-    ("Four plus two equals six.", "What is six minus two?", "four", False),
-    ("炉子是用来做饭的。", "炉子是用来做什么的？", "做饭", True),
-]
-
-
-@pytest.mark.parametrize("answer, question, key, right", SAID)
+@pytest.mark.parametrize("answer, question, key, right", EXAMPLES["says"])
 def test_an_answer_is_right_only_where_it_says_the_key_itself(answer, question, key, right):
     assert probes.says(answer, question, key) is right
 

@@ -65,13 +65,9 @@ class Page(HTMLParser):
 def book(tmp_path_factory) -> Path:
     """The folder of the book, built here and now; a warning, as for a link to no page, fails the build."""
     out = tmp_path_factory.mktemp("book")
-    command = [
-        sys.executable,
-        *["-m", "sphinx", "-q", "-W", "--keep-going", "-c", "book", "-d"],
-        out / "doctrees",
-        ".",
-    ]
-    made = subprocess.run([*command, out / "html"], cwd=ROOT, capture_output=True, text=True)
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-c", "book"]
+    command += ["-d", out / "doctrees", ".", out / "html"]
+    made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert made.returncode == 0, made.stderr
     return out / "html"
 

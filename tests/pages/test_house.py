@@ -1,4 +1,4 @@
-"""The house stays small, its walls stand. A room is a folder of `aurora_lib`, its face is its `__init__`."""
+"""The house stays small, its walls stand. A room is a folder of `aurora_lib`; its `__init__` is its face."""
 
 import ast
 import importlib
@@ -16,8 +16,16 @@ from tools.pages import house_map
 from tools.pages.house_map import LIBRARY, ROOMS, ROOT, imports, lines
 
 FACES = {room: importlib.import_module(f"aurora_lib.{room}") for room in ROOMS}
-NAMES = {f"aurora_lib.{room}": getattr(face, "__all__", []) for room, face in FACES.items()}
-NAMES["aurora_lib"] = [*importlib.import_module("aurora_lib").__all__, *ROOMS]
+
+
+def names(face: Path) -> list[str]:
+    """What a face shows: the names that it imports from the library."""
+    taken = [taken for module, taken, _ in imports(face) if module.startswith("aurora_lib")]
+    return [one.asname or one.name for one in taken]
+
+
+NAMES = {f"aurora_lib.{room}": names(LIBRARY / room / "__init__.py") for room in ROOMS}
+NAMES["aurora_lib"] = [*names(LIBRARY / "__init__.py"), *ROOMS]
 
 
 def past_a_face(path: Path) -> list[str]:

@@ -7,6 +7,7 @@ import pytest
 from aurora_lib.course import ROOT, results
 from tools.build.notebooks import source_hash
 
+SET_UP = 'import aurora_lib\n\nscale = aurora_lib.start("{}")'
 TEXTS = sorted((ROOT / "notebooks" / "text").glob("*.py"))
 
 
@@ -36,10 +37,8 @@ def test_notebooks_were_executed_in_order_without_errors_or_warnings(notebooks):
         assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1)), text.stem
         outputs = [output for cell in code for output in cell.outputs]
         # a warning would be seen by every reader, and holds paths of the machine that built the notebook
-        bad = [
-            output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"
-        ]
-        assert not bad, text.stem
+        kinds = {kind for output in outputs for kind in (output.output_type, output.get("name"))}
+        assert not kinds & {"error", "stderr"}, text.stem
 
 
 def test_notebooks_follow_the_contract(notebooks):
@@ -49,8 +48,7 @@ def test_notebooks_follow_the_contract(notebooks):
         contract = {
             "its title begins with its number": sources[0].startswith(f"# {number} · "),
             "the text above the set-up cell says how to get it into Colab": "binder/colab" in sources[1],
-            "two lines set up": code[0].source
-            == f'import aurora_lib\n\nscale = aurora_lib.start("{number}")',
+            "two lines set up": code[0].source == SET_UP.format(number),
             "three exercises or more": sum("exercises.check(" in source for source in sources) >= 3,
             "a hint each": sum("<details><summary>Hint" in source for source in sources) >= 3,
             "its last code cell compares": f'results.compare("{number}")' in code[-1].source,

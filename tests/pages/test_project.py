@@ -55,10 +55,8 @@ def test_links_of_every_page_lead_somewhere(tracked):
 
 
 def test_files_and_modules_named_on_a_page_or_in_code_are_there(tracked):
-    file, module = (
-        r"\b((?:aurora_lib|tools|tests)/[\w/]+\.(?:py|js|css|md|yaml))\b",
-        r"-m ((?:aurora_lib|tools)\.[\w.]*\w)",
-    )
+    file = r"\b((?:aurora_lib|tools|tests)/[\w/]+\.(?:py|js|css|md|yaml))\b"
+    module = r"-m ((?:aurora_lib|tools)\.[\w.]*\w)"
     missing = []
     for page in (path for path in tracked if path.suffix in {".md", ".py", ".yml", ".toml", ""}):
         for names in re.findall(f"{file}|{module}", page.read_text(encoding="utf-8")):

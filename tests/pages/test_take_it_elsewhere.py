@@ -71,9 +71,8 @@ def test_gradio_page_streams_what_a_session_says(model, tokenizer):
 @pytest.mark.parametrize("wrap", [str, lambda text: [{"type": "text", "text": text}]])
 def test_gradio_page_takes_the_history_from_the_page_alone(model, tokenizer, wrap, monkeypatch):
     seen = []
-    monkeypatch.setattr(
-        ChatSession, "stream", lambda session, text: seen.append(session.messages) or iter("")
-    )
+    listen = lambda session, text: seen.append(session.messages) or iter("")  # noqa: E731
+    monkeypatch.setattr(ChatSession, "stream", listen)
     history = [{"role": "user", "content": wrap("你好")}, {"role": "assistant", "content": wrap("1 &lt; 2")}]
     for turns in (history, []):
         list(gradio_page.reply(model, tokenizer, choose({}), QUESTION, turns, True, 0))

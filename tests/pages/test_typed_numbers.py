@@ -2,6 +2,8 @@
 
 import re
 import subprocess
+import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -17,20 +19,8 @@ NUMBER = re.compile(
 WRITTEN = ("docs/paper_and_ours.md",)  # by a tool from end to end, and tested to be current
 # tables that a tool writes, blocks of code, rows of the map of notebooks, code, addresses
 NOT_PROSE = (r"<!-- (\w+) -->.*?<!-- \1 -->", r"```.*?```", r"^\| \[0\d_.*?$", r"`[^`\n]*`", r"\]\([^)]*\)")
-REASONS = {
-    "GPUs as they are sold, the paper's among them": "80 GB, 48 GB, 40 GB, 24 GB",
-    "what `full` asks for, scale.FULL_NEEDS_GIB": "40 GiB",
-    "the paper's Table 4": "45 GiB",
-    "counted from the published sizes: 16-bit weights, and the experts' share of them": "87 GiB, 97 %",
-    "what Binder gives, and requirements on a laptop and a rented machine": "2 GB, 4 GB, 16 GB, 200 GB",
-    "the released files, from the hub's pages": "0.2 GB",
-    "the limit that tools/record/h100.py sets itself": "nine minutes, 9 minutes",
-    "an argument of the command beside it": "30 minutes",
-    "a plan of teaching": "4 hours",
-    "probability of finding a pair, counted from bands and rows": "95 %, 6 %",
-    "a threshold of cleaning": "99 %",
-}
-ALLOWED = {number for numbers in REASONS.values() for number in numbers.split(", ")}
+REASONS = tomllib.loads(Path(__file__).with_name("typed_numbers.toml").read_text(encoding="utf-8"))
+ALLOWED = {number for numbers in REASONS.values() for number in numbers}
 
 
 def typed(text: str) -> list[str]:

@@ -115,10 +115,8 @@ def test_the_operator_for_data_juicer_drops_what_cleaning_drops(corpus, monkeypa
         monkeypatch.setitem(sys.modules, f"data_juicer{name}", base)
     operator = importlib.import_module("tools.bench.data_juicer_steps").AuroraStepsMapper()
     result = clean(rows := sources.load("sharegpt_zh", corpus))
-    kept, dropped = (
-        {row["id"]: row for row in result.kept},
-        {row["id"]: row["step"] for row in result.dropped},
-    )
+    kept = {row["id"]: row for row in result.kept}
+    dropped = dict(zip(result.dropped["id"], result.dropped["step"], strict=True))
     assert {"refusal", "truncated"} <= set(dropped.values())
     for row in rows:
         done, step = operator.process_single(row), dropped.get(row["id"], "")

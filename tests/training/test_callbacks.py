@@ -20,9 +20,8 @@ def test_a_zero_gradient_stops_the_run(tiny, build):
 
 
 def test_picture_holds_every_panel_and_the_prediction():
-    log = [dict.fromkeys(callbacks.PANELS, 2.0) | {"step": step} for step in (1, 2)] + [
-        {"eval_loss": 1, "step": 2}
-    ]
+    log = [dict.fromkeys(callbacks.PANELS, 2.0) | {"step": step} for step in (1, 2)]
+    log += [{"eval_loss": 1, "step": 2}]
     budget = memory.MemoryBudget("a run", {"all of it": 3.0}, 0)
     figure = callbacks.plot(log, budget)
     assert [ax.get_title() for ax in figure.axes[:5]] == list(callbacks.PANELS.values())

@@ -7,12 +7,8 @@ from datasets import Dataset
 from aurora_lib import training
 from aurora_lib.model import load_adapter, load_model, load_tokenizer
 from aurora_lib.training import experiments
+from tests.data.conversations import talk
 from tools.record import experiments as tool
-
-
-def talk(question, answer):
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-
 
 CHINESE = [talk(f"法国的首都是哪里{'？' * (i % 5)}", "法国的首都是巴黎。" * (1 + i % 3)) for i in range(40)]
 ENGLISH = [talk("What is the capital of France?", "The capital of France is Paris.") for _ in range(10)]
@@ -23,23 +19,16 @@ def test_a_row_has_every_figure_is_read_when_asked_for_again_and_knows_changes_a
     asked = dict(settings={"max_steps": 2}, lora={"r": 4})
     first = experiments.run(tiny, ROWS, **asked)
     assert (first["seed"], first["conversations"], first["english"], first["steps"]) == (42, 50, 10, 2)
-    assert first["trainable"] == 3 * 4 * (
-        128 + 128 + 128 + 64
-    )  # layers x rank x (in + out of q_proj and v_proj)
-    assert first["loss"] > 0 and all(
-        0 <= first[name] <= 1 for name in ("zh_in_zh", "zh_right", "en_in_en", "en_right")
-    )
+    # layers x rank x (in + out of q_proj and v_proj)
+    assert first["trainable"] == 3 * 4 * (128 + 128 + 128 + 64) and first["loss"] > 0
+    assert all(0 <= first[name] <= 1 for name in ("zh_in_zh", "zh_right", "en_in_en", "en_right"))
     (file,) = (tiny.runs / "experiments").glob("*.json")
     file.write_text(json.dumps(first | {"loss": -1}))
     assert experiments.run(tiny, ROWS, **asked)["loss"] == -1  # read, not made again
-    table = experiments.sweep(
-        tiny, {"as before": asked, "seed": {"settings": {"max_steps": 1, "seed": 43}}}, ROWS
-    )
+    variants = {"as before": asked, "seed": {"settings": {"max_steps": 1, "seed": 43}}}
+    table = experiments.sweep(tiny, variants, ROWS)
     assert list(table.variant) == ["as before", "seed"] and list(table.loss > 0) == [False, True]
-    assert list(table.seed) == [42, 43] and list(table.trainable) == [
-        first["trainable"],
-        2 * first["trainable"],
-    ]
+    assert list(table.seed) == [42, 43] and list(table.trainable / first["trainable"]) == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -66,10 +55,8 @@ def test_a_mix_is_trained_for_as_many_steps_as_all_rows(tiny):
 
 @pytest.mark.parametrize("change", [tool.ROUTER, tool.ROUTER_WHOLE], ids=["LoRA", "whole"])
 def test_router_trains_and_is_saved(change, tiny, tmp_path):
-    base, args = (
-        load_model(tiny.base_model, **tiny.loading),
-        training.sft_config(tiny, max_steps=2, disable_tqdm=True),
-    )
+    base = load_model(tiny.base_model, **tiny.loading)
+    args = training.sft_config(tiny, max_steps=2, disable_tqdm=True)
     before = [layer.mlp.gate.weight.clone() for layer in base.model.layers]
     tokenizer = load_tokenizer(tiny.base_model)
     trainer = training.build_trainer(base, tokenizer, ROWS, args, training.lora_config(**change))

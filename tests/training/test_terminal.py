@@ -2,8 +2,9 @@
 
 import pytest
 
-from aurora_lib.data import save_conversations, sources
+from aurora_lib.data import save_conversations
 from aurora_lib.training import __main__ as terminal
+from tests.data.conversations import dataset
 from tests.training.conftest import TALK
 
 
@@ -20,13 +21,8 @@ def command(monkeypatch, tmp_path):
     return run
 
 
-def test_it_trains_with_the_values_asked_for_and_keeps_the_adapter_that_was_there(
-    tiny, tmp_path, command, capsys
-):
-    rows = [
-        dict.fromkeys(sources.FEATURES) | dict(id=str(i), source="t", messages=m) for i, m in enumerate(TALK)
-    ]
-    save_conversations(sources.table(rows), tiny)
+def test_it_trains_as_asked_and_keeps_the_adapter_that_was_there(tiny, tmp_path, command, capsys):
+    save_conversations(dataset(*TALK), tiny)
     options = ["--scale", "tiny", "--out", str(tmp_path / "mine"), "--max-steps", "2", "--batch", "1"]
     command(*options, "--learning-rate", "0.002", "--price-per-hour", "2", AURORA_SCALE="full")
     printed = capsys.readouterr().out
