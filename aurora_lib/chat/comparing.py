@@ -1,6 +1,5 @@
 """Base and tuned model side by side, on prompts of the kinds that the paper shows."""
 
-import json
 import re
 import unicodedata
 from itertools import zip_longest
@@ -8,7 +7,7 @@ from itertools import zip_longest
 from tqdm.auto import tqdm
 
 from aurora_lib.chat.session import ChatSession
-from aurora_lib.course import DATA, html
+from aurora_lib.course import DATA, html, rows
 from aurora_lib.data import language
 from aurora_lib.evaluation import says
 
@@ -23,11 +22,10 @@ def prompts(scale: str) -> list[dict]:
     first question), reference (what a right last answer says; "|" parts ways to say it) and paper (what the
     paper's two models answered to its own prompt of this kind). Raises ValueError for another scale.
     """
-    lines = (DATA / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [row for row in map(json.loads, lines) if row["scale"] == scale]
-    if not rows:
+    bundled = [row.value for row in rows.read_rows(DATA / "prompts.jsonl")]
+    if not (chosen := [prompt for prompt in bundled if prompt["scale"] == scale]):
         raise ValueError(f"There are no prompts for scale {scale!r}; there are for tiny and full.")
-    return rows
+    return chosen
 
 
 def compare_models(prompts: list[dict], base: ChatSession, tuned: ChatSession) -> "Comparison":

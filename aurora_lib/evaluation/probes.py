@@ -1,11 +1,10 @@
 """What a model says when it is simply asked: greedy answers, and bundled facts in Chinese and in English."""
 
-import json
 import re
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 
-from aurora_lib.course import DATA
+from aurora_lib.course import DATA, rows
 from aurora_lib.data import language
 from aurora_lib.evaluation.benchmarks import EvalError
 from aurora_lib.evaluation.evaluate import Score
@@ -38,9 +37,9 @@ def load_probes(held_out: bool | None = None) -> list[dict]:
     """
     path = DATA / "probes.jsonl"
     try:
-        probes = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        probes = [row.value for row in rows.read_rows(path)]
         return [item for item in probes if held_out in (None, item["held_out"])]
-    except (OSError, ValueError, KeyError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise EvalError(f"{path}: {error!r}; restore it with `git checkout -- data`.") from None
 
 
