@@ -2,7 +2,7 @@
 
 Read in this order:
 
-- `sources`: the conversation in a row, by the names in `layouts.toml`; what is none is set aside, with its reason.
+- `sources`: the conversation in a row, by the names in `layouts.toml`; what is none is set aside, and said.
 - `edits` and `drops`: the steps, small functions of one conversation. `patterns.toml`: what they look for,
   each rule with examples. `duplicates`: equal and nearly equal ones. `language` (in `patterns`): of a text.
 - `clean` (in `cleaning`): all steps over all rows; each is kept, or dropped with its step and reason.

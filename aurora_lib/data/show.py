@@ -13,7 +13,7 @@ from aurora_lib.data.sources import Reading
 
 
 def account(reading: Reading, result: CleaningResult) -> str:
-    """What became of the rows of each source, in a line with the commonest reasons; then `reading.remarks`."""
+    """What became of the rows of each source, a line with the commonest reasons; then `reading.remarks`."""
     lines, report = [], result.report
     for source in report.columns.drop("total"):
         reasons = Counter(row["reason"] for row in reading.aside if row["source"] == source)

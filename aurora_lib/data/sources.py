@@ -65,8 +65,8 @@ def read(path: str | Path | None = None, name: str | None = None) -> Reading:
     """Conversations of all sources, or of the one named: columns `id, source, category, messages`.
 
     `path` is a folder, a file, None for the bundled sample, or "hub" for the released files from the Hugging
-    Face hub. A row that is no conversation is set aside. Raises DataError for a file without one conversation,
-    saying what it seems to be, and as `files` does.
+    Face hub. A row that is no conversation is set aside. Raises DataError for a file without any, saying what
+    it seems to be, and as `files` does.
     """
     found, folder = files(path, name), Path(path or DATA / "rows").expanduser()
     aside, tools = [], Counter()
@@ -100,7 +100,7 @@ def read(path: str | Path | None = None, name: str | None = None) -> Reading:
 
 
 def files(path: str | Path | None = None, name: str | None = None) -> dict[str, list[Path]]:
-    """The files of each source, or of the one named, at `path` (see `read`): the released file, else its parts.
+    """The files of each source, or of the one named, at `path` (see `read`): as released, else parts of it.
 
     In a folder they lie at any depth; what is hidden is not read. A file of no source's name, alone or with
     others of its kind, is OWN. Raises DataError for an unknown name, and where there is nothing to read.

@@ -1,4 +1,4 @@
-"""Files in every format, damaged in every way: one clear sentence each, no traceback, and every row accounted for."""
+"""Files in every format, damaged in every way: a clear sentence, no traceback, every row accounted for."""
 
 import gzip
 import json
@@ -46,7 +46,7 @@ CASES = [(name, layout) for name in FORMATS for layout in ("alpaca", "turns", "m
 
 
 def outcome(folder, name: str, content: bytes) -> tuple[int, list[str], list[str]]:
-    """How many conversations, why rows were set aside, and all that was said; nothing but DataError is raised."""
+    """How many conversations, why rows were set aside, and all that was said; only DataError is raised."""
     file = folder / name
     file.write_bytes(content)
     with warnings.catch_warnings(record=True) as warned:
