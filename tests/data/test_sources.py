@@ -1,4 +1,4 @@
-"""Readers: what a row and a folder hold becomes conversations, and what is none is named by line and reason."""
+"""Readers: rows and folders become conversations; what is none is named by file, line and reason."""
 
 import hashlib
 import json
