@@ -5,7 +5,6 @@ import re
 import unicodedata
 from collections.abc import Callable
 from functools import cache, partial
-from itertools import zip_longest
 
 import ftfy
 from rapidfuzz.distance import Prefix
@@ -65,17 +64,40 @@ def _without_no_input(text: str) -> str:
 
 
 def prompt_leak(messages: Messages) -> Messages:
-    """An answer loses `### Response:` before and `### Instruction:` behind it, if not about prompts."""
-    if not _says(messages, "leak", "assistant") or _says(messages, "about_prompts", "user"):
-        return messages
-    return _mended(messages, _without_leak, "assistant")
+    """An answer loses labels and the prompt before it, end marks and turns behind it, if not about them."""
+    asked = "\n".join(message["content"] for message in messages if message["role"] == "user")
+    for mend, subject in ((_without_marks, "about_marks"), (_without_turns, "about_prompts")):
+        mended = _mended(messages, partial(mend, asked), "assistant")
+        if mended != messages and not pattern(subject).search(asked):
+            messages = mended
+    return messages
 
 
-def _without_leak(text: str) -> str:
-    while label := pattern("label").match(text):
+def _without_marks(asked: str, text: str) -> str:
+    """Without the prompt, if it is what was asked, headings, and what chat formats put around a turn."""
+    echo = pattern("echo").match(text)
+    if echo and all(line.strip(" #") in asked for line in echo["asked"].split("\n")):
+        text = text[echo.end() :]
+    text = pattern("mark_before").sub("", text)
+    html = text.replace("</s>", "<-s>") if "<s>" in text else text  # `<s>` and `</s>` strike a text through
+    return _up_to("mark_behind", html, text)
+
+
+def _without_turns(asked: str, text: str) -> str:
+    label = pattern("label").match(text)
+    if label and label["word"].lower() not in asked.lower():
         text = text[label.end() :]
-    found = pattern("leak").search(text)
+    return _up_to("leak", text, text)
+
+
+def _up_to(name: str, searched: str, text: str) -> str:
+    found = pattern(name).search(searched)
     return text[: found.start()].rstrip() if found else text
+
+
+def empty_system(messages: Messages) -> Messages:
+    """A system turn without text is none."""
+    return [m for m in messages if m["role"] != "system" or m["content"].strip()]
 
 
 def trailing_question(messages: Messages) -> Messages:
@@ -100,7 +122,7 @@ def _opencc():
 
 # In this order: an edit may uncover what the next one finds.
 TEXT_EDITS: list[Callable[[str], str]] = [escapes, mojibake, invisible]
-EDITS: list[Callable[[Messages], Messages]] = [html_entities, no_input, prompt_leak, trailing_question]
+EDITS: list[Callable] = [empty_system, html_entities, no_input, prompt_leak, trailing_question]
 OPTIONAL: list[Callable[[Messages], Messages]] = [to_simplified]
 
 
@@ -110,8 +132,8 @@ def edit(messages: Messages, options: tuple[str, ...] = ()) -> tuple[Messages, l
     `options` names steps of OPTIONAL to take as well. Editing again changes nothing.
     """
     steps = [(step.__name__, partial(_mended, mend=step)) for step in TEXT_EDITS]
-    asked_for = [step for step in OPTIONAL if step.__name__ in options]
-    steps += [(step.__name__, step) for step in [*EDITS, *asked_for]]
+    steps += [(step.__name__, step) for step in EDITS]
+    steps += [(step.__name__, step) for step in OPTIONAL if step.__name__ in options]
     changes = []
     for _ in range(10):  # `&amp;lt;` takes two passes; ten is for the malicious
         at_first = messages
@@ -135,10 +157,11 @@ def _mended(messages: Messages, mend: Callable[[str], str], role: str = "") -> M
 
 def _changes(step: str, before: Messages, after: Messages) -> list[dict]:
     """Where `after` differs from `before`: 40 characters around the first difference of each turn."""
-    found = []
-    for turn, (was, now) in enumerate(zip_longest(before, after), 1):
-        old, new = was["content"], now["content"] if now else ""
-        if old != new:
+    found, left, stay = [], iter(after), {id(message) for message in after}
+    for turn, was in enumerate(before, 1):
+        gone = len(after) < len(before) and id(was) not in stay
+        old, new = was["content"], "" if gone else next(left)["content"]
+        if gone or old != new:
             at = Prefix.similarity(old, new)
             window = slice(max(0, at - 10), at + 30)
             found.append(dict(step=step, turn=turn, before=old[window], after=new[window]))
