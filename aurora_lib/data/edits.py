@@ -79,7 +79,8 @@ def _without_marks(asked: str, text: str) -> str:
     if echo and all(line.strip(" #") in asked for line in echo["asked"].split("\n")):
         text = text[echo.end() :]
     text = pattern("mark_before").sub("", text)
-    html = text.replace("</s>", "<-s>") if "<s>" in text else text  # `<s>` and `</s>` strike a text through
+    # HTML strikes a text through with `<s>` and `</s>`
+    html = text.replace("</s>", "<-s>") if "<s>" in text.partition("</s>")[0] else text
     return _up_to("mark_behind", html, text)
 
 
