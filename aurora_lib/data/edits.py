@@ -16,6 +16,8 @@ Messages = list[dict]  # {role, content}, as `sources.load` makes them
 # Some of ftfy's repairs stay off, since they would rewrite Chinese punctuation and quotes.
 FTFY = ftfy.TextFixerConfig(fix_character_width=False, uncurl_quotes=False, unescape_html=False)
 MARKS = ' \t`<>()（）[]【】"“”.。'  # what may stand around "no input"
+LEAKS = dict.fromkeys(("echo", "mark_before", "mark_behind"), "about_marks")  # in this order, and unless
+LEAKS |= dict.fromkeys(("label", "leak"), "about_prompts")  # the question is about such
 ESCAPES = {r"\n": "\n", r"\t": "\t", r"\"": '"'}
 
 
@@ -66,34 +68,19 @@ def _without_no_input(text: str) -> str:
 def prompt_leak(messages: Messages) -> Messages:
     """An answer loses labels and the prompt before it, end marks and turns behind it, if not about them."""
     asked = "\n".join(message["content"] for message in messages if message["role"] == "user")
-    for mend, subject in ((_without_marks, "about_marks"), (_without_turns, "about_prompts")):
-        mended = _mended(messages, partial(mend, asked), "assistant")
-        if mended != messages and not pattern(subject).search(asked):
-            messages = mended
+    for name, subject in LEAKS.items():
+        if _says(messages, name, "assistant") and not pattern(subject).search(asked):
+            mended = _mended(messages, partial(pattern(name).sub, partial(_rest, asked)), "assistant")
+            messages = _mended(mended, str.rstrip, "assistant") if mended != messages else messages
     return messages
 
 
-def _without_marks(asked: str, text: str) -> str:
-    """Without the prompt, if it is what was asked, headings, and what chat formats put around a turn."""
-    echo = pattern("echo").match(text)
-    if echo and all(line.strip(" #") in asked for line in echo["asked"].split("\n")):
-        text = text[echo.end() :]
-    text = pattern("mark_before").sub("", text)
-    # HTML strikes a text through with `<s>` and `</s>`
-    html = text.replace("</s>", "<-s>") if "<s>" in text.partition("</s>")[0] else text
-    return _up_to("mark_behind", html, text)
-
-
-def _without_turns(asked: str, text: str) -> str:
-    label = pattern("label").match(text)
-    if label and label["word"].lower() not in asked.lower():
-        text = text[label.end() :]
-    return _up_to("leak", text, text)
-
-
-def _up_to(name: str, searched: str, text: str) -> str:
-    found = pattern(name).search(searched)
-    return text[: found.start()].rstrip() if found else text
+def _rest(asked: str, leak: re.Match) -> str:
+    """What stays of a leak: HTML, a prompt that is not what was asked, and a name that the question has."""
+    found = leak.groupdict("")
+    other = any(line.strip() not in asked for line in pattern("prompt_line").split(found.get("prompt", "")))
+    stays = other or found.get("word", "\0").lower() in asked.lower()
+    return leak[0] if stays else found.get("html", "")
 
 
 def empty_system(messages: Messages) -> Messages:
@@ -133,8 +120,7 @@ def edit(messages: Messages, options: tuple[str, ...] = ()) -> tuple[Messages, l
     `options` names steps of OPTIONAL to take as well. Editing again changes nothing.
     """
     steps = [(step.__name__, partial(_mended, mend=step)) for step in TEXT_EDITS]
-    steps += [(step.__name__, step) for step in EDITS]
-    steps += [(step.__name__, step) for step in OPTIONAL if step.__name__ in options]
+    steps += [(s.__name__, s) for s in [*EDITS, *OPTIONAL] if s in EDITS or s.__name__ in options]
     changes = []
     for _ in range(10):  # `&amp;lt;` takes two passes; ten is for the malicious
         at_first = messages
@@ -161,9 +147,8 @@ def _changes(step: str, before: Messages, after: Messages) -> list[dict]:
     found, left, stay = [], iter(after), {id(message) for message in after}
     for turn, was in enumerate(before, 1):
         gone = len(after) < len(before) and id(was) not in stay
-        old, new = was["content"], "" if gone else next(left)["content"]
+        old, new = was["content"], "" if gone else next(left, {"content": ""})["content"]
         if gone or old != new:
-            at = Prefix.similarity(old, new)
-            window = slice(max(0, at - 10), at + 30)
+            window = slice(max(0, (at := Prefix.similarity(old, new)) - 10), at + 30)
             found.append(dict(step=step, turn=turn, before=old[window], after=new[window]))
     return found
