@@ -29,7 +29,7 @@ def roles(messages: Messages) -> str | None:
 
 
 def empty(messages: Messages) -> str | None:
-    """Drop where the first question is empty, or an answer empty, mere punctuation, or "no output"."""
+    """Drop where the first question is empty, or an answer empty, mere punctuation, "no output" or "busy"."""
     if not next(message["content"] for message in messages if message["role"] == "user").strip():
         return "an empty question"
     for before, message in pairwise(messages):
@@ -44,6 +44,9 @@ def empty(messages: Messages) -> str | None:
         word = text.strip(MARKS).lower()
         if word in words("nothing") or word == "不适用" or (text[0] in MARKS and word in words("vague")):
             return "an answer that says there is none"
+        asked = messages[0]["content"] + "\n" + before["content"]
+        if len(text) < 400 and pattern("service").match(text) and not pattern("about_service").search(asked):
+            return "an answer that is a service's error message"
     return None
 
 

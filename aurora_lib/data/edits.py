@@ -5,7 +5,6 @@ import re
 import unicodedata
 from collections.abc import Callable
 from functools import cache, partial
-from itertools import zip_longest
 
 import ftfy
 from rapidfuzz.distance import Prefix
@@ -17,6 +16,8 @@ Messages = list[dict]  # {role, content}, as `sources.load` makes them
 # Some of ftfy's repairs stay off, since they would rewrite Chinese punctuation and quotes.
 FTFY = ftfy.TextFixerConfig(fix_character_width=False, uncurl_quotes=False, unescape_html=False)
 MARKS = ' \t`<>()（）[]【】"“”.。'  # what may stand around "no input"
+LEAKS = dict.fromkeys(("echo", "mark_before", "mark_behind"), "about_marks")  # in this order, and unless
+LEAKS |= dict.fromkeys(("label", "leak"), "about_prompts")  # the question is about such
 ESCAPES = {r"\n": "\n", r"\t": "\t", r"\"": '"'}
 
 
@@ -65,17 +66,26 @@ def _without_no_input(text: str) -> str:
 
 
 def prompt_leak(messages: Messages) -> Messages:
-    """An answer loses `### Response:` before and `### Instruction:` behind it, if not about prompts."""
-    if not _says(messages, "leak", "assistant") or _says(messages, "about_prompts", "user"):
-        return messages
-    return _mended(messages, _without_leak, "assistant")
+    """An answer loses labels and the prompt before it, end marks and turns behind it, if not about them."""
+    asked = "\n".join(message["content"] for message in messages if message["role"] == "user")
+    for name, subject in LEAKS.items():
+        if _says(messages, name, "assistant") and not pattern(subject).search(asked):
+            mended = _mended(messages, partial(pattern(name).sub, partial(_rest, asked)), "assistant")
+            messages = _mended(mended, str.rstrip, "assistant") if mended != messages else messages
+    return messages
 
 
-def _without_leak(text: str) -> str:
-    while label := pattern("label").match(text):
-        text = text[label.end() :]
-    found = pattern("leak").search(text)
-    return text[: found.start()].rstrip() if found else text
+def _rest(asked: str, leak: re.Match) -> str:
+    """What stays of a leak: HTML, a prompt that is not what was asked, and a name that the question has."""
+    found = leak.groupdict("")
+    other = any(line.strip() not in asked for line in pattern("prompt_line").split(found.get("prompt", "")))
+    stays = other or found.get("word", "\0").lower() in asked.lower()
+    return leak[0] if stays else found.get("html", "")
+
+
+def empty_system(messages: Messages) -> Messages:
+    """A system turn without text is none."""
+    return [m for m in messages if m["role"] != "system" or m["content"].strip()]
 
 
 def trailing_question(messages: Messages) -> Messages:
@@ -100,7 +110,7 @@ def _opencc():
 
 # In this order: an edit may uncover what the next one finds.
 TEXT_EDITS: list[Callable[[str], str]] = [escapes, mojibake, invisible]
-EDITS: list[Callable[[Messages], Messages]] = [html_entities, no_input, prompt_leak, trailing_question]
+EDITS: list[Callable] = [empty_system, html_entities, no_input, prompt_leak, trailing_question]
 OPTIONAL: list[Callable[[Messages], Messages]] = [to_simplified]
 
 
@@ -110,8 +120,7 @@ def edit(messages: Messages, options: tuple[str, ...] = ()) -> tuple[Messages, l
     `options` names steps of OPTIONAL to take as well. Editing again changes nothing.
     """
     steps = [(step.__name__, partial(_mended, mend=step)) for step in TEXT_EDITS]
-    asked_for = [step for step in OPTIONAL if step.__name__ in options]
-    steps += [(step.__name__, step) for step in [*EDITS, *asked_for]]
+    steps += [(s.__name__, s) for s in [*EDITS, *OPTIONAL] if s in EDITS or s.__name__ in options]
     changes = []
     for _ in range(10):  # `&amp;lt;` takes two passes; ten is for the malicious
         at_first = messages
@@ -135,11 +144,11 @@ def _mended(messages: Messages, mend: Callable[[str], str], role: str = "") -> M
 
 def _changes(step: str, before: Messages, after: Messages) -> list[dict]:
     """Where `after` differs from `before`: 40 characters around the first difference of each turn."""
-    found = []
-    for turn, (was, now) in enumerate(zip_longest(before, after), 1):
-        old, new = was["content"], now["content"] if now else ""
-        if old != new:
-            at = Prefix.similarity(old, new)
-            window = slice(max(0, at - 10), at + 30)
+    found, left, stay = [], iter(after), {id(message) for message in after}
+    for turn, was in enumerate(before, 1):
+        gone = len(after) < len(before) and id(was) not in stay
+        old, new = was["content"], "" if gone else next(left, {"content": ""})["content"]
+        if gone or old != new:
+            window = slice(max(0, (at := Prefix.similarity(old, new)) - 10), at + 30)
             found.append(dict(step=step, turn=turn, before=old[window], after=new[window]))
     return found

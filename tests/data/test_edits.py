@@ -29,3 +29,8 @@ def test_every_edit_is_recorded_with_what_it_changed(step, before, after):
 @pytest.mark.parametrize(("question", "answer"), EXAMPLES["unedited"])
 def test_what_only_looks_dirty_is_not_edited(question, answer):
     assert edited(question, answer) == ([question, answer], [])
+
+
+def test_a_system_turn_without_text_is_none():
+    messages, (_, change) = edits.edit([dict(role="system", content="\u200b\n"), *talk("问", "答")])
+    assert (messages, change["step"], change["turn"]) == (talk("问", "答"), "empty_system", 1)
