@@ -76,7 +76,7 @@ dirty = [
     talk("你好".encode().decode("latin-1"), "你好！"),
     talk("写一句问候。\n<noinput>", "早上好！"),
     talk("列出两种水果", r"苹果\n香蕉"),
-    talk("推荐一本书", "《红楼梦》。\n### Instruction: 再推荐一本"),
+    talk("推荐一本书", "### Response: 《红楼梦》。</s>\n### Instruction: 再推荐一本"),
     talk("画一只鞋", "<无输出>"),
     talk("你看到我的狗了吗？", "抱歉，作为一个人工智能助手，我无法看到物体。"),
     talk("法国的首都是哪里？", "The capital of France is Paris."),
