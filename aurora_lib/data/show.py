@@ -1,12 +1,10 @@
-"""What a cleaning did, for people: its steps, its rows one by one, and the card that goes with the data."""
+"""What a cleaning did, for people: the account of its rows, and the card that goes with the data."""
 
 from collections import Counter
 from pathlib import Path
 
-import pandas
 from datasets import Dataset
 
-from aurora_lib.course import html
 from aurora_lib.data import edits
 from aurora_lib.data.cleaning import CleaningResult, steps
 from aurora_lib.data.sources import Reading
@@ -23,40 +21,6 @@ def account(reading: Reading, result: CleaningResult) -> str:
         counted = f"{whole + reasons.total():,} rows = {aside} + {whole - kept:,} dropped + {kept:,} kept"
         lines.append(f"{source}: {counted}")
     return "\n".join([*lines, *reading.remarks])
-
-
-def groups(result: CleaningResult) -> dict[str, Dataset]:
-    """What there is to look at: kept, dropped by step, edited by step, each with its size."""
-    found = {"kept": result.kept}
-    for name, rows in (("dropped", result.dropped), ("edited", result.edits)):
-        by = rows["step"][:]
-        for step in dict.fromkeys(by):
-            found[f"{name} by {step}"] = rows.select([i for i, other in enumerate(by) if other == step])
-    return {f"{name} ({len(rows):,})": rows for name, rows in found.items() if len(rows)}
-
-
-def row_to_html(row: dict) -> str:
-    """A row of a group, escaped: what is known about it, then its conversation, if it is one."""
-    about = pandas.Series({name: value for name, value in row.items() if name != "messages"})
-    return about.to_frame().to_html(header=False) + html.to_html(row.get("messages", []))
-
-
-def browse(result: CleaningResult):
-    """A widget: choose a group, then go through its rows (the slider takes the arrow keys)."""
-    import ipywidgets
-
-    found, page = groups(result), ipywidgets.HTML()
-    group = ipywidgets.Dropdown(options=list(found), description="rows")
-    number = ipywidgets.IntSlider(1, 1, description="number", layout={"width": "60%"})
-
-    def show(_=None) -> None:
-        number.max = len(found[group.value])  # which brings a larger number down
-        page.value = row_to_html(found[group.value][number.value - 1])
-
-    for control in (group, number):
-        control.observe(show, "value")
-    show()
-    return ipywidgets.VBox([ipywidgets.HBox([group, number]), page])
 
 
 def card(

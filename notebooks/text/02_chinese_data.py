@@ -152,7 +152,8 @@ axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 axes.legend(bbox_to_anchor=(1, 1))
 axes.invert_yaxis()
 # %% [markdown]
-# Read some of what was dropped. A step that drops good rows shows itself here, and nowhere else.
+# Read some of what was dropped. A step that drops good rows shows itself here, and nowhere else. (All of them: `result.dropped.to_pandas()`;
+# what was changed: `result.edits.to_pandas()`.)
 
 # %%
 texts = {row["id"]: row["messages"] for row in read}
@@ -163,13 +164,6 @@ for step in dict.fromkeys(sorted(result.dropped["step"], key=list(show.steps()).
         question, last = row["messages"][0]["content"], row["messages"][-1]["content"]
         rows.append([step, question[:30], last[:34], f"stays: {twin}" if twin else row["reason"]])
 pd.DataFrame(rows, columns=["step", "question", "last turn", "reason, or the row that stays"])
-
-# %% [markdown]
-# With a kernel running you can go through all of them, and through what was kept and changed. (On a page without one, the table above
-# stands for it.)
-
-# %%
-show.browse(result)
 
 # %% [markdown]
 # ## Near duplicates
