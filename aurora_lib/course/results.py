@@ -16,7 +16,7 @@ RECORDED = ROOT / "results"
 SECONDS, MEMORY = "notebook time [s]", "notebook peak memory [GiB]"
 
 # How far a value may lie from the recorded one, by the unit in its label; time is a matter of the machine.
-TOLERANCE = {"share": 0.05, "GiB": 0.25, "loss": 0.2, "bits": 0.05}
+TOLERANCE = {"share": 0.05, "GiB": 0.25, "loss": 0.2}
 
 
 _runs: dict[str, tuple[Scale, float]] = {}  # notebook -> its scale, and when it began
@@ -116,6 +116,6 @@ def _verdict(label: str, value: float, reference: float | None) -> str:
         return ""
     if unit not in TOLERANCE:
         return "yes (same)" if value == reference else f"no: expected {_show(reference)}"
-    # shares and bits are compared as they stand, sizes and losses relative to the recorded value
-    allowed = TOLERANCE[unit] * (1 if unit in ("share", "bits") else abs(reference))
+    # shares are compared as they stand, sizes and losses relative to the recorded value
+    allowed = TOLERANCE[unit] * (1 if unit == "share" else abs(reference))
     return f"{'yes' if abs(value - reference) <= allowed else 'no'} (±{allowed:.2g})"

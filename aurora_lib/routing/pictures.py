@@ -1,4 +1,4 @@
-"""Pictures of routing: coloured tokens (HTML, escaped), loads, a statistic by layer."""
+"""Pictures of routing: coloured tokens (HTML, escaped) and loads."""
 
 import html
 import re
@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import torch
 from torch import Tensor
 
-from aurora_lib.routing.statistics import Statistic, bound, load_by_group
+from aurora_lib.routing.statistics import load_by_group
 from aurora_lib.routing.tracing import RoutingTrace
 
 
@@ -97,16 +97,3 @@ def plot_groups(trace: RoutingTrace, labels: Sequence[str], layers: Sequence[int
     axes[-1, 0].set(xlabel="expert", xticks=range(experts))
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(loads))
     return figure
-
-
-def plot_statistic(found: Statistic, ax: plt.Axes) -> None:
-    """The statistic by layer with, for each baseline, its mean and its bound as a band."""
-    places = range(len(found.layers))
-    for number, (name, draws) in enumerate(found.baselines.items(), 1):
-        limit, color, label = bound(draws), f"C{number}", f"{len(draws)} {name}: mean to bound"
-        ax.fill_between(places, draws.double().mean(0), limit, color=color, alpha=0.3, label=label)
-        ax.plot(places, limit, color=color, linewidth=1)
-    ax.plot(places, found.value, "o-", color="C0", label="this model")
-    ax.set(xlabel="layer", xticks=list(places), ylim=(0, None), title=found.name)
-    ax.set_xticklabels(found.layers)
-    ax.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))

@@ -1,19 +1,17 @@
-"""What a router's choices amount to, each figure beside what chance and random routers give.
+"""What a router's choices amount to: loads, how they differ between languages, what share of them moved.
 
-A measure takes a trace and returns a `Statistic`: one number per layer, and two baselines. Only what lies
-above both is about what this router has learnt.
+A difference between languages is a `Statistic`: one number per layer beside what chance makes of it. Only
+what lies above both baselines is about what this router has learnt.
 
-- *Shuffled*: the labels exchanged at random, in units that are really independent: whole texts for a label of
-  texts, whole token types for a label of pieces.
-- *Random routers*: the same model with random routers; `compare` adds them. The same token goes nearly the
-  same way in any router, so a random one too seems to know about languages.
+- *Shuffled texts*: the languages exchanged at random between whole texts, as tokens of one text are alike.
+- *Random routers*: the same model with random routers. The same token goes nearly the same way in any router,
+  so a random one too seems to know about languages. It also changes what later layers read: only in the first
+  layer does it read what the trained router reads.
 """
 
-import math
-import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import islice
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import compress
 
 import pandas as pd
 import torch
@@ -23,48 +21,40 @@ from torch import Tensor
 from aurora_lib.routing.tracing import RoutingTrace
 
 LEVEL = 0.95
-PERMUTATIONS = 200
-_HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 
 
 @dataclass(frozen=True)
 class Statistic:
-    """One number per layer and what chance makes of it.
+    """One number per layer and what chance makes of it; printed, it says in which layers it is above that.
 
-    value: `[layers]`; baselines: name -> `[draws, layers]`, the same from every shuffle or random router;
-    interval: `[2, layers]`, where there is one: the 95 % interval over texts.
+    value: `[layers]`; baselines: name -> `[draws, layers]`, the same from every shuffle or random router.
     """
 
     name: str
     value: Tensor
-    layers: list
-    baselines: dict[str, Tensor] = field(default_factory=dict)
-    interval: Tensor | None = None
+    layers: list[int]
+    baselines: dict[str, Tensor]
 
     @property
-    def above(self) -> Tensor:
-        """Whether a layer lies above the bounds of all baselines: bool `[layers]`. ValueError without one."""
-        if not self.baselines:
-            raise ValueError(f"{self.name} has no baseline yet: pass it through `compare`.")
-        return torch.stack([self.value > bound(draws) for draws in self.baselines.values()]).all(0)
+    def above(self) -> dict[str, list[int]]:
+        """For every baseline the layers whose value lies above its bound."""
+        higher = {name: self.value > bound(draws) for name, draws in self.baselines.items()}
+        return {name: list(compress(self.layers, found.tolist())) for name, found in higher.items()}
 
     def table(self) -> pd.DataFrame:
-        """A row per layer: value, interval, mean and bound of each baseline, and whether it is above all."""
-        columns = {self.name: self.value}
-        if self.interval is not None:
-            columns |= {"low": self.interval[0], "high": self.interval[1]}
+        """A row per layer: the value, and mean and bound of each baseline."""
+        columns = {"this router": self.value}
         for name, draws in self.baselines.items():
             columns |= {f"{name}: mean": draws.double().mean(0), f"{name}: bound": bound(draws)}
-        columns["above"] = self.above
         layers = pd.Index(self.layers, name="layer")
         return pd.DataFrame({name: column.tolist() for name, column in columns.items()}, index=layers)
 
     def __str__(self) -> str:
-        values = ", ".join(f"{value:.3g}" for value in self.value.tolist())
-        draws = " and ".join(f"{len(each)} {name}" for name, each in self.baselines.items())
-        layers = ", ".join(str(layer) for layer, above in zip(self.layers, self.above, strict=True) if above)
-        where = f"layer {layers}" if layers else "no layer"
-        return f"{self.name}: {values}; above what {draws} give in {where}"
+        lines = [f"{self.name}: {', '.join(f'{value:.3g}' for value in self.value.tolist())}"]
+        for name, layers in self.above.items():
+            where = f"layers {', '.join(map(str, layers))}" if layers else "no layer"
+            lines.append(f"above what {len(self.baselines[name])} {name} give: {where}")
+        return "\n".join(lines)
 
 
 def bound(draws: Tensor) -> Tensor:
@@ -79,30 +69,10 @@ def bound(draws: Tensor) -> Tensor:
     return (mean + spread * z.amax(1).quantile(LEVEL, interpolation="higher")).float()
 
 
-def compare(measure: Callable, trace: RoutingTrace, random: Sequence[RoutingTrace], **options) -> Statistic:
-    """`measure(trace, **options)` with its values for traces by random routers as one more baseline."""
-    own = measure(trace, **options)
-    drawn = torch.stack([measure(other, **options | {"permutations": 0}).value for other in random])
-    return replace(own, baselines=own.baselines | {"random routers": drawn})
-
-
-# ---- load
-
-
 def expert_load(trace: RoutingTrace) -> Tensor:
     """Share of a layer's token slots that each expert serves: `[layers, experts]`, rows sum to one."""
     counts = _chosen(trace).sum(1)
     return counts / counts.sum(-1, keepdim=True)
-
-
-def entropy(load: Tensor) -> Tensor:
-    """Entropy of each layer's load in bits: `[layers]`; log2(experts) (3 for eight) if all work equally."""
-    return torch.special.entr(load).sum(-1) / math.log(2)
-
-
-def load_entropy(trace: RoutingTrace, *, permutations: int = 0) -> Statistic:
-    """Entropy of the load, to `compare` with random routers: no permutation can change a load."""
-    return Statistic("entropy of the load [bits]", entropy(expert_load(trace)), trace.layers)
 
 
 def balance_loss(logits: Tensor, top_k: int) -> Tensor:
@@ -142,89 +112,46 @@ def ratio_interval(totals: Tensor, sizes: Tensor) -> Tensor:
     return torch.stack([share, (share - margin).clamp(min=0), (share + margin).clamp(max=1)]).float()
 
 
-def load_gap(trace: RoutingTrace, labels: Sequence[str], *, permutations: int = PERMUTATIONS) -> Statistic:
+def load_gap(
+    trace: RoutingTrace, labels: Sequence[str], random: Sequence[RoutingTrace] = (), permutations: int = 200
+) -> Statistic:
     """Share of slots that would have to move to make the loads of zh and en texts equal (total variation).
 
-    labels: the language of each text; whole texts are shuffled. Raises ValueError if there is not one per
-    text, or no text in one of the two languages.
+    labels: the language of each text; random: the same texts traced with random routers, if any. Raises
+    ValueError if there is not one label per text, or no text in one of the two languages.
     """
-    slots = _slots_by_text(trace, labels)
-    member = torch.tensor([[label == group for label in labels] for group in ("zh", "en")]).double()
+    member = torch.tensor([[label == group for label in labels] for group in ("zh", "en")])
     if not member.any(1).all():
         raise ValueError(f"zh and en need a text each; the labels are {sorted(set(labels))}.")
     keep = member.any(0)
-    slots, member = slots[keep], member[:, keep]
+    own, *others = (_slots_by_text(one, labels)[keep] for one in (trace, *random))
+    member = member[:, keep].double()
 
-    def gap(member):
+    def gap(slots, member):
         one, other = torch.einsum("gt,tle->gle", member, slots)
         gaps = one / one.sum(-1, keepdim=True) - other / other.sum(-1, keepdim=True)
         return (gaps.abs().sum(-1) / 2).float()
 
     generator = torch.Generator().manual_seed(0)
     orders = (torch.randperm(member.shape[1], generator=generator) for _ in range(permutations))
-    gaps = torch.stack([gap(member), *(gap(member[:, order]) for order in orders)])
+    baselines = {"shuffled texts": torch.stack([gap(own, member[:, order]) for order in orders])}
+    if others:
+        baselines["random routers"] = torch.stack([gap(slots, member) for slots in others])
     name = "difference of load, zh against en [share of slots]"
-    return Statistic(name, gaps[0], trace.layers, {"shuffled texts": gaps[1:]})
+    return Statistic(name, gap(own, member), trace.layers, baselines)
 
 
-# ---- what the choice of experts tells (Cover and Thomas, Elements of Information Theory, chapter 2)
+def moved(before: RoutingTrace, after: RoutingTrace) -> Tensor:
+    """Share of token slots whose expert no longer works on the token, and the ends of its 95 % interval.
 
-
-def information(
-    trace: RoutingTrace, languages: Sequence[str], label: str, *, permutations: int = PERMUTATIONS
-) -> Statistic:
-    """Mutual information of a token slot's expert and its token's label, in bits per layer.
-
-    languages: one per text. label: "language", "script", "position" (0, 1, 2-3, 4-7, ...) or "token".
-    Language is shuffled over whole texts, script over whole token types, and position among the occurrences
-    of the same token: beyond `<s>` standing first. Raises ValueError if there is not one language per text.
+    float32 `[share and ends, layers]`. Any change moves some slots: what tuning moved is to be compared with
+    a change of the same size (`baselines.random_adapter`). Raises ValueError if tokens or layers differ.
     """
-    _check(trace, languages)
-    labels, units, within = {
-        "language": ([languages[text] for text in trace.texts.tolist()], trace.texts, None),
-        "script": ([_script(token) for token in trace.tokens], trace.ids, None),
-        "position": ((trace.positions + 1).log2().long().tolist(), None, trace.ids),
-        "token": (trace.ids.tolist(), None, None),
-    }[label]
-    kinds = {kind: i for i, kind in enumerate(dict.fromkeys(labels))}
-    index, by_token = torch.tensor([kinds[kind] for kind in labels]), _chosen(trace).transpose(0, 1)
-
-    def told(index):
-        table = by_token.new_zeros(len(kinds), *by_token.shape[1:]).index_add_(0, index, by_token).double()
-        cells = table / by_token[:, 0].sum()
-        both, of_labels, of_experts = map(torch.special.entr, (cells, cells.sum(2), cells.sum(0)))
-        nats = of_labels.sum(0) + of_experts.sum(1) - both.sum((0, 2))
-        return (nats / math.log(2)).clamp(min=0).float()
-
-    draws = islice(shuffles(index, units, within), permutations)
-    bits = torch.stack([told(index), *map(told, draws)])
-    return Statistic(f"{label} in experts [bits]", bits[0], trace.layers, {"shuffled labels": bits[1:]})
-
-
-def shuffles(labels: Tensor, units: Tensor | None, within: Tensor | None) -> Iterator[Tensor]:
-    """Labels `[tokens]` exchanged at random between units of the same stratum, again and again.
-
-    units `[tokens]`: tokens of one unit have one label and move together; by default each token for itself.
-    within `[tokens]`: the stratum of each token; by default there is one.
-    """
-    places = torch.arange(len(labels))
-    units = places if units is None else torch.unique(units, return_inverse=True)[1]
-    first = torch.full((int(units.max()) + 1,), len(labels)).scatter_reduce(0, units, places, "amin")
-    strata = torch.zeros_like(places) if within is None else torch.unique(within, return_inverse=True)[1]
-    own, strata = labels[first], strata[first]
-    home = strata.argsort(stable=True)
-    generator = torch.Generator().manual_seed(0)
-    while True:
-        order = (strata + torch.rand(len(strata), generator=generator, dtype=torch.float64)).argsort()
-        moved = torch.empty_like(own)
-        moved[home] = own[order]
-        yield moved[units]
-
-
-def _script(token: str) -> str:
-    if re.fullmatch("<.+>", token):
-        return "byte" if token.startswith("<0x") else "other"
-    return "zh" if _HAN.search(token) else "en" if re.search("[A-Za-z]", token) else "other"
+    same = torch.equal(before.ids, after.ids) and torch.equal(before.texts, after.texts)
+    if not same or before.layers != after.layers:
+        raise ValueError("The traces differ in tokens or layers: trace the same texts with both models.")
+    slots, lost = _chosen(before), _chosen(before) > _chosen(after)
+    return ratio_interval(_by_text(before, lost).sum(-1), _by_text(before, slots)[:, 0].sum(-1))
 
 
 def _chosen(trace: RoutingTrace) -> Tensor:
@@ -232,14 +159,16 @@ def _chosen(trace: RoutingTrace) -> Tensor:
     return torch.zeros_like(trace.logits).scatter_(2, trace.experts, 1.0)
 
 
-def _check(trace: RoutingTrace, labels: Sequence) -> None:
+def _by_text(trace: RoutingTrace, values: Tensor) -> Tensor:
+    """Sums of `[layers, tokens, experts]` over every text's tokens: float64 `[texts, layers, experts]`."""
+    by_token = values.double().transpose(0, 1)
     texts = int(trace.texts.max()) + 1
-    if len(labels) != texts:
-        raise ValueError(f"{len(labels)} labels for {texts} texts: pass one label per text.")
+    return by_token.new_zeros(texts, *by_token.shape[1:]).index_add_(0, trace.texts, by_token)
 
 
-def _slots_by_text(trace: RoutingTrace, labels: Sequence) -> Tensor:
+def _slots_by_text(trace: RoutingTrace, labels: Sequence[str]) -> Tensor:
     """Token slots of every text by expert: float64 `[texts, layers, experts]`."""
-    _check(trace, labels)
-    chosen = _chosen(trace).double().transpose(0, 1)
-    return chosen.new_zeros(len(labels), *chosen.shape[1:]).index_add_(0, trace.texts, chosen)
+    slots = _by_text(trace, _chosen(trace))
+    if len(labels) != len(slots):
+        raise ValueError(f"{len(labels)} labels for {len(slots)} texts: pass one label per text.")
+    return slots

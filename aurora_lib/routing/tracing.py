@@ -22,7 +22,7 @@ class RoutingTrace:
     weights: float32, same shape, renormalised: they sum to one for every token.
     logits: float32 `[layers, tokens, experts]`.
     layers: which decoder layers these are (all of them in Mixtral).
-    ids, positions, texts: int64 `[tokens]`: token id, place in its text, and which text it is of, from 0.
+    ids, texts: int64 `[tokens]`: token id, and which text it is of, from 0.
     """
 
     tokens: list[str]
@@ -31,7 +31,6 @@ class RoutingTrace:
     logits: Tensor
     layers: list[int]
     ids: Tensor
-    positions: Tensor
     texts: Tensor
 
 
@@ -108,7 +107,6 @@ def trace_many(model: nn.Module, tokenizer, texts: Sequence[str], *, batch_token
         logits=logits.float(),
         layers=[int(re.findall(r"\.(\d+)\.", name)[-1]) for name in routers(model)],
         ids=torch.tensor(ids),
-        positions=torch.cat([torch.arange(len(row)) for row in rows]),
         texts=torch.arange(len(rows)).repeat_interleave(lengths),
     )
 

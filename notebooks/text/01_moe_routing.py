@@ -449,23 +449,23 @@ HTML(routing.pictures.tokens_to_html(sentence, layer=0))
 
 # %%
 from aurora_lib.data import language
-from aurora_lib.routing import baselines, pictures, statistics
+from aurora_lib.routing import baselines, statistics
 
 languages = [language(text) for text in texts]
 last = len(trace.layers) - 1
-pictures.plot_groups(trace, languages, layers=sorted({0, last // 2, last}));
+routing.pictures.plot_groups(trace, languages, layers=sorted({0, last // 2, last}));
 
 # %% [markdown]
 # Where intervals do not overlap, the two languages seem to be routed differently. But a router with *random* weights does that too: other tokens go other ways, and
-# Chinese has other tokens. So every number from here on stands beside two baselines. *Shuffled*: the same routing with the labels exchanged at random.
+# Chinese has other tokens. So we put all experts of a layer into one number, the share of slots that would have to move to make the two loads equal, and
+# set two baselines beside it. *Shuffled texts*: the same routing with the languages exchanged at random between texts.
 # *Random routers*: the same model and texts with random router weights, 19 of them. The *bound* of a
 # baseline is drawn so that chance passes it in at least one of the layers about one time in 20.
 
 # %%
 twins = (baselines.random_router(base, seed) for seed in range(19))
 random_routers = [routing.trace_many(twin, tokenizer, texts) for twin in twins]
-gap = statistics.compare(statistics.load_gap, trace, random_routers, labels=languages)
-print(gap)
+gap = statistics.load_gap(trace, languages, random_routers)
 
 
 def widest(trace):
@@ -480,93 +480,49 @@ print(f"as much or more in {wider} of {len(random_routers)} random routers")
 gap.table().round(3)
 
 # %% [markdown]
-# The value, what each baseline gives on average, its bound, and the verdict: `above` is true only if the value is above both bounds. A claim about this
-# router needs that. Where the value is above the shuffle's bound and below the routers', languages *are* routed differently, as they are by a router that never
-# learnt anything.
-#
-# ### What do the experts tell?
-#
-# *Mutual information* (互信息) says how many bits of a label a token's expert gives away: of its language, its script, its position, or of which token it is.
-
-# %%
-found = {
-    label: statistics.compare(statistics.information, trace, random_routers, languages=languages, label=label)
-    for label in ("language", "script", "position", "token")
-}
-kinds = [f"{kind}: {what}" for kind in ("shuffled", "random routers") for what in ("mean", "bound")]
-columns = ["bits", *kinds, "above"]
-tables = {name: one.table().set_axis(columns, axis=1) for name, one in found.items()}
-pd.concat(tables, names=["label"]).round(3)
-
-# %%
-figure, axes = plt.subplots(2, 1, figsize=(7.5, 5), layout="constrained")
-pictures.plot_statistic(found["script"], ax=axes[0])
-pictures.plot_statistic(found["token"], ax=axes[1]);
-
-# %% [markdown]
-# Read it in this order. Is the value above *shuffled*? Then routing and label go together. Is it above *random routers*? Only then has this router learnt
-# something of the kind. `token` dwarfs the rest, in the random routers as well: a router reads the token's vector, so the same token goes
-# nearly the same way. (Script is fixed by the token, so it can never tell more; and with few tokens of each kind even shuffled labels look like knowledge.)
-# Language may simply follow, since the two languages hardly share a token. Bits also depend on how even the load is, so here are shares of
-# the load's entropy (熵), all that could be told about an expert, with the bound of the random routers:
-
-# %%
-everything = statistics.entropy(load)
-of_random = torch.stack([statistics.entropy(routing.expert_load(one)) for one in random_routers])
-shares = {}
-for name in ("token", "language"):
-    by_chance = found[name].baselines["random routers"] / of_random
-    shares[name, "this router"] = found[name].value / everything
-    shares[name, "random routers, mean"] = by_chance.mean(0)
-    shares[name, "random routers, bound"] = statistics.bound(by_chance)
-pd.DataFrame(shares, index=[f"layer {layer}" for layer in trace.layers]).T.map("{:.1%}".format)
-
-# %% [markdown]
 # ### What may be said of this model
 #
-# All the questions so far in one table, and one more: is the load more even than a random router's?
+# The table shows our router, then the mean and the bound of each baseline. The verdict:
 
 # %%
-evenness = statistics.compare(statistics.load_entropy, trace, random_routers)
-claims = [gap, *found.values(), evenness]
-above = [[str(layer) for layer, yes in zip(one.layers, one.above, strict=True) if yes] for one in claims]
-rows = [[one.name, ", ".join(layers) or "none"] for one, layers in zip(claims, above, strict=True)]
-pd.DataFrame(rows, columns=["claim", "layers above every baseline"])
+print(gap)
 
 # %% [markdown]
-# Only what has a layer in the last column is about *this* router, and a hit that clears its bound by a hair, as the tables above show, is a weak one. Of all
-# we asked, routing follows token identity most; random routers do nearly as much, see the shares. An "expert for Chinese" that a random router has as well
-# is a story, not a finding. (The Mixtral report saw no clear experts by topic in the large model either, but patterns of syntax.)
+# Where the number is above *shuffled texts*, the two languages are routed differently. Only where it is above *random routers* too has this router learnt something
+# of the kind. One warning: random routers also change what later layers read, because other experts wrote it. So only the first layer is a fair comparison.
+#
+# An "expert for Chinese" that a random router has as well is a story, not a finding. (The Mixtral report saw no clear experts by topic in the large model either,
+# but patterns of syntax.)
 #
 # ## What tuning moved
 #
 # QLoRA leaves the router alone (it is *frozen*, 冻结). But the attention before it changed, so what the router reads is not the same. The bundled adapter or
-# your own from notebook 04, the same texts, token by token. Three noise floors: *random changes*, adapters of random numbers as large as this one, the adapter switched off (what
-# repeating alone moves), and the base in another precision.
+# your own from notebook 04, the same texts, token by token: what share of the slots has another expert? Any change of the weights moves some. So there is a
+# *noise floor*: *random changes*, 19 adapters of random numbers, each as large as this one.
 
 # %%
 from aurora_lib.model import find_adapter, load_adapter
 
 tuned = load_adapter(base, find_adapter(scale))
-untuned = routing.WithoutAdapter(tuned)  # the base, without a second copy of the weights
 after = routing.trace_many(tuned, tokenizer, texts)
-floors = {"random changes": []}
+changed = []
 for seed in range(19):
     with baselines.random_adapter(tuned, seed):
-        floors["random changes"].append(routing.trace_many(tuned, tokenizer, texts))
-floors["adapter off"] = [routing.trace_many(untuned, tokenizer, texts)]
-if scale.name == "tiny":  # at full, a second copy in another precision would not fit
-    rounded = load_model(scale.base_model, dtype=torch.bfloat16, device="cpu")
-    floors["bf16"] = [routing.trace_many(rounded, tokenizer, texts)]
-moved = baselines.shift(trace, after, floors)
-tables = {one.name: one.table().rename(columns={one.name: "share"}) for one in moved.values()}
-table = pd.concat(tables, names=["measure"]).reset_index("measure")
-table.drop(columns=[column for column in table if column.endswith(": mean")]).round(3)
+        changed.append(routing.trace_many(tuned, tokenizer, texts))
+share, low, high = statistics.moved(trace, after)
+by_chance = torch.stack([statistics.moved(trace, other)[0] for other in changed])
+
+# %%
+figure, ax = plt.subplots(figsize=(6, 3.4), layout="constrained")
+limit, errors = statistics.bound(by_chance), torch.stack([share - low, high - share])
+ax.fill_between(trace.layers, 0, limit.numpy(), color="0.85", label="random changes, up to their bound")
+ax.errorbar(trace.layers, share.numpy(), errors.numpy(), fmt="o", capsize=4, label="tuning, 95 % interval")
+ax.set(xlabel="layer", ylabel="slots with another expert [share]", xticks=trace.layers, ylim=(0, None))
+ax.legend(loc="lower right");
 
 # %% [markdown]
-# `share` with its 95 % interval over texts, and the bound of each floor. Repeating and rounding move next to nothing: the shift is not rounding noise. But any
-# change of that size moves routing. A row that says `True` is above the floor, and firmly so only where the whole interval is. All shares are small: most
-# tokens keep their experts.
+# Each point is a layer, with its 95 % interval over texts. A point inside the grey band says nothing about tuning: random changes of the same size can move as much.
+# A point above it is more than chance, and firmly so only where the whole interval is above. Most tokens keep their experts.
 #
 # ## The explorer
 #
@@ -576,6 +532,7 @@ table.drop(columns=[column for column in table if column.endswith(": mean")]).ro
 # %%
 from IPython.display import display
 
+untuned = routing.WithoutAdapter(tuned)  # the base, without a second copy of the weights
 models = {"base": untuned, "tuned": tuned, "random": baselines.random_router(untuned)}
 display(routing.explorer.widget(models, tokenizer))
 HTML(routing.explorer.to_html(models, tokenizer, layer=1))
@@ -632,8 +589,6 @@ def mean(values):
     return round(torch.as_tensor(values).mean().item(), 3)
 
 
-chance = {name: one.baselines["random routers"] for name, one in (found | {"gap": gap}).items()}
-slots = moved["slots"]
 results.record(
     "01",
     {
@@ -643,13 +598,9 @@ results.record(
         "highest expert load [share]": round(load.max().item(), 3),
         "slots dropped at capacity factor 1.0, mean of layers [share]": mean(drops["factor 1.0"]),
         "load that differs between zh and en, mean of layers [share]": mean(gap.value),
-        "load that differs between zh and en, random routers [share]": mean(chance["gap"]),
-        "script in experts, trained, mean of layers [bits]": mean(found["script"].value),
-        "script in experts, random routers, mean of layers [bits]": mean(chance["script"]),
-        "token in experts, trained, mean of layers [bits]": mean(found["token"].value),
-        "token in experts, random routers, mean of layers [bits]": mean(chance["token"]),
-        "slots moved by tuning, mean of layers [share]": mean(slots.value),
-        "slots moved by random changes, mean of layers [share]": mean(slots.baselines["random changes"]),
+        "load that differs between zh and en, random routers [share]": mean(gap.baselines["random routers"]),
+        "slots moved by tuning, mean of layers [share]": mean(share),
+        "slots moved by random changes, mean of layers [share]": mean(by_chance),
     },
 )
 results.compare("01")
@@ -657,7 +608,7 @@ results.compare("01")
 # %% [markdown]
 # **In short.** A router is one matrix, a softmax and a top-2; it learns only through the weights of what it chose. Two experts of eight
 # run for each token: you store all, and compute with about a quarter. Writing is bound by reading weights; reading a prompt by arithmetic, once it is long. A balance loss
-# pooled over layers can hide an unbalanced layer. What a router's choices mean must be compared with shuffled labels and with random
-# routers: of all we asked, they tell most about which token it is.
+# pooled over layers can hide an unbalanced layer. A difference between two languages says something about a router only if random routers show less of it. What
+# tuning moved counts only where random changes move less.
 #
 # **Next:** [02 Chinese data](02_chinese_data.ipynb). **Read:** Shazeer et al. 2017 (1701.06538), the Mixtral report (2401.04088).

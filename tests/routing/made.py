@@ -24,19 +24,17 @@ def build(config):
     return model
 
 
-def trace_of(experts, *, width=8, ids=None, texts=None, weights=None):
-    """A trace with these experts `[layers, tokens, top_k]`; every token is of another kind by default."""
+def trace_of(experts, *, width=8, texts=None):
+    """A trace with these experts `[layers, tokens, top_k]`; every token is of another kind."""
     layers, tokens, top_k = experts.shape
-    texts = torch.zeros(tokens, dtype=torch.int64) if texts is None else texts
     return RoutingTrace(
         tokens=[str(i) for i in range(tokens)],
         experts=experts,
-        weights=torch.full(experts.shape, 1 / top_k) if weights is None else weights,
+        weights=torch.full(experts.shape, 1 / top_k),
         logits=torch.zeros(layers, tokens, width),
         layers=list(range(layers)),
-        ids=torch.arange(tokens) if ids is None else ids,
-        positions=torch.cat([torch.arange(n) for n in texts.bincount()]),
-        texts=texts,
+        ids=torch.arange(tokens),
+        texts=torch.zeros(tokens, dtype=torch.int64) if texts is None else texts,
     )
 
 

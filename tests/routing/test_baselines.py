@@ -9,7 +9,6 @@ from aurora_lib.course import DATA
 from aurora_lib.model import load_model
 from aurora_lib.routing import baselines
 from aurora_lib.routing.tracing import routers
-from tests.routing.made import trace_of
 
 
 def test_a_random_router_is_a_copy_that_shares_the_rest_also_what_is_packed(model, tokenizer):
@@ -54,22 +53,3 @@ def test_a_model_without_routers_or_adapter_is_refused():
         baselines.random_router(nn.Linear(1, 1))
     with pytest.raises(ValueError, match="no LoRA adapter"), baselines.random_adapter(nn.Linear(1, 1)):
         pass
-
-
-def test_a_shift_is_counted_by_hand():
-    texts = torch.tensor([0, 0, 1, 1])
-    weights = torch.tensor([[[0.6, 0.4], [0.9, 0.1], [0.5, 0.5], [0.7, 0.3]]])
-    before = trace_of(torch.tensor([[[0, 1], [2, 3], [4, 5], [6, 7]]]), texts=texts, weights=weights)
-    weights = torch.tensor([[[0.8, 0.2], [0.6, 0.4], [0.5, 0.5], [0.7, 0.3]]])
-    after = trace_of(torch.tensor([[[0, 1], [3, 2], [4, 1], [1, 0]]]), texts=texts, weights=weights)
-    found = baselines.shift(before, after, {"rounding": [before], "other": [after, before]})
-    # 0.2 in the same experts; (0.9 - 0.4 + 0.6 - 0.1) / 2; half of the third token, all of the fourth
-    shares = dict(slots=3 / 8, first=2 / 4, weights=(0.2 + 0.5 + 0.5 + 1.0) / 4)
-    assert {name: one.value.item() for name, one in found.items()} == pytest.approx(shares)
-    assert found["slots"].above.tolist() == [False]
-    assert baselines.shift(before, after, {"rounding": [before]})["slots"].above.tolist() == [True]
-    table = found["slots"].table()
-    assert table["low"].item() < 3 / 8 < table["high"].item()
-    assert all(one.value.item() == 0 for one in baselines.shift(before, before, {}).values())
-    with pytest.raises(ValueError, match="differ in tokens or layers"):
-        baselines.shift(before, trace_of(after.experts[:, :2]), {})

@@ -43,10 +43,3 @@ def test_groups_stand_side_by_side_with_their_intervals():
     tops = [part.get_segments()[0][1][1] for part in figure.axes[0].collections]
     assert tops == pytest.approx([100 * load[2, 0, 0].item() for load in loads.values()], rel=1e-4)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["zh (12 texts)", "en (12 texts)"]
-
-
-def test_a_statistic_is_drawn_with_every_baseline():
-    found, axes = statistics.load_gap(*clustered(0, gain=2.0), permutations=50), plt.subplots()[1]
-    pictures.plot_statistic(found, axes)
-    labels = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert labels == ["50 shuffled texts: mean to bound", "this model"]
