@@ -85,7 +85,7 @@ def clean_conversations(scale: Scale) -> Dataset:
 
 
 def save_conversations(dataset: Dataset, scale: Scale, account: str) -> Path:
-    """Write `dataset` as JSON Lines for the notebooks that follow; first a line of its origin and `account`."""
+    """Write `dataset` as JSON Lines for the notebooks that follow; the first line: its origin, `account`."""
     rows = [{"data": str(scale.data or "hub"), "account": account}, *dataset]
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     return write_whole(scale.runs / SAVED, "".join(lines))

@@ -4,7 +4,7 @@
 # Paper: section 2, Table 1 and Figure 2. **After this notebook you can** read the three released formats, clean them by named
 # steps, find near duplicates, and account for every single row.
 #
-# At `tiny` the files are samples of our own in the released layouts, dirt included. `AURORA_DATA=/a/folder` reads yours; at `full` the
+# At `tiny` the files are samples of our own in the released layouts, dirt included. `AURORA_DATA=/a/file.jsonl` (or a folder) reads yours; at `full` the
 # three released files are read. (`tools/bench/cleaning.py` times the same code on as many synthetic rows as the paper has.)
 
 # %% [markdown]
@@ -35,10 +35,9 @@ for name, (file, *_) in sources.files(data).items():
     print(f"{name}: {file.name}\n  {max(first, key=len)}\n")
 
 # %% [markdown]
-# `sources.read` turns each row into one shape, *messages*, whatever its layout. (It knows the layouts and names of speakers that other
-# projects use; `layouts.toml` beside it lists them. Files may be JSON, JSON Lines or Parquet, also packed by gzip.) A row that is no
-# conversation is not dropped in silence: it is set aside, with its line and what is wrong with it. A file without one conversation, such as
-# a saved web page, is refused.
+# `sources.read` turns each row into one shape, *messages*. It knows the columns and names of speakers that others use too: `layouts.toml`
+# beside it lists them. Files may be JSON, JSON Lines or Parquet, also packed by gzip. A row that is no conversation is not dropped in
+# silence. It is set aside, with its line and what is wrong with it. A file without any conversation, such as a saved web page, is refused.
 
 # %%
 from pathlib import Path
