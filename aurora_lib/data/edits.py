@@ -126,7 +126,8 @@ def edit(messages: Messages, options: tuple[str, ...] = ()) -> tuple[Messages, l
         at_first = messages
         for name, step in steps:
             before, messages = messages, step(messages)
-            changes += _changes(name, before, messages) if messages != before else []
+            if messages is not before and messages != before:
+                changes += _changes(name, before, messages)
         if messages == at_first:
             break
     return messages, changes
@@ -134,12 +135,16 @@ def edit(messages: Messages, options: tuple[str, ...] = ()) -> tuple[Messages, l
 
 def _says(messages: Messages, name: str, role: str = "") -> bool:
     """Whether the pattern is found in any text, of `role` if given."""
-    return any(pattern(name).search(m["content"]) for m in messages if m["role"] == role or not role)
+    search = pattern(name).search
+    return any(search(m["content"]) for m in messages if m["role"] == role or not role)
 
 
 def _mended(messages: Messages, mend: Callable[[str], str], role: str = "") -> Messages:
-    """The conversation with each text mended, or those of `role`."""
-    return [m | {"content": mend(m["content"])} if m["role"] == role or not role else m for m in messages]
+    """The conversation with each text mended, or those of `role`; the same object where nothing changes."""
+    texts = [mend(m["content"]) if m["role"] == role or not role else m["content"] for m in messages]
+    if texts == [m["content"] for m in messages]:
+        return messages
+    return [m | {"content": text} for m, text in zip(messages, texts, strict=True)]
 
 
 def _changes(step: str, before: Messages, after: Messages) -> list[dict]:
