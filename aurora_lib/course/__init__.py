@@ -7,9 +7,9 @@
 """
 
 from aurora_lib.course import html, paper, results
-from aurora_lib.course.machine import GIB, peak_rss, write_whole
+from aurora_lib.course.machine import GIB, write_whole
 from aurora_lib.course.notebook import start
-from aurora_lib.course.scale import DATA, ROOT, Scale, ScaleError, choose
+from aurora_lib.course.scale import DATA, ROOT, Scale, ScaleError, choose, hub_remedy
 
 __all__ = [
     "DATA",
@@ -19,8 +19,8 @@ __all__ = [
     "ScaleError",
     "choose",
     "html",
+    "hub_remedy",
     "paper",
-    "peak_rss",
     "results",
     "start",
     "write_whole",

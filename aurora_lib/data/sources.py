@@ -20,7 +20,7 @@ import pyarrow
 from datasets import Dataset, Features, List, Value
 from datasets.table import MemoryMappedTable
 
-from aurora_lib.course import DATA
+from aurora_lib.course import DATA, hub_remedy
 
 SOURCES = tomllib.loads(Path(__file__).with_name("sources.toml").read_text(encoding="utf-8"))
 TURNS = List({"role": Value("string"), "content": Value("string")})
@@ -134,8 +134,7 @@ def _download(name: str) -> Path:
         file = Path(hf_hub_download(repository, source["folder"] + released, repo_type="dataset"))
     except Exception as error:  # offline, moved, disk full: many kinds, and one remedy for all of them
         failed = f"{released} could not be had from the hub ({repository}: {type(error).__name__})."
-        remedy = "Check the network, set HF_ENDPOINT to a mirror, or set AURORA_DATA to a folder that has it."
-        raise DataError(f"{failed} {remedy}") from error
+        raise DataError(f"{failed} {hub_remedy()}, or set AURORA_DATA to a folder that has it.") from error
     found = hashlib.sha1(file.read_bytes()).hexdigest()
     if source["sha1"] and found not in source["sha1"]:
         other = f"{released} is not the file of the paper's stack (SHA-1 {found}): counts will differ."

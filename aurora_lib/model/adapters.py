@@ -1,18 +1,24 @@
 """Adapters as folders: saved with a model card, found, and put on a base model."""
 
+import copy
 import os
+import re
 import shutil
 import warnings
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError, safe_open
-from transformers import PreTrainedModel
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 
-from aurora_lib.course import DATA, Scale
+from aurora_lib.course import DATA, Scale, hub_remedy
+from aurora_lib.model.files import ModelFileError, read_json, skeleton, tensor_names
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
+PACKED = "experts packed in 4 bits and their router take no adapter here yet"
 
 
 class AdapterError(RuntimeError):
@@ -32,7 +38,7 @@ def save_adapter(trainer, scale: Scale, folder: Path | None = None) -> Path:
     # a hub id stays; a path of this machine would mean nothing to whoever loads the adapter elsewhere
     base = Path(scale.base_model)
     for config in trainer.model.peft_config.values():
-        config.base_model_name_or_path = base.name if base.exists() else scale.base_model
+        config.base_model_name_or_path = _model_name(base) if base.exists() else scale.base_model
         config.target_modules = sorted(config.target_modules)  # a set is written in any order
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     try:
@@ -72,7 +78,7 @@ def _card(trainer, scale: Scale) -> str:
     return card.format(
         **known,
         revision=f", revision `{scale.revision}`" if scale.revision else "",
-        targets=", ".join(sorted(lora.target_modules)),
+        targets=", ".join(lora.target_modules),
         data=f"the local folder `{Path(scale.data).name}`" if scale.data else "the released datasets",
         planned="" if state.global_step >= state.max_steps else f" of {state.max_steps} planned",
         epochs=state.epoch or 0,
@@ -102,22 +108,32 @@ def find_adapter(scale: Scale) -> str:
 def load_adapter(model: PreTrainedModel, adapter: str | Path) -> PeftModel:
     """Put `adapter` on `model`, ready for inference: a PEFT folder, or a hub id with or without "@revision".
 
-    Raises AdapterError when it is missing, damaged, a pickle, or of other shapes than this base. Warns where
-    the shapes fit but it names another base.
+    Raises AdapterError when it is missing, damaged, a pickle, for packed experts, or of other shapes than this
+    base. Warns where the shapes fit but it names another base.
     """
-    place, revision = _place(adapter)
+    folder = _place(adapter)
     try:
-        tuned = PeftModel.from_pretrained(model, place, revision=revision).eval()
+        read_json(folder / FILES[0])
+        tuned = {name.partition(".lora_")[0] for name in tensor_names(folder / FILES[1])}
+    except ModelFileError as error:
+        raise AdapterError(str(error)) from error
+    experts = {_last(name) for name in tuned if re.search(r"\.experts\b|\.gate$", name)}
+    if experts and getattr(model, "is_loaded_in_4bit", False):
+        raise AdapterError(
+            f"The adapter {adapter} tunes experts or their router ({', '.join(sorted(experts))}), and {PACKED}. "
+            "Put it on the 16-bit model with stock PEFT, or use an adapter of attention layers alone."
+        )
+    try:
+        tuned = PeftModel.from_pretrained(model, folder).eval()
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise AdapterError(
             f"The adapter {adapter} cannot be put on this base model ({reason}). "
             "Use an adapter trained on the same base, or unset AURORA_ADAPTER."
         ) from error
-    # folders and hub ids are compared by their last part, since the rest is where it lies
-    names = tuned.peft_config["default"].base_model_name_or_path, model.config.name_or_path
-    trained_on, here = (Path(name or "").name for name in names)
-    if trained_on and here and trained_on != here:
+    named = tuned.peft_config["default"].base_model_name_or_path, model.config.name_or_path
+    trained_on, here = map(_model_name, named)
+    if trained_on and here and trained_on.lower() != here.lower():
         warnings.warn(
             f"The adapter in {Path(adapter).name} was trained on {trained_on} and is now on {here}: "
             "the shapes fit, but unless both are the same model its answers mean nothing.",
@@ -126,24 +142,76 @@ def load_adapter(model: PreTrainedModel, adapter: str | Path) -> PeftModel:
     return tuned
 
 
-def _place(adapter: str | Path) -> tuple[str, str | None]:
-    """Folder or hub id, and the revision. Raises AdapterError for what is no adapter or cannot be reached."""
+def _model_name(base: str | Path | None) -> str:
+    """The last part of a folder or hub id, since the rest is where it lies; empty for a bare hash.
+
+    Also of a snapshot in the hub's cache, of a path of Windows, and as ModelScope writes it ("v0___1").
+    """
+    path = str(base or "").replace("\\", "/").replace("___", ".").rstrip("/")
+    name = re.sub(r"(.*/)?models--(.+--)?(.+)/snapshots/.*", r"\3", path).rpartition("/")[2]
+    return "" if re.fullmatch("[0-9a-f]{40}", name) else name
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _place(adapter: str | Path) -> Path:
+    """Its folder, in the hub's cache for a hub id. Raises AdapterError for what is no adapter or out of reach."""
     local = Path(adapter).expanduser()
+    if local.is_file():
+        raise AdapterError(
+            f"{local} is a file: set AURORA_ADAPTER to its folder, which holds {FILES[0]} too."
+        )
     if local.is_dir() or local.is_absolute():
         if missing := [name for name in FILES if not (local / name).is_file()]:
             raise AdapterError(
                 f"{local} holds no adapter: {missing[0]} is missing. Check AURORA_ADAPTER. (A pickle, as "
                 "adapter_model.bin is, can run code when it is opened: convert it where you trust it.)"
             )
-        return str(local), None
+        return local
     name, _, revision = str(adapter).partition("@")
     try:
-        for file in FILES:
-            hf_hub_download(name, file, revision=revision or None)
-    except (OSError, ValueError) as error:
+        *_, file = [Path(hf_hub_download(name, file, revision=revision or None)) for file in FILES]
+        return file.parent
+    except Exception as error:  # of many kinds, and not all are an OSError
         raise AdapterError(
             f"The adapter {adapter} is no folder here and could not be fetched from the hub "
-            f"({type(error).__name__}). Check name and network, set HF_ENDPOINT to a mirror, "
-            "or AURORA_ADAPTER to a local folder."
+            f"({type(error).__name__}). {hub_remedy()}, or set AURORA_ADAPTER to a local folder."
         ) from error
-    return name, revision or None
+
+
+def resolve_targets(config: PreTrainedConfig, lora: LoraConfig) -> tuple[LoraConfig, int]:
+    """`lora` with its targets as names of layers, and the parameters it trains; nothing is allocated.
+
+    "all-linear" and a regular expression are matched with the layers that take an adapter here: no expert, no
+    router, and for "all-linear" no head. Raises ValueError for targets that match none or name experts.
+    """
+    model, lora = skeleton(config), copy.deepcopy(lora)
+    head, asked, refused = (
+        model.get_output_embeddings(),
+        lora.target_modules,
+        [*(lora.target_parameters or ())],
+    )
+    kinds = nn.Linear if asked == "all-linear" else (nn.Linear, nn.Embedding)
+    layers = [name for name, m in model.named_modules() if isinstance(m, kinds) and m is not head]
+    if isinstance(asked, str):
+        pattern = ".*" if asked == "all-linear" else asked
+        names = {name for name in layers if re.fullmatch(pattern, name)}
+        released = revert_weight_conversion(model, dict(model.named_parameters()))
+        experts = (name.removesuffix(".weight") for name in released if ".experts." in name)
+        if not names or any(re.fullmatch(asked, name) for name in experts):
+            refused.append(asked)
+        # by their last parts where these mean the same, as a list of targets is written
+        ends = {_last(name) for name in names}
+        lora.target_modules = ends if names == {name for name in layers if _last(name) in ends} else names
+    else:
+        refused += [each for each in asked or () if not any(f".{n}".endswith(f".{each}") for n in layers)]
+    if refused:
+        known = sorted({_last(name) for name in layers if ".layers." in name})
+        raise ValueError(
+            f"No adapter can be put on {', '.join(sorted(refused))}: experts, router and head take none here yet, "
+            f'and other names are no layers of this model. Choose a list of {", ".join(known)}, or "all-linear".'
+        )
+    trained = get_peft_model(model, copy.deepcopy(lora))
+    return lora, sum(p.numel() for p in trained.parameters() if p.requires_grad)

@@ -27,7 +27,11 @@ def arguments() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--scale", choices=["tiny", "full"], help="overrides AURORA_SCALE")
-    add("--out", type=Path, help="folder of the adapter (default: runs/<scale>/adapter)")
+    add(
+        "--out",
+        type=lambda path: Path(path).expanduser(),
+        help="folder of the adapter (default: runs/<scale>/adapter)",
+    )
     add("--learning-rate", type=float, help="peak of the cosine schedule")
     add("--epochs", type=float, dest="num_train_epochs", help="passes over the data")
     add("--max-steps", type=int, help="end after so many optimizer steps, instead of --epochs")

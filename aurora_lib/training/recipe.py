@@ -10,12 +10,12 @@ from pathlib import Path
 
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoConfig, PreTrainedModel, set_seed
+from transformers import PreTrainedModel, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from aurora_lib.course import Scale, paper
 from aurora_lib.data import clean_conversations
-from aurora_lib.model import load_model, load_tokenizer, nf4, save_adapter
+from aurora_lib.model import load_model, load_tokenizer, nf4, read_config, resolve_targets, save_adapter
 from aurora_lib.training.callbacks import Meter, ZeroGradientAlarm
 from aurora_lib.training.planning import NOTHING, preflight
 from aurora_lib.training.running import run, say
@@ -86,12 +86,12 @@ def build_trainer(
     """An `SFTTrainer` on `conversations` (column `messages`) with a new adapter (the paper's), in 32 bits.
 
     TRL renders the messages by the tokenizer's chat template, `<s>[INST] question [/INST] answer</s>`, into
-    token ids. Its generation markers (see `model/tokenizer.py`) stand around answer and end token: there the
+    token ids. Its generation markers (see `model/chat_template.jinja`) stand around answer and end token: there the
     labels are the ids, elsewhere -100, which the loss skips. What lies beyond `max_length` is cut off.
 
     Conversations without an answer before the cutoff are left out; how many is printed. `trainer.evaluate()`
     gives the loss on the first 64 rows, to compare before and after. Raises ValueError where nothing is left
-    to train on.
+    to train on, and for targets of `lora` that the model lacks.
     """
     asked = conversations.select_columns(["messages"])
     answered = asked.filter(lambda row: any(message["role"] == "assistant" for message in row["messages"]))
@@ -99,13 +99,14 @@ def build_trainer(
         say(args, f"{missing:,} conversations hold no answer by the assistant and are left out.")
     if len(answered) == 0:
         raise ValueError(NOTHING)
+    lora, _ = resolve_targets(model.config, lora or lora_config())
     set_seed(args.seed)
     trainer = SFTTrainer(
         model=model,
         args=args,
         train_dataset=answered,
         processing_class=tokenizer,
-        peft_config=lora or lora_config(),
+        peft_config=lora,
         callbacks=[ZeroGradientAlarm(), Meter()],
     )
     if not args.packing:
@@ -140,15 +141,13 @@ def tune(scale: Scale, *, out: Path | None = None, minutes=None, price_per_hour=
     """The whole of notebook 04's training; returns the adapter's folder (`out`, or one in `scale.runs`).
 
     `changes` override any field of `SFTConfig`. An adapter that was in the folder before is kept beside it.
-    Raises `memory.DoesNotFit` before anything is loaded, ValueError where there is nothing to train on,
+    Raises ModelFileError and `memory.DoesNotFit` before anything is loaded, ValueError where there is nothing to train on,
     Stopped and TrainingError while training, AdapterError where the adapter cannot be saved.
     """
-    if Path(scale.base_model).is_dir():
-        nf4.check_files(Path(scale.base_model))
+    config = read_config(scale.base_model, scale.revision)
     args = sft_config(scale, **changes)
     with args.main_process_first():
         conversations = clean_conversations(scale)
-    config = AutoConfig.from_pretrained(scale.base_model, revision=scale.revision)
     say(args, f"\n{preflight(config, conversations, scale, args, price_per_hour)}\n")
     loading = scale.loading | {"device": str(args.device)} | (nf4.SHARDED if scale.sharding else {})
     tokenizer = load_tokenizer(scale.base_model, revision=scale.revision)

@@ -163,7 +163,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
     with (file := tmp_path / "a.jsonl").open("wb") as out:
         for _ in range(300):
             out.write(line)
-    code = "import sys; from pathlib import Path; from aurora_lib.course import peak_rss; "
+    code = "import sys; from pathlib import Path; from aurora_lib.course.machine import peak_rss; "
     code += "from aurora_lib.data.sources import read_rows; before = peak_rss(); "
     code += "print(sum(1 for _ in read_rows(Path(sys.argv[1]))), peak_rss() - before)"
     done = subprocess.run([sys.executable, "-c", code, file], capture_output=True, text=True, check=True)

@@ -8,7 +8,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig, OlmoeConfig, Qwen3MoeConfig
 
-from aurora_lib.course import GIB, peak_rss
+from aurora_lib.course import GIB
+from aurora_lib.course.machine import peak_rss
 from aurora_lib.model import memory, random_model
 from aurora_lib.model.memory import MIXTRAL_8X7B, predict
 
