@@ -9,7 +9,7 @@
 from aurora_lib.course import html, paper, results
 from aurora_lib.course.machine import GIB, write_whole
 from aurora_lib.course.notebook import start
-from aurora_lib.course.scale import DATA, ROOT, Scale, ScaleError, choose, hub_remedy
+from aurora_lib.course.scale import DATA, ROOT, Scale, ScaleError, asking_hub, choose
 
 __all__ = [
     "DATA",
@@ -17,9 +17,9 @@ __all__ = [
     "ROOT",
     "Scale",
     "ScaleError",
+    "asking_hub",
     "choose",
     "html",
-    "hub_remedy",
     "paper",
     "results",
     "start",

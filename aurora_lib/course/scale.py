@@ -1,6 +1,8 @@
 """Scale presets: everything that differs between `tiny` and `full`, and nothing else."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,13 +64,26 @@ FULL |= dict(revision="125c431e2ff41a156b9f9076f744d2f35dd6e67a")
 FULL |= _both | dict(learning_rate=5e-5, length=1024, save_steps=1000, max_new_tokens=256)
 
 
-def hub_remedy(environ=os.environ) -> str:
-    """What to do where the hub gave nothing; a sentence to be ended by the name of a local folder."""
+@contextmanager
+def asking_hub(what: str, variable: str, kind: type[Exception]) -> Iterator[None]:
+    """Raises `kind` in two sentences where the hub does not give `what`, which `variable` may name too."""
+    try:
+        yield
+    except Exception as error:  # offline, moved, gated, disk full: of many kinds, and not all an OSError
+        if isinstance(error, kind):
+            raise
+        why = str(error).partition("\n")[0] if type(error) is OSError else type(error).__name__
+        remedy = _endpoint_fault(os.environ) or "Check name, network and access, set HF_ENDPOINT to a mirror"
+        failed = f"{what} could not be had from the hub ({why})."
+        raise kind(f"{failed} {remedy}, or set {variable} to a local folder.") from error
+
+
+def _endpoint_fault(environ) -> str | None:
     endpoint = environ.get("HF_ENDPOINT") or "https://"
-    if not endpoint.startswith(("http://", "https://")):
-        right = f"set HF_ENDPOINT=https://{endpoint.rpartition('//')[2]} and start again"
-        return f"HF_ENDPOINT={endpoint} has no https:// in front: {right}"
-    return "Check name, network and your access to it, set HF_ENDPOINT to a mirror"
+    if endpoint.startswith(("http://", "https://")):
+        return None
+    right = f"set HF_ENDPOINT=https://{endpoint.rpartition('//')[2]} and start again"
+    return f"HF_ENDPOINT={endpoint} has no https:// in front: {right}"
 
 
 def choose(environ=os.environ) -> Scale:
@@ -79,8 +94,8 @@ def choose(environ=os.environ) -> Scale:
     """
     import torch
 
-    if "has no https" in (remedy := hub_remedy(environ)):
-        raise ScaleError(f"{remedy}.")
+    if fault := _endpoint_fault(environ):
+        raise ScaleError(f"{fault}.")
     name = environ.get("AURORA_SCALE") or "tiny"
     if name not in ("tiny", "full"):
         remedy = "Set it to 'tiny' or 'full', or unset it for 'tiny'."

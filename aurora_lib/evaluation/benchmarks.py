@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 from huggingface_hub import cached_assets_path, snapshot_download
 
-from aurora_lib.course import DATA, hub_remedy
+from aurora_lib.course import DATA, asking_hub
 
 LETTERS = "ABCD"
 # Per task: language of the prompt, split that is scored, file name. C-Eval's test answers are not public.
@@ -174,15 +174,12 @@ def _defect(header: list[str], row: list[str], record: dict[str, str], ids: dict
 def download(task: str) -> Path:
     """The folder of a downloaded task, in the hub's cache; made once for each commit of its repository.
 
-    Raises OSError, in one sentence, without a network or where the repository lacks what it should hold.
+    Raises EvalError without a network, and OSError, in one sentence, where the repository lacks a subject.
     """
     repository = REPOSITORIES[task]
     wanted = dict(allow_patterns=["*.zip", *(f"*/{split}-*.parquet" for split in HUB_SPLITS)])
-    try:
+    with asking_hub(repository, "AURORA_BENCHMARKS", EvalError):
         source = snapshot_download(repository, repo_type="dataset", ignore_patterns=["all/*"], **wanted)
-    except Exception as error:  # of many kinds, and not all are an OSError
-        failed = f"{repository} could not be downloaded ({type(error).__name__})."
-        raise OSError(f"{failed} {hub_remedy()}, or use the release") from error
     made = cached_assets_path("aurora", namespace=task, subfolder=Path(source).name)
     if not (made / "complete").is_file():
         for archive in Path(source).glob("*.zip"):  # the released files themselves

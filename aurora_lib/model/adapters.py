@@ -9,16 +9,16 @@ from pathlib import Path
 
 from huggingface_hub import hf_hub_download
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import _find_minimal_target_modules
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from aurora_lib.course import DATA, Scale, hub_remedy
-from aurora_lib.model.files import ModelFileError, read_json, skeleton, tensor_names
+from aurora_lib.course import DATA, Scale, asking_hub
+from aurora_lib.model.files import contents, said, skeleton
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
-PACKED = "experts packed in 4 bits and their router take no adapter here yet"
 
 
 class AdapterError(RuntimeError):
@@ -53,9 +53,9 @@ def save_adapter(trainer, scale: Scale, folder: Path | None = None) -> Path:
         unfinished.rmdir()
     except (OSError, SafetensorError) as error:
         shutil.rmtree(unfinished, ignore_errors=True)
+        checkpoints = trainer.args.output_dir
         raise AdapterError(
-            f"The adapter could not be saved to {folder} ({error}). Nothing is lost: the checkpoints stay in "
-            f"{trainer.args.output_dir}. Make room, or choose another folder, and save again."
+            said("adapter_unsaved", place=folder, why=error, checkpoints=checkpoints)
         ) from error
     if trainer.state.global_step >= trainer.state.max_steps:
         shutil.rmtree(trainer.args.output_dir, ignore_errors=True)
@@ -98,9 +98,7 @@ def find_adapter(scale: Scale) -> str:
     elif scale.name == "tiny":
         place, why = DATA / "tiny_adapter", "shipped with the course, since notebook 04 has not run here"
     else:
-        raise AdapterError(
-            "There is no adapter: run notebook 04, or set AURORA_ADAPTER to a folder or hub id."
-        )
+        raise AdapterError(said("adapter_none"))
     print(f"adapter: {Path(place).name} ({why})")
     return str(place)
 
@@ -108,37 +106,25 @@ def find_adapter(scale: Scale) -> str:
 def load_adapter(model: PreTrainedModel, adapter: str | Path) -> PeftModel:
     """Put `adapter` on `model`, ready for inference: a PEFT folder, or a hub id with or without "@revision".
 
-    Raises AdapterError when it is missing, damaged, a pickle, for packed experts, or of other shapes than this
-    base. Warns where the shapes fit but it names another base.
+    Raises AdapterError when it is missing, a pickle, for packed experts, or of other shapes than this base,
+    and ModelFileError when it is damaged. Warns where the shapes fit but it names another base.
     """
     folder = _place(adapter)
-    try:
-        read_json(folder / FILES[0])
-        tuned = {name.partition(".lora_")[0] for name in tensor_names(folder / FILES[1])}
-    except ModelFileError as error:
-        raise AdapterError(str(error)) from error
+    weights = [contents(folder / file) for file in FILES][1]
+    tuned = (name.partition(".lora_")[0] for name in weights)
     experts = {_last(name) for name in tuned if re.search(r"\.experts\b|\.gate$", name)}
     if experts and getattr(model, "is_loaded_in_4bit", False):
-        raise AdapterError(
-            f"The adapter {adapter} tunes experts or their router ({', '.join(sorted(experts))}), and {PACKED}. "
-            "Put it on the 16-bit model with stock PEFT, or use an adapter of attention layers alone."
-        )
+        raise AdapterError(said("adapter_experts", place=adapter, names=", ".join(sorted(experts))))
     try:
         tuned = PeftModel.from_pretrained(model, folder).eval()
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise AdapterError(
-            f"The adapter {adapter} cannot be put on this base model ({reason}). "
-            "Use an adapter trained on the same base, or unset AURORA_ADAPTER."
-        ) from error
+        why = str(error).strip().splitlines()[-1].strip()
+        raise AdapterError(said("adapter_shapes", place=adapter, why=why)) from error
     named = tuned.peft_config["default"].base_model_name_or_path, model.config.name_or_path
     trained_on, here = map(_model_name, named)
     if trained_on and here and trained_on.lower() != here.lower():
-        warnings.warn(
-            f"The adapter in {Path(adapter).name} was trained on {trained_on} and is now on {here}: "
-            "the shapes fit, but unless both are the same model its answers mean nothing.",
-            stacklevel=2,
-        )
+        about = dict(place=Path(adapter).name, theirs=trained_on, here=here)
+        warnings.warn(said("adapter_base", **about), stacklevel=2)
     return tuned
 
 
@@ -157,61 +143,43 @@ def _last(name: str) -> str:
 
 
 def _place(adapter: str | Path) -> Path:
-    """Its folder, in the hub's cache for a hub id. Raises AdapterError for what is no adapter or out of reach."""
+    """Its folder, in the hub's cache for a hub id. Raises AdapterError for what is none or out of reach."""
     local = Path(adapter).expanduser()
     if local.is_file():
-        raise AdapterError(
-            f"{local} is a file: set AURORA_ADAPTER to its folder, which holds {FILES[0]} too."
-        )
+        raise AdapterError(said("adapter_file", place=local))
     if local.is_dir() or local.is_absolute():
         if missing := [name for name in FILES if not (local / name).is_file()]:
-            raise AdapterError(
-                f"{local} holds no adapter: {missing[0]} is missing. Check AURORA_ADAPTER. (A pickle, as "
-                "adapter_model.bin is, can run code when it is opened: convert it where you trust it.)"
-            )
+            raise AdapterError(said("no_adapter", place=local, missing=missing[0]))
         return local
     name, _, revision = str(adapter).partition("@")
-    try:
+    with asking_hub(f"{adapter} is no folder here, and this adapter", "AURORA_ADAPTER", AdapterError):
         *_, file = [Path(hf_hub_download(name, file, revision=revision or None)) for file in FILES]
-        return file.parent
-    except Exception as error:  # of many kinds, and not all are an OSError
-        raise AdapterError(
-            f"The adapter {adapter} is no folder here and could not be fetched from the hub "
-            f"({type(error).__name__}). {hub_remedy()}, or set AURORA_ADAPTER to a local folder."
-        ) from error
+    return file.parent
 
 
 def resolve_targets(config: PreTrainedConfig, lora: LoraConfig) -> tuple[LoraConfig, int]:
     """`lora` with its targets as names of layers, and the parameters it trains; nothing is allocated.
 
-    "all-linear" and a regular expression are matched with the layers that take an adapter here: no expert, no
-    router, and for "all-linear" no head. Raises ValueError for targets that match none or name experts.
+    "all-linear" are those of the decoder's layers; PEFT itself would go on to experts and router. Raises
+    ValueError for targets that match no layer or name experts.
     """
-    model, lora = skeleton(config), copy.deepcopy(lora)
-    head, asked, refused = (
-        model.get_output_embeddings(),
-        lora.target_modules,
-        [*(lora.target_parameters or ())],
-    )
-    kinds = nn.Linear if asked == "all-linear" else (nn.Linear, nn.Embedding)
-    layers = [name for name, m in model.named_modules() if isinstance(m, kinds) and m is not head]
+    model = skeleton(config)
+    head, modules = model.get_output_embeddings(), dict(model.named_modules())
+    layers = [n for n, m in modules.items() if isinstance(m, nn.Linear | nn.Embedding) and m is not head]
+    asked, refused, lora = lora.target_modules, [*(lora.target_parameters or ())], copy.deepcopy(lora)
     if isinstance(asked, str):
-        pattern = ".*" if asked == "all-linear" else asked
-        names = {name for name in layers if re.fullmatch(pattern, name)}
+        pattern = r".*\.layers\..*" if asked == "all-linear" else asked
+        names = [name for name in layers if re.fullmatch(pattern, name)]
         released = revert_weight_conversion(model, dict(model.named_parameters()))
-        experts = (name.removesuffix(".weight") for name in released if ".experts." in name)
-        if not names or any(re.fullmatch(asked, name) for name in experts):
+        experts = [name for name in released if ".experts." in name]
+        if not names or any(re.fullmatch(asked, name.removesuffix(".weight")) for name in experts):
             refused.append(asked)
-        # by their last parts where these mean the same, as a list of targets is written
-        ends = {_last(name) for name in names}
-        lora.target_modules = ends if names == {name for name in layers if _last(name) in ends} else names
     else:
         refused += [each for each in asked or () if not any(f".{n}".endswith(f".{each}") for n in layers)]
     if refused:
         known = sorted({_last(name) for name in layers if ".layers." in name})
-        raise ValueError(
-            f"No adapter can be put on {', '.join(sorted(refused))}: experts, router and head take none here yet, "
-            f'and other names are no layers of this model. Choose a list of {", ".join(known)}, or "all-linear".'
-        )
+        raise ValueError(said("targets", names=", ".join(sorted(refused)), known=", ".join(known)))
+    if isinstance(asked, str):
+        lora.target_modules = _find_minimal_target_modules(names, [n for n in modules if n not in names])
     trained = get_peft_model(model, copy.deepcopy(lora))
     return lora, sum(p.numel() for p in trained.parameters() if p.requires_grad)

@@ -29,7 +29,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 from transformers.quantizers.quantizers_utils import get_module_from_name
 
-from aurora_lib.model.files import local, out_of_reach, read_config, skeleton
+from aurora_lib.model.files import local, reaching, read_config, skeleton
 
 NAME = "nf4"  # under which transformers finds `experts_forward`
 BLOCK = 64  # weights that share one absmax
@@ -231,12 +231,8 @@ def load_model(
     """
     read_config(path_or_id, revision)
     source, device = local(path_or_id), device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
+    with reaching(path_or_id, "weights"):
         return _stream(AutoModelForCausalLM, source or path_or_id, device, dtype, storage, revision=revision)
-    except OSError as error:
-        if source:
-            raise
-        raise out_of_reach(path_or_id, "weights", error) from error
 
 
 def random_model(

@@ -8,12 +8,11 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
-from sentencepiece import SentencePieceProcessor
 from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import cached_file
 
-from aurora_lib.model.files import ModelFileError, damaged, local, out_of_reach
+from aurora_lib.model.files import ModelFileError, contents, local, reaching, said
 
 MISTRAL_FILE = files("mistral_common") / "data" / "tokenizer.model.v1"
 PROBES = (
@@ -39,29 +38,27 @@ def load_tokenizer(path: str | Path | None = None, *, revision: str | None = Non
 
     Raises ModelFileError where `path` holds no tokenizer. Source: mistral-common, tokenizer v1.
     """
-    folder = local(path) if path else None
-    how = dict(revision=revision, _raise_exceptions_for_missing_entries=False)
-    try:
-        pieces = str(MISTRAL_FILE)
-        if path:
-            found = cached_file(folder or path, "tokenizer.json", **how)
-            pieces = None if found else cached_file(folder or path, "tokenizer.model", **how)
-        if pieces:
-            tokenizer = _from_sentencepiece(pieces)
-        else:
-            tokenizer = AutoTokenizer.from_pretrained(folder or path, revision=revision, padding_side="right")
-    except ModelFileError:
-        raise
-    except Exception as error:
-        if not folder:
-            raise out_of_reach(path, "tokenizer", error) from error
-        lacks = "tokenizer.json or tokenizer.model is missing, or tokenizer_config.json does not fit it"
-        raise ModelFileError(f"{folder} holds no tokenizer that can be read: {lacks}.") from error
+    tokenizer = _found(path, revision) if path else _from_sentencepiece(str(MISTRAL_FILE))
     if tokenizer.pad_token is None:
         # Byte fallback leaves <unk> unused in text; if </s> padded, a collator might mask the real </s> too.
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
+
+
+def _found(path: str | Path, revision: str | None) -> PreTrainedTokenizerFast:
+    folder, how = local(path), dict(revision=revision, _raise_exceptions_for_missing_entries=False)
+    try:
+        with reaching(path, "tokenizer"):
+            whole = cached_file(folder or path, "tokenizer.json", **how)
+            pieces = None if whole else cached_file(folder or path, "tokenizer.model", **how)
+            if pieces:
+                return _from_sentencepiece(pieces)
+            return AutoTokenizer.from_pretrained(folder or path, revision=revision, padding_side="right")
+    except ModelFileError:
+        raise
+    except Exception as error:
+        raise ModelFileError(said("no_tokenizer", place=path)) from error
 
 
 def _from_sentencepiece(file: str) -> PreTrainedTokenizerFast:
@@ -75,10 +72,7 @@ def _bpe(file: str) -> tuple[Tokenizer, dict[str, str]]:
 
     Raises ModelFileError where the result is not the same: a model of another kind than Mixtral's.
     """
-    try:
-        model = SentencePieceProcessor(model_file=file)
-    except (OSError, RuntimeError) as error:
-        raise damaged(Path(file), "is no SentencePiece model") from error
+    model = contents(Path(file))
     pieces = [model.id_to_piece(i) for i in range(len(model))]
     # text never merges into or out of <unk>, <s>, </s> and the 256 byte pieces
     apart = model.is_unknown, model.is_control, model.is_byte, model.is_unused
@@ -98,8 +92,6 @@ def _bpe(file: str) -> tuple[Tokenizer, dict[str, str]]:
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
     if any(tokenizer.encode(probe).ids != model.encode(probe) for probe in PROBES):
-        raise ModelFileError(
-            f"{file} is no tokenizer of Mixtral's kind. Put the model's tokenizer.json beside it."
-        )
+        raise ModelFileError(said("other_tokenizer", place=file))
     marks = dict(bos_token=model.bos_id(), eos_token=model.eos_id(), unk_token=model.unk_id())
     return tokenizer, {name: pieces[i] for name, i in marks.items() if i >= 0}

@@ -37,10 +37,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--max-steps", type=int, help="end after so many optimizer steps, instead of --epochs")
     batch = "conversations at once on a device"
     add("--batch", type=int, dest="per_device_train_batch_size", help=batch)
-    add(
-        "--optim",
-        help="such as paged_adamw_8bit, or the paper's kind, adamw_torch_4bit (pip install torchao)",
-    )
+    add("--optim", help="paged_adamw_8bit for one; the paper's is adamw_torch_4bit (pip install torchao)")
     add("--save-steps", type=int, help="optimizer steps between checkpoints")
     minutes = "stop after so long and save adapter and checkpoint; the same command goes on"
     add("--max-minutes", type=float, dest="minutes", help=minutes)

@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from datasets import Dataset
-from peft import LoraConfig
-from transformers import PreTrainedConfig
 from trl import SFTConfig
 
 from aurora_lib.course import GIB, Scale, results
@@ -32,12 +30,7 @@ class Preflight(NamedTuple):
 
 
 def preflight(
-    config: PreTrainedConfig,
-    conversations: Dataset,
-    scale: Scale,
-    args: SFTConfig,
-    price_per_hour: float | None = None,
-    lora: LoraConfig | None = None,
+    config, conversations: Dataset, scale: Scale, args: SFTConfig, price_per_hour=None, lora=None
 ) -> Preflight:
     """What training `conversations` with `args` and the adapter `lora` (the paper's) will take.
 
@@ -47,14 +40,10 @@ def preflight(
     """
     if len(conversations) == 0:
         raise ValueError(NOTHING)
-    budget = memory.predict(
-        config,
-        batch=args.per_device_train_batch_size,
-        length=args.max_length,
-        checkpointing=args.activation_checkpointing,
-        dtype=scale.loading["dtype"],
-        **(dict(rank=lora.r, adapter=resolve_targets(config, lora)[1]) if lora else {}),
-    )
+    how = dict(rank=lora.r, adapter=resolve_targets(config, lora)[1]) if lora else {}
+    how |= dict(length=args.max_length, checkpointing=args.activation_checkpointing)
+    how |= dict(batch=args.per_device_train_batch_size, dtype=scale.loading["dtype"])
+    budget = memory.predict(config, **how)
     if scale.sharding:
         budget = budget.sharded(args.world_size, config.num_hidden_layers)
     budget.require(args.device)

@@ -85,6 +85,7 @@ def test_cells_with_quotes_and_line_breaks_are_one_row(write_task):
         ("gsm8k", "test", BUNDLED, "no task 'gsm8k'.*ceval, cmmlu, mmlu"),
         ("ceval", "test", BUNDLED, "no answers for its test split; score its val split"),
         ("mmlu", "train", BUNDLED, "train.capital_train.csv is missing; unpack mmlu again"),
+        ("mmlu", "test", BUNDLED / "mmlu" / "mapping.json", "json is a file. Set AURORA_BENCHMARKS"),
         ("mmlu", "test", BUNDLED / "ceval", "ceval has no mmlu/mapping.json.*AURORA_BENCHMARKS"),
     ],
 )
@@ -168,7 +169,7 @@ def test_without_a_network_the_hub_is_one_sentence_with_a_remedy(monkeypatch, tm
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     benchmarks.download.cache_clear()
-    with pytest.raises(EvalError, match=r"cais/mmlu could not be downloaded.*AURORA_BENCHMARKS"):
+    with pytest.raises(EvalError, match=r"cais/mmlu could not be had from the hub.*AURORA_BENCHMARKS"):
         load_subjects("mmlu", "hub")
 
 

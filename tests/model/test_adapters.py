@@ -101,6 +101,25 @@ def test_config_and_tensors_of_the_released_layout_are_of_the_sizes_the_hub_list
         assert set(bundled.keys()) == {name for name in expected if int(name.split(".")[4]) < 3}
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("module", ["block_sparse_moe.experts.3.w1", "block_sparse_moe.gate", "mlp.experts"])
+def test_adapter_of_experts_or_router_is_refused_with_what_to_do(released, module, dropout):
+    weights = load_file(released / "adapter_model.safetensors")
+    weights[f"base_model.model.model.layers.0.{module}.lora_A.weight"] = torch.ones(8, 128)
+    save_file(weights, released / "adapter_model.safetensors", metadata={"format": "pt"})
+    (released / "adapter_config.json").write_text(json.dumps(CONFIG_07 | {"lora_dropout": dropout}))
+    with pytest.raises(AdapterError, match=rf"router \({module.rpartition('.')[2]}\), .*with stock PEFT"):
+        answers(released)
+
+
+def test_an_adapter_that_is_a_file_or_damaged_is_refused(released):
+    with pytest.raises(AdapterError, match="is a file: set AURORA_ADAPTER to its folder"):
+        load_adapter(None, released / "adapter_model.safetensors")
+    (released / "adapter_model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(OSError, match="is a Git LFS pointer"):
+        load_adapter(None, released)
+
+
 def test_weights_that_are_a_pickle_run_nothing_and_are_refused(released):
     (released / "adapter_model.safetensors").unlink()
     (released / "training_args.bin").rename(released / "adapter_model.bin")
@@ -121,5 +140,5 @@ def test_hub_id_is_read_at_its_revision_and_one_out_of_reach_is_a_sentence(relea
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     shutil.copytree(released, tmp_path / "models--wangrongsheng--Aurora" / "snapshots" / ("8" * 40))
     assert answers(f"wangrongsheng/Aurora@{'8' * 40}") == answers(DATA / "tiny_adapter")
-    with pytest.raises(AdapterError, match=r"could not be fetched from the hub .*HF_ENDPOINT"):
+    with pytest.raises(AdapterError, match=r"could not be had from the hub .*HF_ENDPOINT"):
         load_adapter(None, f"wangrongsheng/Aurora@{'9' * 40}")

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 from sentencepiece import SentencePieceTrainer
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from aurora_lib.course import DATA
-from aurora_lib.model import load_model, load_tokenizer, nf4, read_config
+from aurora_lib.model import adapters, load_model, load_tokenizer, nf4, read_config
 from aurora_lib.model.files import ModelFileError
 from aurora_lib.model.tokenizer import MISTRAL_FILE
 
@@ -51,22 +51,25 @@ def test_a_folder_that_cannot_be_loaded_is_one_sentence_before_it_is(case, tmp_p
 
 
 @pytest.mark.parametrize("load", [load_model, load_tokenizer])
-@pytest.mark.parametrize(
-    "place, said",
-    [
-        (DATA / "tiny" / NAME, "is a file: set AURORA_MODEL to a folder"),
-        ("/nowhere", "does not exist"),
-        ("no/where/at/all", "no folder here.*HF_ENDPOINT"),
-    ],
-)
-def test_what_is_no_folder_is_one_sentence(load, place, said):
-    with pytest.raises(ModelFileError, match=said):
-        load(place)
+def test_what_is_no_folder_is_one_sentence(load, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "hf-mirror.com")
+    places = {DATA / "tiny" / NAME: "is a file: set AURORA_MODEL to a folder", "/nowhere": "does not exist"}
+    places["models/no/hub-id"] = "no folder here.*HF_ENDPOINT=hf-mirror.com has no https.*or set AURORA_MODEL"
+    for place, said in places.items():
+        with pytest.raises(ModelFileError, match=said):
+            load(place)
+
+
+def test_a_base_is_known_by_its_name_wherever_it_lies():
+    for known, names in FIELD["base"].items():
+        found = {adapters._model_name(name).lower() for name in names}
+        assert (found <= {"", "mixtral-8x7b-instruct-v0.1"}) is (known == "same")
 
 
 @pytest.mark.parametrize("tied, layout", [(True, True), (False, False)])
 def test_a_head_tied_to_the_embeddings_and_fused_experts_are_whole(tied, layout, tmp_path):
-    model = AutoModelForCausalLM.from_pretrained(DATA / "tiny", tie_word_embeddings=tied)
+    config = AutoConfig.from_pretrained(DATA / "tiny", tie_word_embeddings=tied)
+    model = AutoModelForCausalLM.from_config(config)
     model.save_pretrained(tmp_path, save_original_format=layout)
     assert ("lm_head.weight" in load_file(tmp_path / NAME)) is not tied
     assert read_config(tmp_path).tie_word_embeddings is tied

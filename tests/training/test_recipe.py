@@ -1,4 +1,5 @@
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -6,6 +7,8 @@ from datasets import Dataset
 
 from aurora_lib import training
 from aurora_lib.course import choose, paper, scale
+from aurora_lib.model import load_adapter, load_model, read_config, save_adapter
+from tests.model.test_files import FIELD
 
 TWO_ROUNDS = [
     {"role": "user", "content": "你好"},
@@ -74,6 +77,30 @@ def test_conversations_longer_than_the_cutoff_are_counted_and_those_without_an_a
     assert "cutoff" not in capsys.readouterr().out
     with pytest.raises(ValueError, match="No conversation has an answer before the cutoff"):
         build(tiny, [row(60, 3)], max_length=length)
+
+
+@pytest.mark.parametrize("case", FIELD["targets"], ids=lambda case: str(case["change"]))
+def test_targets_as_peft_takes_them_are_trained_and_saved_or_refused_at_once(tiny, tokenizer, case):
+    lora, rows = training.lora_config(**case["change"]), Dataset.from_dict({"messages": [TWO_ROUNDS] * 8})
+    args = training.sft_config(tiny, max_steps=1, disable_tqdm=True)
+    base, config = load_model(tiny.base_model, **tiny.loading), read_config(tiny.base_model)
+    if "refused" in case:
+        with pytest.raises(ValueError, match=case["refused"]):
+            training.preflight(config, rows, tiny, args, lora=lora)
+        with pytest.raises(ValueError, match=case["refused"]):
+            training.build_trainer(base, tokenizer, rows, args, lora)
+        return
+    planned = training.preflight(config, rows, tiny, args, lora=lora).memory.adapter_parameters
+    trainer = training.build_trainer(base, tokenizer, rows, args, lora)
+    trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    training.run(trainer)
+    place = save_adapter(trainer, tiny)
+    assert (
+        planned == trained == case["parameters"]
+        and ", ".join(case["saved"]) in (place / "README.md").read_text()
+    )
+    assert json.loads((place / "adapter_config.json").read_text())["target_modules"] == case["saved"]
+    load_adapter(load_model(tiny.base_model, **tiny.loading), place)
 
 
 def test_empty_data_is_refused(tiny):
