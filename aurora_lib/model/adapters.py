@@ -19,6 +19,7 @@ from aurora_lib.course import DATA, Scale, asking_hub
 from aurora_lib.model.files import contents, said, skeleton
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
+ALL_LINEAR = r".*\.layers\.(?!.*\.experts\.).*"
 
 
 class AdapterError(RuntimeError):
@@ -39,7 +40,8 @@ def save_adapter(trainer, scale: Scale, folder: Path | None = None) -> Path:
     base = Path(scale.base_model)
     for config in trainer.model.peft_config.values():
         config.base_model_name_or_path = _model_name(base) if base.exists() else scale.base_model
-        config.target_modules = sorted(config.target_modules)  # a set is written in any order
+        if not isinstance(config.target_modules, str):
+            config.target_modules = sorted(config.target_modules)  # a set is written in any order
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -71,19 +73,16 @@ def _gathered(model) -> dict:
 def _card(trainer, scale: Scale) -> str:
     """`card.md` with this run's own settings; PEFT's card would hold a path of this machine."""
     args, state, lora = trainer.args, trainer.state, trainer.model.peft_config["default"]
-    losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+    losses = [f"{entry['loss']:.3f}" for entry in state.log_history if "loss" in entry]
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     known = dict(args=args, state=state, lora=lora, rows=len(trainer.train_dataset), batch=batch)
-    card = Path(__file__).with_name("card.md").read_text(encoding="utf-8")
-    return card.format(
-        **known,
-        revision=f", revision `{scale.revision}`" if scale.revision else "",
-        targets=", ".join(lora.target_modules),
-        data=f"the local folder `{Path(scale.data).name}`" if scale.data else "the released datasets",
-        planned="" if state.global_step >= state.max_steps else f" of {state.max_steps} planned",
-        epochs=state.epoch or 0,
-        losses=" to ".join(f"{loss:.3f}" for loss in losses[:1] + losses[-1:]),
-    )
+    known |= dict(epochs=state.epoch or 0, losses=" to ".join(losses[:1] + losses[-1:]))
+    targets = lora.target_modules
+    known["targets"] = targets if isinstance(targets, str) else ", ".join(targets)
+    known["revision"] = f", revision `{scale.revision}`" if scale.revision else ""
+    known["data"] = f"the local folder `{Path(scale.data).name}`" if scale.data else "the released datasets"
+    known["planned"] = "" if state.global_step >= state.max_steps else f" of {state.max_steps} planned"
+    return Path(__file__).with_name("card.md").read_text(encoding="utf-8").format(**known)
 
 
 def find_adapter(scale: Scale) -> str:
@@ -112,7 +111,7 @@ def load_adapter(model: PreTrainedModel, adapter: str | Path) -> PeftModel:
     folder = _place(adapter)
     weights = [contents(folder / file) for file in FILES][1]
     tuned = (name.partition(".lora_")[0] for name in weights)
-    experts = {_last(name) for name in tuned if re.search(r"\.experts\b|\.gate$", name)}
+    experts = {name.rpartition(".")[2] for name in tuned if re.search(r"\.experts\b|\.gate$", name)}
     if experts and getattr(model, "is_loaded_in_4bit", False):
         raise AdapterError(said("adapter_experts", place=adapter, names=", ".join(sorted(experts))))
     try:
@@ -136,10 +135,6 @@ def _model_name(base: str | Path | None) -> str:
     path = str(base or "").replace("\\", "/").replace("___", ".").rstrip("/")
     name = re.sub(r"(.*/)?models--(.+--)?(.+)/snapshots/.*", r"\3", path).rpartition("/")[2]
     return "" if re.fullmatch("[0-9a-f]{40}", name) else name
-
-
-def _last(name: str) -> str:
-    return name.rpartition(".")[2]
 
 
 def _place(adapter: str | Path) -> Path:
@@ -166,20 +161,23 @@ def resolve_targets(config: PreTrainedConfig, lora: LoraConfig) -> tuple[LoraCon
     model = skeleton(config)
     head, modules = model.get_output_embeddings(), dict(model.named_modules())
     layers = [n for n, m in modules.items() if isinstance(m, nn.Linear | nn.Embedding) and m is not head]
-    asked, refused, lora = lora.target_modules, [*(lora.target_parameters or ())], copy.deepcopy(lora)
+    released = revert_weight_conversion(model, dict(model.named_parameters()))
+    experts = [name.removesuffix(".weight") for name in released if ".experts." in name]
+    asked, names, refused = lora.target_modules or [], [], list(lora.target_parameters or [])
+    patterns = {each: rf"(.*\.)?{re.escape(each)}" for each in asked}
     if isinstance(asked, str):
-        pattern = r".*\.layers\..*" if asked == "all-linear" else asked
-        names = [name for name in layers if re.fullmatch(pattern, name)]
-        released = revert_weight_conversion(model, dict(model.named_parameters()))
-        experts = [name for name in released if ".experts." in name]
-        if not names or any(re.fullmatch(asked, name.removesuffix(".weight")) for name in experts):
-            refused.append(asked)
-    else:
-        refused += [each for each in asked or () if not any(f".{n}".endswith(f".{each}") for n in layers)]
+        patterns = {asked: ALL_LINEAR if asked == "all-linear" else asked}
+    for target, pattern in patterns.items():
+        hit = [name for name in layers if re.fullmatch(pattern, name)]
+        if not hit or any(re.fullmatch(pattern, name) for name in experts):
+            refused.append(target)
+        names += hit
     if refused:
-        known = sorted({_last(name) for name in layers if ".layers." in name})
-        raise ValueError(said("targets", names=", ".join(sorted(refused)), known=", ".join(known)))
-    if isinstance(asked, str):
+        known = {name.rpartition(".")[2] for name in layers if re.fullmatch(ALL_LINEAR, name)}
+        about = dict(names=", ".join(sorted(refused)), known=", ".join(sorted(known)))
+        raise ValueError(said("targets", **about))
+    lora = copy.deepcopy(lora)
+    if names:
         lora.target_modules = _find_minimal_target_modules(names, [n for n in modules if n not in names])
     trained = get_peft_model(model, copy.deepcopy(lora))
     return lora, sum(p.numel() for p in trained.parameters() if p.requires_grad)

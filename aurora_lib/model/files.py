@@ -37,7 +37,7 @@ def read_config(path_or_id: str | Path, revision: str | None = None) -> PreTrain
     if folder and not (folder / "config.json").is_file():
         raise _other_kind(folder, "config.json")
     with reaching(path_or_id, "config.json"):
-        place = folder or Path(hf_hub_download(path_or_id, "config.json", revision=revision)).parent
+        place = folder or Path(hf_hub_download(str(path_or_id), "config.json", revision=revision)).parent
     try:
         config = AutoConfig.from_pretrained(place, trust_remote_code=False)
         quantized = getattr(config, "quantization_config", None)
@@ -52,8 +52,8 @@ def read_config(path_or_id: str | Path, revision: str | None = None) -> PreTrain
     held |= {f"{model.base_model_prefix}.{name}" for name in held}  # as a base without its head is saved
     rest = {name: p for name, p in model.named_parameters() if name not in held}
     if missing := [name for name in revert_weight_conversion(model, rest) if name not in held]:
-        more = [f"and {len(missing) - 3} more"] if len(missing) > 3 else []
-        raise ModelFileError(said("incomplete", place=folder, tensors=", ".join(missing[:3] + more)))
+        some = ", ".join([*missing[:3], *(["..."] if len(missing) > 3 else [])])
+        raise ModelFileError(said("incomplete", place=folder, count=len(missing), tensors=some))
     return config
 
 

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, MixtralConfig, PreTrainedConfig
 
 from aurora_lib.course import GIB, paper
-from aurora_lib.model.files import skeleton
+from aurora_lib.model.files import said, skeleton
 
 QUANTIZATIONS = ("nf4", "nf4-linear-only", "bf16")
 LOGIT_TILE = (4096, 32_768)  # tokens x vocabulary: TRL's loss never holds more logits than this
@@ -95,10 +95,7 @@ class MemoryBudget:
         else:
             where, available = "this machine's RAM", psutil.virtual_memory().total / GIB
         if self.total > available:
-            raise DoesNotFit(
-                f"This needs {self.total:.2f} GiB and {where} has {available:.2f} GiB. Make the largest rows "
-                f"smaller: quantize the experts, cut batch or length, turn checkpointing on.\n\n{self}"
-            )
+            raise DoesNotFit(said("too_large", budget=self, where=where, available=available))
         return self
 
 

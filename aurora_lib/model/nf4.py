@@ -29,7 +29,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 from transformers.quantizers.quantizers_utils import get_module_from_name
 
-from aurora_lib.model.files import local, reaching, read_config, skeleton
+from aurora_lib.model.files import local, reaching, read_config, said, skeleton
 
 NAME = "nf4"  # under which transformers finds `experts_forward`
 BLOCK = 64  # weights that share one absmax
@@ -183,10 +183,7 @@ class ExpertQuantizer(Bnb4BitHfQuantizer):
         for name, stack in expert_stacks(model).items():
             per_expert = stack[0].numel()
             if per_expert % (BLOCK * NESTED_BLOCK):
-                raise ValueError(
-                    f"{name} holds {per_expert:,} weights per expert, which is no multiple of "
-                    f"{BLOCK * NESTED_BLOCK:,}: experts would share blocks. Choose a model of other sizes."
-                )
+                raise ValueError(said("blocks", name=name, held=per_expert, shared=BLOCK * NESTED_BLOCK))
             owner, _ = get_module_from_name(model, name)
             if owner.has_bias or owner.is_transposed or not owner.has_gate:
                 raise ValueError(f"{name}: experts with biases, ungated or transposed are not supported.")
@@ -231,8 +228,11 @@ def load_model(
     """
     read_config(path_or_id, revision)
     source, device = local(path_or_id), device or ("cuda" if torch.cuda.is_available() else "cpu")
-    with reaching(path_or_id, "weights"):
+    try:
         return _stream(AutoModelForCausalLM, source or path_or_id, device, dtype, storage, revision=revision)
+    except OSError as error:
+        with reaching(path_or_id, "weights"):
+            raise error
 
 
 def random_model(

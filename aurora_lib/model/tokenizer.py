@@ -62,21 +62,20 @@ def _found(path: str | Path, revision: str | None) -> PreTrainedTokenizerFast:
 
 
 def _from_sentencepiece(file: str) -> PreTrainedTokenizerFast:
-    tokenizer, special = _bpe(file)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, padding_side="right", **special)
+    special = dict(bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    return PreTrainedTokenizerFast(tokenizer_object=_bpe(file), padding_side="right", **special)
 
 
 @cache
-def _bpe(file: str) -> tuple[Tokenizer, dict[str, str]]:
-    """The pieces and scores of a SentencePiece model as a `tokenizers` BPE with the same result; its marks.
+def _bpe(file: str) -> Tokenizer:
+    """The pieces and scores of a SentencePiece model as a `tokenizers` BPE with the same result.
 
-    Raises ModelFileError where the result is not the same: a model of another kind than Mixtral's.
+    Raises ModelFileError where the result is not the same: for a model of another kind than Mixtral's.
     """
     model = contents(Path(file))
     pieces = [model.id_to_piece(i) for i in range(len(model))]
-    # text never merges into or out of <unk>, <s>, </s> and the 256 byte pieces
-    apart = model.is_unknown, model.is_control, model.is_byte, model.is_unused
-    text = {piece: i for i, piece in enumerate(pieces) if not any(kind(i) for kind in apart)}
+    # Ids 0 to 258 are <unk>, <s>, </s> and the 256 byte pieces: text never merges into or out of those.
+    text = {piece: i for i, piece in enumerate(pieces) if i >= 259}
     merges = []
     for piece, i in text.items():
         for cut in range(1, len(piece)):
@@ -85,13 +84,13 @@ def _bpe(file: str) -> tuple[Tokenizer, dict[str, str]]:
                 merges.append((-model.get_score(i), i, left, right))
     # Best score first; only runs of spaces tie, by id, so 2, 4, 8 and 16 spaces precede the odd ones.
     merges = [(pieces[left], pieces[right]) for _, _, left, right in sorted(merges)]
-    vocab, unknown = {piece: i for i, piece in enumerate(pieces)}, pieces[model.unk_id()]
-    tokenizer = Tokenizer(models.BPE(vocab, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
+    vocab = {piece: i for i, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    if any(tokenizer.encode(probe).ids != model.encode(probe) for probe in PROBES):
+    same = all(tokenizer.encode(probe).ids == model.encode(probe) for probe in PROBES)
+    if not same or pieces[:4] != ["<unk>", "<s>", "</s>", "<0x00>"]:
         raise ModelFileError(said("other_tokenizer", place=file))
-    marks = dict(bos_token=model.bos_id(), eos_token=model.eos_id(), unk_token=model.unk_id())
-    return tokenizer, {name: pieces[i] for name, i in marks.items() if i >= 0}
+    return tokenizer

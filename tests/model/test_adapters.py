@@ -9,6 +9,7 @@ import math
 import os
 import pickle
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,12 +22,7 @@ from transformers import MixtralConfig, MixtralForCausalLM
 from aurora_lib.course import DATA, choose
 from aurora_lib.model import AdapterError, batching, find_adapter, load_adapter, load_model, load_tokenizer
 
-NOTHING = "auto_mapping layers_pattern layers_to_transform megatron_config modules_to_save revision"
-CONFIG_07 = dict.fromkeys(NOTHING.split()) | dict(alpha_pattern={}, loftq_config={}, rank_pattern={})
-CONFIG_07 |= dict(peft_type="LORA", task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"], bias="none")
-CONFIG_07 |= dict(r=8, lora_alpha=16.0, lora_dropout=0.1, fan_in_fan_out=False, init_lora_weights=True)
-CONFIG_07 |= dict(inference_mode=True, megatron_core="megatron.core")
-CONFIG_07 |= dict(base_model_name_or_path="../Mixtral-8x7B-Instruct-v0.1")
+CONFIG_07 = json.loads(Path(__file__).with_name("adapter_config_07.json").read_text())
 # in the folder and in those of its checkpoints
 BESIDE = "optimizer.pt rng_state.pth scheduler.pt tokenizer.json tokenizer.model training_args.bin"
 

@@ -1,6 +1,5 @@
 """Folders as people have them (`field.toml`): one true sentence, and nothing is loaded."""
 
-import json
 import re
 import shutil
 import tomllib
@@ -22,21 +21,15 @@ NAME = "model.safetensors"
 
 def made(case, folder):
     """`data/tiny` as `case` wants it, below `folder`."""
-    place = folder / "tiny"
+    place, whole = folder / "tiny", load_file(DATA / "tiny" / NAME)
     shutil.copytree(DATA / "tiny", place, ignore=shutil.ignore_patterns(*case.get("without", [])))
     for name, text in case.get("write", {}).items():
         (place / name).write_text(text)
-    if "quantized" in case:
-        config = json.loads((place / "config.json").read_text()) | {"quantization_config": case["quantized"]}
-        (place / "config.json").write_text(json.dumps(config))
-    if "tensors" in case:
-        whole = load_file(place / NAME)
-        held = {name: weight for name, weight in whole.items() if not re.search(case["tensors"], name)}
-        save_file(held, place / NAME, metadata={"format": "pt"})
-        if "index" in case:  # which names a tensor that its shard lacks
-            (place / NAME).rename(place / "part.safetensors")
-            places = {"weight_map": dict.fromkeys(whole, "part.safetensors")}
-            (place / "model.safetensors.index.json").write_text(json.dumps(places))
+    if gone := case.get("tensors"):
+        held = {name: weight for name, weight in whole.items() if not re.search(gone, name)}
+        save_file(held, place / case.get("file", NAME), metadata={"format": "pt"})
+    if "cut" in case:
+        (place / NAME).write_bytes((place / NAME).read_bytes()[: -case["cut"]])
     return place
 
 
