@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import _find_minimal_target_modules
 from safetensors import SafetensorError, safe_open
 from torch import nn
@@ -110,12 +110,15 @@ def load_adapter(model: PreTrainedModel, adapter: str | Path) -> PeftModel:
     """
     folder = _place(adapter)
     weights = [contents(folder / file) for file in FILES][1]
-    tuned = (name.partition(".lora_")[0] for name in weights)
-    experts = {name.rpartition(".")[2] for name in tuned if re.search(r"\.experts\b|\.gate$", name)}
+    tuned = {name.partition(".lora_")[0] for name in weights}
+    experts = {name.rpartition(".")[2] for name in tuned if re.search(r"\.experts\b", name)}
     if experts and getattr(model, "is_loaded_in_4bit", False):
         raise AdapterError(said("adapter_experts", place=adapter, names=", ".join(sorted(experts))))
     try:
-        tuned = PeftModel.from_pretrained(model, folder).eval()
+        config = PeftConfig.from_pretrained(folder)
+        if any(name.endswith(".gate") for name in tuned):
+            config.lora_dropout = 0.0  # PEFT has none for a parameter, as routers are; answers need none
+        tuned = PeftModel.from_pretrained(model, folder, config=config).eval()
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         why = str(error).strip().splitlines()[-1].strip()
         raise AdapterError(said("adapter_shapes", place=adapter, why=why)) from error
@@ -163,10 +166,12 @@ def resolve_targets(config: PreTrainedConfig, lora: LoraConfig) -> tuple[LoraCon
     layers = [n for n, m in modules.items() if isinstance(m, nn.Linear | nn.Embedding) and m is not head]
     released = revert_weight_conversion(model, dict(model.named_parameters()))
     experts = [name.removesuffix(".weight") for name in released if ".experts." in name]
-    asked, names, refused = lora.target_modules or [], [], list(lora.target_parameters or [])
+    free = [f".{name}" for name, _ in model.named_parameters() if ".experts." not in name]
+    refused = [each for each in lora.target_parameters or () if not any(n.endswith(f".{each}") for n in free)]
+    asked, names = lora.target_modules or [], []
     patterns = {each: rf"(.*\.)?{re.escape(each)}" for each in asked}
     if isinstance(asked, str):
-        patterns = {asked: ALL_LINEAR if asked == "all-linear" else asked}
+        patterns = {asked: ALL_LINEAR if asked.lower() == "all-linear" else asked}
     for target, pattern in patterns.items():
         hit = [name for name in layers if re.fullmatch(pattern, name)]
         if not hit or any(re.fullmatch(pattern, name) for name in experts):
