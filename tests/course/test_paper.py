@@ -57,10 +57,8 @@ def test_training_uses_the_figures_of_the_paper():
     assert (lora.r, lora.lora_alpha, lora.lora_dropout) == (8, 16, 0.1)
     assert lora.target_modules == set(paper.LORA_TARGETS) == {"q_proj", "v_proj"}
     assert (full["learning_rate"], full["epochs"]) == (stated["learning rate"], stated["epochs"])
-    assert (full["batch"], full["accumulation"]) == (
-        stated["batch per device"],
-        stated["gradient accumulation"],
-    )
+    assert full["batch"] == stated["batch per device"]
+    assert full["accumulation"] == stated["gradient accumulation"]
     assert (full["length"], full["save_steps"]) == (stated["cutoff"], stated["save every"])
 
 
