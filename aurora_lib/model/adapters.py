@@ -39,7 +39,7 @@ def save_adapter(trainer, scale: Scale, folder: Path | None = None) -> Path:
     # a hub id stays; a path of this machine would mean nothing to whoever loads the adapter elsewhere
     base = Path(scale.base_model)
     for config in trainer.model.peft_config.values():
-        config.base_model_name_or_path = _model_name(base) if base.exists() else scale.base_model
+        config.base_model_name_or_path = _model_name(base) or base.name if base.exists() else scale.base_model
         if not isinstance(config.target_modules, str):
             config.target_modules = sorted(config.target_modules)  # a set is written in any order
     unfinished = folder.with_name(f"{folder.name}.unfinished")

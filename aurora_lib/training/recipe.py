@@ -99,10 +99,8 @@ def _report_cut(trainer: SFTTrainer, given: int) -> None:
     cut = sum(len(row) == length and row[-1] != end for row in ids)
     dropped = given - len(trainer.train_dataset)
     if dropped == given:
-        raise ValueError(
-            f"No conversation has an answer before the cutoff of {length:,} tokens. Raise max_length, or split "
-            "the conversations as notebook 02 does."
-        )
+        none = f"No conversation has an answer before the cutoff of {length:,} tokens."
+        raise ValueError(f"{none} Raise max_length, or split the conversations as notebook 02 does.")
     if cut or dropped:
         lost = f"{cut:,} lose part of their answer, {dropped:,} have nothing left to learn and are left out."
         longer = f"{cut + dropped:,} conversations are longer than the cutoff of {length:,} tokens"

@@ -36,27 +36,18 @@ def made(case, folder):
 @pytest.mark.parametrize("case", FIELD["folder"], ids=str)
 def test_a_folder_that_cannot_be_loaded_is_one_sentence_before_it_is(case, tmp_path, monkeypatch):
     monkeypatch.setattr(nf4, "_stream", None)
-    place = made(case, tmp_path)
+    monkeypatch.setenv("HF_ENDPOINT", "hf-mirror.com")
+    place = case.get("place") or made(case, tmp_path)
     for load, said in ((load_model, case.get("model")), (load_tokenizer, case.get("tokenizer"))):
         if said:
             with pytest.raises(ModelFileError, match=said):
                 load(place)
 
 
-@pytest.mark.parametrize("load", [load_model, load_tokenizer])
-def test_what_is_no_folder_is_one_sentence(load, monkeypatch):
-    monkeypatch.setenv("HF_ENDPOINT", "hf-mirror.com")
-    places = {DATA / "tiny" / NAME: "is a file: set AURORA_MODEL to a folder", "/nowhere": "does not exist"}
-    places["models/no/hub-id"] = "no folder here.*HF_ENDPOINT=hf-mirror.com has no https.*or set AURORA_MODEL"
-    for place, said in places.items():
-        with pytest.raises(ModelFileError, match=said):
-            load(place)
-
-
 def test_a_base_is_known_by_its_name_wherever_it_lies():
     for known, names in FIELD["base"].items():
-        found = {adapters._model_name(name).lower() for name in names}
-        assert (found <= {"", "mixtral-8x7b-instruct-v0.1"}) is (known == "same")
+        found = {adapters._model_name(name).lower() in ("", "mixtral-8x7b-instruct-v0.1") for name in names}
+        assert found == {known == "same"}
 
 
 @pytest.mark.parametrize("tied, layout", [(True, True), (False, False)])
@@ -76,10 +67,7 @@ def test_a_sentencepiece_file_alone_gives_the_ids_of_mixtrals_own_or_is_refused(
     assert ours(text).input_ids == own(text).input_ids and ours.special_tokens_map == own.special_tokens_map
     other = tmp_path / "other"
     other.mkdir()
-    kind = dict(model_prefix=str(other / "tokenizer"), model_type="unigram", vocab_size=40, minloglevel=2)
-    kind |= dict(hard_vocab_limit=False)
+    kind = dict(model_prefix=str(other / "tokenizer"), model_type="unigram", vocab_size=18, minloglevel=2)
     SentencePieceTrainer.train(sentence_iterator=iter(["some words to learn from"] * 20), **kind)
-    with pytest.raises(
-        ModelFileError, match=r"tokenizer\.model is no tokenizer of Mixtral's kind.*tokenizer\.json"
-    ):
+    with pytest.raises(ModelFileError, match=r"model is no tokenizer of Mixtral's kind.*tokenizer\.json"):
         load_tokenizer(other)

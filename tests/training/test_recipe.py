@@ -20,7 +20,8 @@ TWO_ROUNDS = [
 
 def test_settings_are_the_papers(tmp_path):
     lora = training.lora_config()
-    assert (lora.r, lora.lora_alpha, lora.target_modules) == (8, 16, {"q_proj", "v_proj"})
+    assert (lora.r, lora.lora_alpha, lora.lora_dropout) == (8, 16, 0.1)
+    assert lora.target_modules == {"q_proj", "v_proj"}
     full = dataclasses.replace(choose({}), **scale.FULL, runs=tmp_path)
     args = training.sft_config(full)
     assert (args.learning_rate, args.num_train_epochs, args.save_steps) == (5e-5, 3, 1000)
