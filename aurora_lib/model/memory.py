@@ -114,8 +114,7 @@ def predict(
 ) -> MemoryBudget:
     """The memory of QLoRA training, or of inference, for a transformers language model.
 
-    `adapter`: parameters of another one than the paper's.
-
+    `adapter`: how many parameters it has, if it is another than the paper's.
     `quantization`: "nf4"; "nf4-linear-only", what transformers 5 makes of `load_in_4bit` (fused experts stay
     16-bit); or "bf16", nothing quantized. Raises ValueError for another. Fitted to the live tensors of real
     steps under sdpa; eager attention adds batch x heads x length^2 several times over.
