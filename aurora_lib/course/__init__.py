@@ -10,4 +10,4 @@
 from aurora_lib.course import html, paper, results, rows
 from aurora_lib.course.machine import GIB, write_whole
 from aurora_lib.course.notebook import start
-from aurora_lib.course.scale import DATA, ROOT, Scale, ScaleError, choose
+from aurora_lib.course.scale import DATA, Scale, ScaleError, asking_hub, choose

@@ -1,6 +1,8 @@
 """Scale presets: everything that differs between `tiny` and `full`, and nothing else."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,13 +64,38 @@ FULL |= dict(revision="125c431e2ff41a156b9f9076f744d2f35dd6e67a")
 FULL |= _both | dict(learning_rate=5e-5, length=1024, save_steps=1000, max_new_tokens=256)
 
 
-def choose(environ=os.environ) -> Scale:
-    """The scale to run at: `tiny` unless `AURORA_SCALE` says otherwise.
+@contextmanager
+def asking_hub(what: str, variable: str, kind: type[Exception]) -> Iterator[None]:
+    """Raises `kind` in two sentences where the hub does not give `what`, which `variable` may name too."""
+    try:
+        yield
+    except Exception as error:  # offline, moved, gated, disk full: of many kinds, and not all an OSError
+        if isinstance(error, kind):
+            raise
+        why = str(error).partition("\n")[0] if type(error) is OSError else type(error).__name__
+        remedy = _endpoint_fault(os.environ) or "Check name, network and access, set HF_ENDPOINT to a mirror"
+        failed = f"{what} could not be had from the hub ({why})."
+        raise kind(f"{failed} {remedy}, or set {variable} to a local folder.") from error
 
-    Raises ScaleError for a name that does not exist, and for `full` without a CUDA GPU of FULL_NEEDS_GIB.
+
+def _endpoint_fault(environ) -> str | None:
+    endpoint = environ.get("HF_ENDPOINT") or "https://"
+    if endpoint.startswith(("http://", "https://")):
+        return None
+    right = f"set HF_ENDPOINT=https://{endpoint.rpartition('//')[2]} and start again"
+    return f"HF_ENDPOINT={endpoint} has no https:// in front: {right}"
+
+
+def choose(environ=os.environ) -> Scale:
+    """The scale to run at: `tiny` unless `AURORA_SCALE` says otherwise. `~` in a path is the home folder.
+
+    Raises ScaleError for a name that does not exist, for `full` without a CUDA GPU of FULL_NEEDS_GIB, and for
+    an HF_ENDPOINT without https://.
     """
     import torch
 
+    if fault := _endpoint_fault(environ):
+        raise ScaleError(f"{fault}.")
     name = environ.get("AURORA_SCALE") or "tiny"
     if name not in ("tiny", "full"):
         remedy = "Set it to 'tiny' or 'full', or unset it for 'tiny'."
@@ -91,11 +118,12 @@ def choose(environ=os.environ) -> Scale:
     else:
         reason = f"the default, since AURORA_SCALE is not set; {seen} here"
     preset = dict(TINY if name == "tiny" else FULL)
-    if environ.get("AURORA_MODEL"):
-        preset |= dict(base_model=environ["AURORA_MODEL"], revision=None)
+    given = {key: os.path.expanduser(value) for key, value in environ.items() if key.startswith("AURORA_")}
+    if given.get("AURORA_MODEL"):
+        preset |= dict(base_model=given["AURORA_MODEL"], revision=None)
     for key in ("data", "benchmarks"):
-        if environ.get(variable := f"AURORA_{key.upper()}"):
-            preset[key] = Path(environ[variable]).expanduser().resolve()
-    preset["runs"] = Path(environ.get("AURORA_RUNS") or ROOT / "runs").expanduser().resolve() / name
-    preset |= dict(device="cuda" if name == "full" else "cpu", adapter=environ.get("AURORA_ADAPTER"))
+        if place := given.get(f"AURORA_{key.upper()}"):
+            preset[key] = Path(place).resolve()
+    preset["runs"] = Path(given.get("AURORA_RUNS") or ROOT / "runs").resolve() / name
+    preset |= dict(device="cuda" if name == "full" else "cpu", adapter=given.get("AURORA_ADAPTER"))
     return Scale(name=name, reason=reason, **preset)

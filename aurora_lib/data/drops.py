@@ -38,9 +38,9 @@ def empty(messages: Messages) -> str | None:
             continue
         if not text:
             return "an empty answer"
-        if all(unicodedata.category(c)[0] in "PZC" for c in text):
-            if not pattern("morse").fullmatch(text) and not pattern("asks_for_signs").search(before["content"]):
-                return "an answer of punctuation only"
+        mute = all(unicodedata.category(c)[0] in "PZC" for c in text) and not pattern("morse").fullmatch(text)
+        if mute and not pattern("asks_for_signs").search(before["content"]):
+            return "an answer of punctuation only"
         word = text.strip(MARKS).lower()
         if word in words("nothing") or word == "不适用" or (text[0] in MARKS and word in words("vague")):
             return "an answer that says there is none"

@@ -20,7 +20,7 @@ import pyarrow
 from datasets import Dataset, Features, List, Value
 from datasets.table import MemoryMappedTable
 
-from aurora_lib.course import DATA, rows
+from aurora_lib.course import DATA, asking_hub, rows
 
 SOURCES, LAYOUTS = (
     tomllib.loads(Path(__file__).with_name(f"{name}.toml").read_text(encoding="utf-8"))
@@ -165,12 +165,8 @@ def _download(name: str) -> Path:
 
     source = SOURCES[name]
     repository, released = source["repository"], source["released"]
-    try:
+    with asking_hub(released, "AURORA_DATA", DataError):
         file = Path(hf_hub_download(repository, source["folder"] + released, repo_type="dataset"))
-    except Exception as error:  # offline, moved, disk full: many kinds, and one remedy for all of them
-        failed = f"{released} could not be had from the hub ({repository}: {type(error).__name__})."
-        remedy = "Check the network, set HF_ENDPOINT to a mirror, or set AURORA_DATA to a folder that has it."
-        raise DataError(f"{failed} {remedy}") from error
     found = hashlib.sha1(file.read_bytes()).hexdigest()
     if source["sha1"] and found not in source["sha1"]:
         other = f"{released} is not the file of the paper's stack (SHA-1 {found}): counts will differ."

@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 from huggingface_hub import cached_assets_path, snapshot_download
 
-from aurora_lib.course import DATA
+from aurora_lib.course import DATA, asking_hub
 
 LETTERS = "ABCD"
 # Per task: language of the prompt, split that is scored, file name. C-Eval's test answers are not public.
@@ -65,7 +65,8 @@ def folder(task: str, root=None) -> Path:
         for path in candidates:
             if (path / "mapping.json").is_file() or (path / "dev").is_dir():
                 return path
-        problem = f"{root} has no {task}/mapping.json and no {task}/dev."
+        lacks = "is a file" if root.is_file() else f"has no {task}/mapping.json and no {task}/dev"
+        problem = f"{root} {lacks}."
     raise EvalError(
         f"{problem} Set AURORA_BENCHMARKS (or root=...) to a local folder with the unpacked release: "
         f"one CSV file per subject in {task}/dev and {task}/{TASKS[task]['split']}, as LLaMA-Factory has it."
@@ -173,14 +174,12 @@ def _defect(header: list[str], row: list[str], record: dict[str, str], ids: dict
 def download(task: str) -> Path:
     """The folder of a downloaded task, in the hub's cache; made once for each commit of its repository.
 
-    Raises OSError, in one sentence, without a network or where the repository lacks what it should hold.
+    Raises EvalError without a network, and OSError, in one sentence, where the repository lacks a subject.
     """
     repository = REPOSITORIES[task]
     wanted = dict(allow_patterns=["*.zip", *(f"*/{split}-*.parquet" for split in HUB_SPLITS)])
-    try:
+    with asking_hub(repository, "AURORA_BENCHMARKS", EvalError):
         source = snapshot_download(repository, repo_type="dataset", ignore_patterns=["all/*"], **wanted)
-    except (OSError, ValueError) as error:
-        raise OSError(f"{repository} could not be downloaded ({type(error).__name__})") from error
     made = cached_assets_path("aurora", namespace=task, subfolder=Path(source).name)
     if not (made / "complete").is_file():
         for archive in Path(source).glob("*.zip"):  # the released files themselves

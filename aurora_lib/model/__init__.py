@@ -2,6 +2,7 @@
 
 Read in this order:
 
+- `files`: whether a folder or hub id is a model that can be loaded, before it is (`read_config`).
 - `nf4`: 4-bit experts, the heart of the room. `load_model` reads weights, `random_model` draws them.
 - `memory`: what a model needs, predicted (`memory.predict`) and measured (`memory.profile`).
 - `tokenizer`: Mixtral's own tokenizer, offline, with the course's chat template (`load_tokenizer`).
@@ -10,6 +11,7 @@ Read in this order:
 """
 
 from aurora_lib.model import batching, memory, nf4
-from aurora_lib.model.adapters import AdapterError, find_adapter, load_adapter, save_adapter
+from aurora_lib.model.adapters import AdapterError, find_adapter, load_adapter, resolve_targets, save_adapter
+from aurora_lib.model.files import read_config
 from aurora_lib.model.nf4 import load_model, random_model
 from aurora_lib.model.tokenizer import load_tokenizer

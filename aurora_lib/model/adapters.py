@@ -1,18 +1,25 @@
 """Adapters as folders: saved with a model card, found, and put on a base model."""
 
+import copy
 import os
+import re
 import shutil
 import warnings
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download
-from peft import PeftModel
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import _find_minimal_target_modules
 from safetensors import SafetensorError, safe_open
-from transformers import PreTrainedModel
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 
-from aurora_lib.course import DATA, Scale
+from aurora_lib.course import DATA, Scale, asking_hub
+from aurora_lib.model.files import contents, said, skeleton
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
+ALL_LINEAR = r".*\.layers\.(?!.*\.experts\.).*"
 
 
 class AdapterError(RuntimeError):
@@ -32,8 +39,9 @@ def save_adapter(trainer, scale: Scale, folder: Path | None = None) -> Path:
     # a hub id stays; a path of this machine would mean nothing to whoever loads the adapter elsewhere
     base = Path(scale.base_model)
     for config in trainer.model.peft_config.values():
-        config.base_model_name_or_path = base.name if base.exists() else scale.base_model
-        config.target_modules = sorted(config.target_modules)  # a set is written in any order
+        config.base_model_name_or_path = _model_name(base) or base.name if base.exists() else scale.base_model
+        if not isinstance(config.target_modules, str):
+            config.target_modules = sorted(config.target_modules)  # a set is written in any order
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -47,9 +55,9 @@ def save_adapter(trainer, scale: Scale, folder: Path | None = None) -> Path:
         unfinished.rmdir()
     except (OSError, SafetensorError) as error:
         shutil.rmtree(unfinished, ignore_errors=True)
+        checkpoints = trainer.args.output_dir
         raise AdapterError(
-            f"The adapter could not be saved to {folder} ({error}). Nothing is lost: the checkpoints stay in "
-            f"{trainer.args.output_dir}. Make room, or choose another folder, and save again."
+            said("adapter_unsaved", place=folder, why=error, checkpoints=checkpoints)
         ) from error
     if trainer.state.global_step >= trainer.state.max_steps:
         shutil.rmtree(trainer.args.output_dir, ignore_errors=True)
@@ -65,19 +73,16 @@ def _gathered(model) -> dict:
 def _card(trainer, scale: Scale) -> str:
     """`card.md` with this run's own settings; PEFT's card would hold a path of this machine."""
     args, state, lora = trainer.args, trainer.state, trainer.model.peft_config["default"]
-    losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+    losses = [f"{entry['loss']:.3f}" for entry in state.log_history if "loss" in entry]
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     known = dict(args=args, state=state, lora=lora, rows=len(trainer.train_dataset), batch=batch)
-    card = Path(__file__).with_name("card.md").read_text(encoding="utf-8")
-    return card.format(
-        **known,
-        revision=f", revision `{scale.revision}`" if scale.revision else "",
-        targets=", ".join(sorted(lora.target_modules)),
-        data=f"the local folder `{Path(scale.data).name}`" if scale.data else "the released datasets",
-        planned="" if state.global_step >= state.max_steps else f" of {state.max_steps} planned",
-        epochs=state.epoch or 0,
-        losses=" to ".join(f"{loss:.3f}" for loss in losses[:1] + losses[-1:]),
-    )
+    known |= dict(epochs=state.epoch or 0, losses=" to ".join(losses[:1] + losses[-1:]))
+    targets = lora.target_modules
+    known["targets"] = targets if isinstance(targets, str) else ", ".join(targets)
+    known["revision"] = f", revision `{scale.revision}`" if scale.revision else ""
+    known["data"] = f"the local folder `{Path(scale.data).name}`" if scale.data else "the released datasets"
+    known["planned"] = "" if state.global_step >= state.max_steps else f" of {state.max_steps} planned"
+    return Path(__file__).with_name("card.md").read_text(encoding="utf-8").format(**known)
 
 
 def find_adapter(scale: Scale) -> str:
@@ -92,9 +97,7 @@ def find_adapter(scale: Scale) -> str:
     elif scale.name == "tiny":
         place, why = DATA / "tiny_adapter", "shipped with the course, since notebook 04 has not run here"
     else:
-        raise AdapterError(
-            "There is no adapter: run notebook 04, or set AURORA_ADAPTER to a folder or hub id."
-        )
+        raise AdapterError(said("adapter_none"))
     print(f"adapter: {Path(place).name} ({why})")
     return str(place)
 
@@ -102,48 +105,84 @@ def find_adapter(scale: Scale) -> str:
 def load_adapter(model: PreTrainedModel, adapter: str | Path) -> PeftModel:
     """Put `adapter` on `model`, ready for inference: a PEFT folder, or a hub id with or without "@revision".
 
-    Raises AdapterError when it is missing, damaged, a pickle, or of other shapes than this base. Warns where
-    the shapes fit but it names another base.
+    Raises AdapterError when it is missing, a pickle, for packed experts, or of other shapes than this base,
+    and ModelFileError when it is damaged. Warns where the shapes fit but it names another base.
     """
-    place, revision = _place(adapter)
+    folder = _place(adapter)
+    weights = [contents(folder / file) for file in FILES][1]
+    tuned = {name.partition(".lora_")[0] for name in weights}
+    experts = {name.rpartition(".")[2] for name in tuned if re.search(r"\.experts\b", name)}
+    if experts and getattr(model, "is_loaded_in_4bit", False):
+        raise AdapterError(said("adapter_experts", place=adapter, names=", ".join(sorted(experts))))
     try:
-        tuned = PeftModel.from_pretrained(model, place, revision=revision).eval()
+        config = PeftConfig.from_pretrained(folder)
+        if any(name.endswith(".gate") for name in tuned):
+            config.lora_dropout = 0.0  # PEFT has none for a parameter, as routers are; answers need none
+        tuned = PeftModel.from_pretrained(model, folder, config=config).eval()
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise AdapterError(
-            f"The adapter {adapter} cannot be put on this base model ({reason}). "
-            "Use an adapter trained on the same base, or unset AURORA_ADAPTER."
-        ) from error
-    # folders and hub ids are compared by their last part, since the rest is where it lies
-    names = tuned.peft_config["default"].base_model_name_or_path, model.config.name_or_path
-    trained_on, here = (Path(name or "").name for name in names)
-    if trained_on and here and trained_on != here:
-        warnings.warn(
-            f"The adapter in {Path(adapter).name} was trained on {trained_on} and is now on {here}: "
-            "the shapes fit, but unless both are the same model its answers mean nothing.",
-            stacklevel=2,
-        )
+        why = str(error).strip().splitlines()[-1].strip()
+        raise AdapterError(said("adapter_shapes", place=adapter, why=why)) from error
+    named = tuned.peft_config["default"].base_model_name_or_path, model.config.name_or_path
+    trained_on, here = map(_model_name, named)
+    if trained_on and here and trained_on.lower() != here.lower():
+        about = dict(place=Path(adapter).name, theirs=trained_on, here=here)
+        warnings.warn(said("adapter_base", **about), stacklevel=2)
     return tuned
 
 
-def _place(adapter: str | Path) -> tuple[str, str | None]:
-    """Folder or hub id, and the revision. Raises AdapterError for what is no adapter or cannot be reached."""
+def _model_name(base: str | Path | None) -> str:
+    """The last part of a folder or hub id, since the rest is where it lies; empty for a bare hash.
+
+    Also of a snapshot in the hub's cache, of a path of Windows, and as ModelScope writes it ("v0___1").
+    """
+    path = str(base or "").replace("\\", "/").replace("___", ".").rstrip("/")
+    name = re.sub(r"(.*/)?models--(.+--)?(.+)/snapshots/.*", r"\3", path).rpartition("/")[2]
+    return "" if re.fullmatch("[0-9a-f]{40}", name) else name
+
+
+def _place(adapter: str | Path) -> Path:
+    """Its folder, in the hub's cache for a hub id. Raises AdapterError for what is none or out of reach."""
     local = Path(adapter).expanduser()
+    if local.is_file():
+        raise AdapterError(said("adapter_file", place=local))
     if local.is_dir() or local.is_absolute():
         if missing := [name for name in FILES if not (local / name).is_file()]:
-            raise AdapterError(
-                f"{local} holds no adapter: {missing[0]} is missing. Check AURORA_ADAPTER. (A pickle, as "
-                "adapter_model.bin is, can run code when it is opened: convert it where you trust it.)"
-            )
-        return str(local), None
+            raise AdapterError(said("no_adapter", place=local, missing=missing[0]))
+        return local
     name, _, revision = str(adapter).partition("@")
-    try:
-        for file in FILES:
-            hf_hub_download(name, file, revision=revision or None)
-    except (OSError, ValueError) as error:
-        raise AdapterError(
-            f"The adapter {adapter} is no folder here and could not be fetched from the hub "
-            f"({type(error).__name__}). Check name and network, set HF_ENDPOINT to a mirror, "
-            "or AURORA_ADAPTER to a local folder."
-        ) from error
-    return name, revision or None
+    with asking_hub(f"{adapter} is no folder here, and this adapter", "AURORA_ADAPTER", AdapterError):
+        *_, file = [Path(hf_hub_download(name, file, revision=revision or None)) for file in FILES]
+    return file.parent
+
+
+def resolve_targets(config: PreTrainedConfig, lora: LoraConfig) -> tuple[LoraConfig, int]:
+    """`lora` with its targets as names of layers, and the parameters it trains; nothing is allocated.
+
+    "all-linear" are those of the decoder's layers; PEFT itself would go on to experts and router. Raises
+    ValueError for targets that match no layer or name experts.
+    """
+    model = skeleton(config)
+    head, modules = model.get_output_embeddings(), dict(model.named_modules())
+    layers = [n for n, m in modules.items() if isinstance(m, nn.Linear | nn.Embedding) and m is not head]
+    released = revert_weight_conversion(model, dict(model.named_parameters()))
+    experts = [name.removesuffix(".weight") for name in released if ".experts." in name]
+    free = [f".{name}" for name, _ in model.named_parameters() if ".experts." not in name]
+    refused = [each for each in lora.target_parameters or () if not any(n.endswith(f".{each}") for n in free)]
+    asked, names = lora.target_modules or [], []
+    patterns = {each: rf"(.*\.)?{re.escape(each)}" for each in asked}
+    if isinstance(asked, str):
+        patterns = {asked: ALL_LINEAR if asked.lower() == "all-linear" else asked}
+    for target, pattern in patterns.items():
+        hit = [name for name in layers if re.fullmatch(pattern, name)]
+        if not hit or any(re.fullmatch(pattern, name) for name in experts):
+            refused.append(target)
+        names += hit
+    if refused:
+        known = {name.rpartition(".")[2] for name in layers if re.fullmatch(ALL_LINEAR, name)}
+        about = dict(names=", ".join(sorted(refused)), known=", ".join(sorted(known)))
+        raise ValueError(said("targets", **about))
+    lora = copy.deepcopy(lora)
+    if names:
+        lora.target_modules = _find_minimal_target_modules(names, [n for n in modules if n not in names])
+    trained = get_peft_model(model, copy.deepcopy(lora))
+    return lora, sum(p.numel() for p in trained.parameters() if p.requires_grad)

@@ -20,9 +20,10 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AutoConfig, AutoModelForCausalLM, MixtralConfig, PreTrainedConfig
+from transformers import AutoConfig, MixtralConfig, PreTrainedConfig
 
 from aurora_lib.course import GIB, paper
+from aurora_lib.model.files import said, skeleton
 
 QUANTIZATIONS = ("nf4", "nf4-linear-only", "bf16")
 LOGIT_TILE = (4096, 32_768)  # tokens x vocabulary: TRL's loss never holds more logits than this
@@ -94,10 +95,7 @@ class MemoryBudget:
         else:
             where, available = "this machine's RAM", psutil.virtual_memory().total / GIB
         if self.total > available:
-            raise DoesNotFit(
-                f"This needs {self.total:.2f} GiB and {where} has {available:.2f} GiB. Make the largest rows "
-                f"smaller: quantize the experts, cut batch or length, turn checkpointing on.\n\n{self}"
-            )
+            raise DoesNotFit(said("too_large", budget=self, where=where, available=available))
         return self
 
 
@@ -112,9 +110,11 @@ def predict(
     double_quant: bool = True,
     checkpointing: bool = True,
     dtype: torch.dtype = torch.bfloat16,
+    adapter: int | None = None,
 ) -> MemoryBudget:
-    """The memory of QLoRA training (the paper's adapter), or of inference, for a transformers language model.
+    """The memory of QLoRA training, or of inference, for a transformers language model.
 
+    `adapter`: how many parameters it has, if it is another than the paper's.
     `quantization`: "nf4"; "nf4-linear-only", what transformers 5 makes of `load_in_4bit` (fused experts stay
     16-bit); or "bf16", nothing quantized. Raises ValueError for another. Fitted to the live tensors of real
     steps under sdpa; eager attention adds batch x heads x length^2 several times over.
@@ -122,7 +122,7 @@ def predict(
     if quantization not in QUANTIZATIONS:
         raise ValueError(f"There is no quantization {quantization!r}: choose {', '.join(QUANTIZATIONS)}.")
     shape, tokens, width = _shape(config.to_json_string(use_diff=False)), batch * length, dtype.itemsize
-    adapter = rank * shape.adapted
+    adapter = adapter or rank * shape.adapted
     parts = weights(shape, quantization, double_quant, width)
     if train:
         kept = kept_by_layer(shape, tokens, width)
@@ -198,8 +198,7 @@ def _shape(config_json: str) -> SimpleNamespace:
     """What of a model decides its memory; takes JSON, since a configuration cannot be hashed."""
     values = json.loads(config_json)
     config = AutoConfig.for_model(values.pop("model_type"), **values)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+    model = skeleton(config)
     stacks = [p for name, p in model.named_parameters() if ".experts." in name and p.dim() == 3]
     head, modules = model.get_output_embeddings(), dict(model.named_modules())
     linears = {name: m for name, m in modules.items() if isinstance(m, nn.Linear) and m is not head}

@@ -13,7 +13,6 @@ that were hit, `ExpertQuantizer` brings all this into loading, `load_model` and 
 """
 
 import ctypes
-import json
 import sys
 import warnings
 from dataclasses import dataclass
@@ -22,7 +21,6 @@ from pathlib import Path
 import bitsandbytes as bnb
 import torch
 from bitsandbytes.functional import QuantState, get_4bit_type, quantize_blockwise
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.bitsandbytes import Bnb4bitQuantize
@@ -30,6 +28,8 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 from transformers.quantizers.quantizers_utils import get_module_from_name
+
+from aurora_lib.model.files import local, reaching, read_config, said, skeleton
 
 NAME = "nf4"  # under which transformers finds `experts_forward`
 BLOCK = 64  # weights that share one absmax
@@ -40,10 +40,6 @@ FEW_SLOTS = 16  # token-slots (tokens x top_k) up to which nobody asks the devic
 # For `load_model` where FSDP2 will split the model: no GPU may hold it whole; accelerate splits floats only;
 # bytes called bf16 that look like NaN are damaged, as CUDA copies bf16 via fp32 (bitsandbytes issue 1945).
 SHARDED = dict(device="cpu", storage=torch.float32)
-
-
-class ModelFileError(OSError):
-    """A model folder that is missing, incomplete or damaged; the message names the file and the remedy."""
 
 
 def pack(stack: Tensor, config: BitsAndBytesConfig) -> bnb.nn.Params4bit:
@@ -187,10 +183,7 @@ class ExpertQuantizer(Bnb4BitHfQuantizer):
         for name, stack in expert_stacks(model).items():
             per_expert = stack[0].numel()
             if per_expert % (BLOCK * NESTED_BLOCK):
-                raise ValueError(
-                    f"{name} holds {per_expert:,} weights per expert, which is no multiple of "
-                    f"{BLOCK * NESTED_BLOCK:,}: experts would share blocks. Choose a model of other sizes."
-                )
+                raise ValueError(said("blocks", name=name, held=per_expert, shared=BLOCK * NESTED_BLOCK))
             owner, _ = get_module_from_name(model, name)
             if owner.has_bias or owner.is_transposed or not owner.has_gate:
                 raise ValueError(f"{name}: experts with biases, ungated or transposed are not supported.")
@@ -230,29 +223,16 @@ def load_model(
     """A causal language model, attention *and* experts in NF4, streamed: no whole 16-bit model ever exists.
 
     `path_or_id` is a local folder or a hub id, `dtype` that of the arithmetic and of what stays unquantized
-    (embeddings, head, norms, router). Raises ModelFileError for a local folder whose files are missing or cut
-    off, and ValueError for experts that cannot be packed.
+    (embeddings, head, norms, router). Raises ModelFileError as `files.read_config` does, and ValueError for
+    experts that cannot be packed.
     """
-    local = Path(path_or_id).expanduser()
-    if local.exists() or local.is_absolute():
-        check_files(local)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return _stream(AutoModelForCausalLM, path_or_id, device, dtype, storage, revision=revision)
-
-
-def check_files(folder: Path) -> None:
-    """Raise ModelFileError where files are missing or cut off, before minutes are spent on loading."""
-    if not (folder / "config.json").is_file():
-        raise ModelFileError(f"{folder} holds no model: config.json is missing. Check AURORA_MODEL.")
-    index, names = folder / "model.safetensors.index.json", {"model.safetensors"}
-    if index.is_file():
-        names = set(json.loads(index.read_text())["weight_map"].values())
-    for file in (folder / name for name in sorted(names)):
-        try:
-            with safe_open(file, "pt") as weights:
-                weights.keys()
-        except (OSError, SafetensorError) as error:
-            raise ModelFileError(f"{file} is missing or cut off ({error}). Download it again.") from error
+    read_config(path_or_id, revision)
+    source, device = local(path_or_id), device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return _stream(AutoModelForCausalLM, source or path_or_id, device, dtype, storage, revision=revision)
+    except OSError as error:
+        with reaching(path_or_id, "weights"):
+            raise error
 
 
 def random_model(
@@ -263,8 +243,7 @@ def random_model(
     Each tensor is drawn on the device when its turn comes: vectors are 1, the rest normal with the standard
     deviation that `model_config` names.
     """
-    with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(model_config, dtype=dtype)
+    empty = skeleton(model_config, dtype)
     generator = torch.Generator(device).manual_seed(seed)
     how = dtype, model_config.initializer_range, generator
     weights = {name: _Drawn(parameter.shape, *how) for name, parameter in empty.named_parameters()}

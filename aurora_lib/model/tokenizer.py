@@ -8,35 +8,25 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
-from sentencepiece import SentencePieceProcessor
 from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers.utils import cached_file
+
+from aurora_lib.model.files import ModelFileError, contents, local, reaching, said
 
 MISTRAL_FILE = files("mistral_common") / "data" / "tokenizer.model.v1"
+PROBES = (
+    "",
+    "a  b   c\n\tdef f(x):",
+    " 混合专家，café 龘 😀  ",
+    "1234 ﬁ Ａ",
+)  # where kinds of tokenizers differ
 
 # `[INST] question [/INST] answer</s>`, turns joined without a space: the ids mistral-common's v1 gives.
 # What stands between `generation` and `endgeneration` is what an assistant-only loss trains: answer and </s>.
 # A `<s>` or `</s>` inside a message (HTML has such tags) is broken up, or it would end the turn.
-CHAT_TEMPLATE = (
-    "{{ bos_token }}{% set ns = namespace(system='', expect='user') %}"
-    "{% for message in messages %}"
-    "{% if message['content'] is not string %}"
-    "{{ raise_exception('Message ' ~ loop.index ~ ': content must be a string.') }}"
-    "{% endif %}"
-    "{% set text = message['content'].replace('<s>', '< s>').replace('</s>', '</ s>') %}"
-    "{% if message['role'] == 'system' and ns.expect == 'user' %}"
-    "{% set ns.system = ns.system ~ text ~ '\n\n' %}"
-    "{% elif message['role'] != ns.expect %}"
-    "{{ raise_exception('Message ' ~ loop.index ~ ' has role ' ~ message['role'] ~ ' where ' ~ ns.expect"
-    " ~ ' must speak: turns go user, assistant, user, assistant; system only before a user.') }}"
-    "{% elif message['role'] == 'user' %}"
-    "{{ '[INST] ' ~ ns.system ~ text ~ ' [/INST]' }}{% set ns.system = '' %}{% set ns.expect = 'assistant' %}"
-    "{% else %}"
-    "{% generation %}{{ ' ' ~ text ~ eos_token }}{% endgeneration %}{% set ns.expect = 'user' %}"
-    "{% endif %}"
-    "{% endfor %}"
-    "{% if ns.system %}{{ raise_exception('A system message needs a user message after it.') }}{% endif %}"
-)
+CHAT_TEMPLATE = Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8")
+CHAT_TEMPLATE = CHAT_TEMPLATE.replace("\n", "").replace(r"\n", "\n")  # its line breaks are for the reader
 
 
 def load_tokenizer(path: str | Path | None = None, *, revision: str | None = None) -> PreTrainedTokenizerFast:
@@ -46,13 +36,9 @@ def load_tokenizer(path: str | Path | None = None, *, revision: str | None = Non
     `add_special_tokens=False`. Pads on the right, which training wants; set `padding_side = "left"` before
     generating in batches. Every call returns a tokenizer of its own, so such settings do not leak.
 
-    Raises OSError (from transformers) where `path` holds no tokenizer. Source: mistral-common, tokenizer v1.
+    Raises ModelFileError where `path` holds no tokenizer. Source: mistral-common, tokenizer v1.
     """
-    if path is None:
-        special = dict(bos_token="<s>", eos_token="</s>", unk_token="<unk>")
-        tokenizer = PreTrainedTokenizerFast(tokenizer_object=_mixtral(), padding_side="right", **special)
-    else:
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, padding_side="right")
+    tokenizer = _found(path, revision) if path else _from_sentencepiece(str(MISTRAL_FILE))
     if tokenizer.pad_token is None:
         # Byte fallback leaves <unk> unused in text; if </s> padded, a collator might mask the real </s> too.
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
@@ -60,10 +46,33 @@ def load_tokenizer(path: str | Path | None = None, *, revision: str | None = Non
     return tokenizer
 
 
+def _found(path: str | Path, revision: str | None) -> PreTrainedTokenizerFast:
+    folder, how = local(path), dict(revision=revision, _raise_exceptions_for_missing_entries=False)
+    try:
+        with reaching(path, "tokenizer"):
+            whole = cached_file(folder or path, "tokenizer.json", **how)
+            pieces = None if whole else cached_file(folder or path, "tokenizer.model", **how)
+            if pieces:
+                return _from_sentencepiece(pieces)
+            return AutoTokenizer.from_pretrained(folder or path, revision=revision, padding_side="right")
+    except ModelFileError:
+        raise
+    except Exception as error:
+        raise ModelFileError(said("no_tokenizer", place=path)) from error
+
+
+def _from_sentencepiece(file: str) -> PreTrainedTokenizerFast:
+    special = dict(bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    return PreTrainedTokenizerFast(tokenizer_object=_bpe(file), padding_side="right", **special)
+
+
 @cache
-def _mixtral() -> Tokenizer:
-    """The pieces and scores of the SentencePiece model as a `tokenizers` BPE with the same result."""
-    model = SentencePieceProcessor(model_file=str(MISTRAL_FILE))
+def _bpe(file: str) -> Tokenizer:
+    """The pieces and scores of a SentencePiece model as a `tokenizers` BPE with the same result.
+
+    Raises ModelFileError where the result is not the same: for a model of another kind than Mixtral's.
+    """
+    model = contents(Path(file))
     pieces = [model.id_to_piece(i) for i in range(len(model))]
     # Ids 0 to 258 are <unk>, <s>, </s> and the 256 byte pieces: text never merges into or out of those.
     text = {piece: i for i, piece in enumerate(pieces) if i >= 259}
@@ -81,4 +90,7 @@ def _mixtral() -> Tokenizer:
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
+    same = all(tokenizer.encode(probe).ids == model.encode(probe) for probe in PROBES)
+    if not same or pieces[:4] != ["<unk>", "<s>", "</s>", "<0x00>"]:
+        raise ModelFileError(said("other_tokenizer", place=file))
     return tokenizer

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import os
+import tomllib
 from pathlib import Path
 
 import torch
@@ -12,35 +13,23 @@ from aurora_lib.model import AdapterError, memory
 from aurora_lib.training.callbacks import TrainingError
 from aurora_lib.training.recipe import tune
 
+OPTIONS = Path(__file__).with_name("options.toml")
 # errors whose message is written for the reader; anything else is a mistake of ours and keeps its traceback
 EXPLAINED = (ScaleError, AdapterError, TrainingError, memory.DoesNotFit)
 EXPLAINED += (ValueError, OSError, ImportError)
 
 
 def arguments() -> argparse.ArgumentParser:
-    """The command line. What is left out keeps the recipe's value."""
+    """The command line, by `options.toml`."""
     parser = argparse.ArgumentParser(
         prog="python -m aurora_lib.training",
         description="Tune the base model as notebook 04 does. Ctrl-C stops after the step in flight; the "
         "same command then goes on from there.",
         epilog="Several GPUs: accelerate launch --config_file configs/ddp.yaml -m aurora_lib.training",
     )
-    add = parser.add_argument
-    add("--scale", choices=["tiny", "full"], help="overrides AURORA_SCALE")
-    add("--out", type=Path, help="folder of the adapter (default: runs/<scale>/adapter)")
-    add("--learning-rate", type=float, help="peak of the cosine schedule")
-    add("--epochs", type=float, dest="num_train_epochs", help="passes over the data")
-    add("--max-steps", type=int, help="end after so many optimizer steps, instead of --epochs")
-    batch = "conversations at once on a device"
-    add("--batch", type=int, dest="per_device_train_batch_size", help=batch)
-    add(
-        "--optim",
-        help="such as paged_adamw_8bit, or the paper's kind, adamw_torch_4bit (pip install torchao)",
-    )
-    add("--save-steps", type=int, help="optimizer steps between checkpoints")
-    minutes = "stop after so long and save adapter and checkpoint; the same command goes on"
-    add("--max-minutes", type=float, dest="minutes", help=minutes)
-    add("--price-per-hour", type=float, help="of the machine, in your currency: predicts what the run costs")
+    kinds = dict(int=int, float=float, text=str, path=lambda path: Path(path).expanduser())
+    for name, option in tomllib.loads(OPTIONS.read_text(encoding="utf-8")).items():
+        parser.add_argument(f"--{name}", **option | dict(type=kinds[option.get("type", "text")]))
     return parser
 
 
@@ -63,9 +52,8 @@ def main() -> None:
         try:
             tune(start("04"), **asked)
         except KeyboardInterrupt as stopped:
-            parser.exit(
-                130, f"{stopped or 'Stopped at once. The same command begins at the last checkpoint.'}\n"
-            )
+            at_once = "Stopped at once. The same command begins at the last checkpoint."
+            parser.exit(130, f"{stopped or at_once}\n")
         except EXPLAINED as error:
             parser.exit(1, f"{error}\n")
 

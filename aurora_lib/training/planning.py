@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from datasets import Dataset
-from transformers import PreTrainedConfig
 from trl import SFTConfig
 
 from aurora_lib.course import GIB, Scale, results
-from aurora_lib.model import load_tokenizer, memory
+from aurora_lib.model import load_tokenizer, memory, resolve_targets
 
 NOTHING = "There is no conversation to train on. Check AURORA_DATA, or run notebook 02 to see why."
 SAMPLED = 500  # conversations whose tokens are counted
@@ -31,22 +30,20 @@ class Preflight(NamedTuple):
 
 
 def preflight(
-    config: PreTrainedConfig, conversations: Dataset, scale: Scale, args: SFTConfig, price_per_hour=None
+    config, conversations: Dataset, scale: Scale, args: SFTConfig, price_per_hour=None, lora=None
 ) -> Preflight:
-    """What training `conversations` with `args` will take; nothing is loaded.
+    """What training `conversations` with `args` and the adapter `lora` (the paper's) will take.
 
-    Hours come from the speed recorded on an H100 at the paper's batch, and are unknown without it. Raises
-    `memory.DoesNotFit` where memory or disk is too small, ValueError where there is no conversation.
+    Nothing is loaded. Hours come from the speed recorded on an H100 at the paper's batch, and are unknown
+    without it. Raises `memory.DoesNotFit` where memory or disk is too small, ValueError where there is no
+    conversation or `lora` has targets that this model lacks.
     """
     if len(conversations) == 0:
         raise ValueError(NOTHING)
-    budget = memory.predict(
-        config,
-        batch=args.per_device_train_batch_size,
-        length=args.max_length,
-        checkpointing=args.activation_checkpointing,
-        dtype=scale.loading["dtype"],
-    )
+    how = dict(rank=lora.r, adapter=resolve_targets(config, lora)[1]) if lora else {}
+    how |= dict(length=args.max_length, checkpointing=args.activation_checkpointing)
+    how |= dict(batch=args.per_device_train_batch_size, dtype=scale.loading["dtype"])
+    budget = memory.predict(config, **how)
     if scale.sharding:
         budget = budget.sharded(args.world_size, config.num_hidden_layers)
     budget.require(args.device)

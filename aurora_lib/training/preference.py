@@ -89,14 +89,9 @@ def dpo_config(scale: Scale, **changes) -> DPOConfig:
     The step is smaller than the first stage's: the model is to be corrected, not taught anew. A batch holds
     chosen *and* rejected answers: twice as many sequences as pairs.
     """
-    settings = dict(
-        output_dir=str(scale.runs / "preference_checkpoints"),
-        learning_rate=scale.learning_rate / 10,
-        num_train_epochs=1,
-        per_device_eval_batch_size=8 * scale.batch,
-        beta=0.1,
-        logging_steps=5,
-    )
+    settings = dict(learning_rate=scale.learning_rate / 10, num_train_epochs=1, beta=0.1, logging_steps=5)
+    settings |= dict(output_dir=str(scale.runs / "preference_checkpoints"))
+    settings |= dict(per_device_eval_batch_size=8 * scale.batch)
     return DPOConfig(**shared_settings(scale) | settings | changes)
 
 
@@ -113,14 +108,9 @@ def build_trainer(
     # checkpoints look this base up; the bare name that an adapter records would be asked of the hub
     model.peft_config["default"].base_model_name_or_path = model.config.name_or_path
     start = {name: p.detach().float().clone() for name, p in model.named_parameters() if ".default." in name}
-    trainer = DPOTrainer(
-        model=model,
-        args=args,
-        train_dataset=pairs.select_columns(COLUMNS),
-        eval_dataset=held_out.select_columns(COLUMNS),
-        processing_class=tokenizer,
-        callbacks=[ZeroGradientAlarm()],
-    )
+    rows = dict(train_dataset=pairs.select_columns(COLUMNS), eval_dataset=held_out.select_columns(COLUMNS))
+    others = dict(processing_class=tokenizer, callbacks=[ZeroGradientAlarm()])
+    trainer = DPOTrainer(model=model, args=args, **rows, **others)
     for name, parameter in trainer.model.named_parameters():
         if (own := name.replace(".ref.", ".default.")) in start:
             parameter.data = start[own].clone()
@@ -151,8 +141,6 @@ def save_preference_adapter(trainer: DPOTrainer, scale: Scale) -> Path:
     head = card.read_text(encoding="utf-8").partition("\n# ")[0]
     pairs, steps = len(trainer.train_dataset), trainer.state.global_step
     about = f"{pairs:,} pairs: {steps} steps, beta {args.beta:g}, seed {args.seed}"
-    title = "# A Chinese chat adapter, preference-tuned"
-    card.write_text(
-        f"{head}\n{title}\n\nThe adapter of notebook 04 after DPO on {about}.\n", encoding="utf-8"
-    )
+    text = f"# A Chinese chat adapter, preference-tuned\n\nThe adapter of notebook 04 after DPO on {about}."
+    card.write_text(f"{head}\n{text}\n", encoding="utf-8")
     return folder

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoConfig, PreTrainedModel, set_seed
+from transformers import PreTrainedModel, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from aurora_lib.course import Scale, paper
 from aurora_lib.data import clean_conversations
-from aurora_lib.model import load_model, load_tokenizer, nf4, save_adapter
+from aurora_lib.model import load_model, load_tokenizer, nf4, read_config, resolve_targets, save_adapter
 from aurora_lib.training.callbacks import Meter, ZeroGradientAlarm
 from aurora_lib.training.planning import NOTHING, preflight
 from aurora_lib.training.running import run, say
@@ -25,47 +25,27 @@ SEED = 42
 
 def lora_config(**changes) -> LoraConfig:
     """The paper's adapter: targets by its command, the rest LLaMA-Factory's. `changes` override any field."""
-    settings = dict(
-        task_type="CAUSAL_LM",
-        r=int(paper.TRAINING["LoRA rank"].value),
-        lora_alpha=int(paper.TRAINING["LoRA alpha"].value),
-        lora_dropout=paper.TRAINING["LoRA dropout"].value,
-        target_modules=list(paper.LORA_TARGETS),
-    )
-    return LoraConfig(**settings | changes)
+    rank, alpha, dropout = (paper.TRAINING[f"LoRA {name}"].value for name in ("rank", "alpha", "dropout"))
+    settings = dict(r=int(rank), lora_alpha=int(alpha), lora_dropout=dropout, task_type="CAUSAL_LM")
+    return LoraConfig(**settings | dict(target_modules=list(paper.LORA_TARGETS)) | changes)
 
 
 def shared_settings(scale: Scale) -> dict:
     """What both stages, SFT and DPO, tell their trainer; without load-balancing loss, as in the paper."""
     gpu = scale.device == "cuda"
-    return dict(
-        lr_scheduler_type="cosine",
-        per_device_train_batch_size=scale.batch,
-        gradient_accumulation_steps=scale.accumulation,
-        max_length=scale.length,
-        router_aux_loss_coef=0.0,
-        activation_checkpointing=gpu,
-        bf16=gpu and not scale.sharding,  # under FSDP2 accelerate would cast the packed bytes too
-        use_cpu=not gpu,
-        dataloader_pin_memory=gpu,
-        save_steps=scale.save_steps,
-        save_total_limit=2,
-        seed=SEED,
-        report_to="none",
-    )
+    settings = dict(per_device_train_batch_size=scale.batch, gradient_accumulation_steps=scale.accumulation)
+    settings |= dict(max_length=scale.length, lr_scheduler_type="cosine", router_aux_loss_coef=0.0, seed=SEED)
+    settings |= dict(use_cpu=not gpu, dataloader_pin_memory=gpu, activation_checkpointing=gpu)
+    settings |= dict(save_steps=scale.save_steps, save_total_limit=2, report_to="none")
+    # under FSDP2 accelerate would cast the packed bytes too
+    return settings | dict(bf16=gpu and not scale.sharding)
 
 
 def sft_config(scale: Scale, **changes) -> SFTConfig:
     """The paper's training settings (section 4.1) at `scale`; `changes` override any field of `SFTConfig`."""
-    settings = dict(
-        output_dir=str(scale.runs / "checkpoints"),
-        learning_rate=scale.learning_rate,
-        num_train_epochs=scale.epochs,
-        assistant_only_loss=True,
-        logging_steps=10,
-        include_num_input_tokens_seen="non_padding",
-        ddp_find_unused_parameters=False,
-    )
+    settings = dict(output_dir=str(scale.runs / "checkpoints"), learning_rate=scale.learning_rate)
+    settings |= dict(num_train_epochs=scale.epochs, assistant_only_loss=True, logging_steps=10)
+    settings |= dict(include_num_input_tokens_seen="non_padding", ddp_find_unused_parameters=False)
     return SFTConfig(**shared_settings(scale) | settings | changes)
 
 
@@ -86,12 +66,12 @@ def build_trainer(
     """An `SFTTrainer` on `conversations` (column `messages`) with a new adapter (the paper's), in 32 bits.
 
     TRL renders the messages by the tokenizer's chat template, `<s>[INST] question [/INST] answer</s>`, into
-    token ids. Its generation markers (see `model/tokenizer.py`) stand around answer and end token: there the
-    labels are the ids, elsewhere -100, which the loss skips. What lies beyond `max_length` is cut off.
+    token ids. Its generation markers (`model/chat_template.jinja`) stand around answer and end token: there
+    the labels are the ids, elsewhere -100, which the loss skips. What lies beyond `max_length` is cut off.
 
     Conversations without an answer before the cutoff are left out; how many is printed. `trainer.evaluate()`
     gives the loss on the first 64 rows, to compare before and after. Raises ValueError where nothing is left
-    to train on.
+    to train on, and for targets of `lora` that the model lacks.
     """
     asked = conversations.select_columns(["messages"])
     answered = asked.filter(lambda row: any(message["role"] == "assistant" for message in row["messages"]))
@@ -99,15 +79,10 @@ def build_trainer(
         say(args, f"{missing:,} conversations hold no answer by the assistant and are left out.")
     if len(answered) == 0:
         raise ValueError(NOTHING)
+    lora, _ = resolve_targets(model.config, lora or lora_config())
     set_seed(args.seed)
-    trainer = SFTTrainer(
-        model=model,
-        args=args,
-        train_dataset=answered,
-        processing_class=tokenizer,
-        peft_config=lora or lora_config(),
-        callbacks=[ZeroGradientAlarm(), Meter()],
-    )
+    given = dict(train_dataset=answered, processing_class=tokenizer, peft_config=lora)
+    trainer = SFTTrainer(model=model, args=args, callbacks=[ZeroGradientAlarm(), Meter()], **given)
     if not args.packing:
         _report_cut(trainer, len(answered))
     trainer.eval_dataset = trainer.train_dataset.select(range(min(64, len(trainer.train_dataset))))
@@ -124,31 +99,25 @@ def _report_cut(trainer: SFTTrainer, given: int) -> None:
     cut = sum(len(row) == length and row[-1] != end for row in ids)
     dropped = given - len(trainer.train_dataset)
     if dropped == given:
-        raise ValueError(
-            f"No conversation has an answer before the cutoff of {length:,} tokens. Raise max_length, or "
-            f"split the conversations as notebook 02 does."
-        )
+        none = f"No conversation has an answer before the cutoff of {length:,} tokens."
+        raise ValueError(f"{none} Raise max_length, or split the conversations as notebook 02 does.")
     if cut or dropped:
         lost = f"{cut:,} lose part of their answer, {dropped:,} have nothing left to learn and are left out."
-        say(
-            trainer.args,
-            f"{cut + dropped:,} conversations are longer than the cutoff of {length:,} tokens: {lost}",
-        )
+        longer = f"{cut + dropped:,} conversations are longer than the cutoff of {length:,} tokens"
+        say(trainer.args, f"{longer}: {lost}")
 
 
 def tune(scale: Scale, *, out: Path | None = None, minutes=None, price_per_hour=None, **changes) -> Path:
     """The whole of notebook 04's training; returns the adapter's folder (`out`, or one in `scale.runs`).
 
     `changes` override any field of `SFTConfig`. An adapter that was in the folder before is kept beside it.
-    Raises `memory.DoesNotFit` before anything is loaded, ValueError where there is nothing to train on,
-    Stopped and TrainingError while training, AdapterError where the adapter cannot be saved.
+    Raises ModelFileError and `memory.DoesNotFit` before anything is loaded, ValueError where there is nothing
+    to train on, Stopped and TrainingError while training, AdapterError where the adapter cannot be saved.
     """
-    if Path(scale.base_model).is_dir():
-        nf4.check_files(Path(scale.base_model))
+    config = read_config(scale.base_model, scale.revision)
     args = sft_config(scale, **changes)
     with args.main_process_first():
         conversations = clean_conversations(scale)
-    config = AutoConfig.from_pretrained(scale.base_model, revision=scale.revision)
     say(args, f"\n{preflight(config, conversations, scale, args, price_per_hour)}\n")
     loading = scale.loading | {"device": str(args.device)} | (nf4.SHARDED if scale.sharding else {})
     tokenizer = load_tokenizer(scale.base_model, revision=scale.revision)

@@ -338,7 +338,7 @@ ours.reindex(theirs.index, fill_value=0).join(theirs).map("{:,}".format)
 # %%
 import json
 
-from aurora_lib.course import ROOT
+from aurora_lib.course import DATA
 from aurora_lib.data import topics
 
 tags = result.kept["category"]
@@ -349,7 +349,7 @@ counts = counts.rename(columns={True: "ShareGPT's tag", False: "the word list's 
 counts = counts.loc[counts.sum(axis=1).sort_values().index].rename_axis(columns=None)
 axes = counts.plot.barh(stacked=True, figsize=(6, 0.28 * len(counts) + 0.8))
 axes.set(xlabel="conversations", ylabel="", title="Topics of the kept conversations")
-measured = json.loads((ROOT / "results" / "topics.json").read_text())
+measured = json.loads((DATA.parent / "results" / "topics.json").read_text())
 right = "a guess is right for {accuracy:.0%} of {n} hand-labelled prompts".format(**measured)
 print(right + ", 95 % interval {interval[0]:.0%} to {interval[1]:.0%}".format(**measured))
 
@@ -421,7 +421,7 @@ own = load_tokenizer(scale.base_model, revision=scale.revision)
 saved = split(result.kept, own, scale.length)
 path = save_conversations(saved, scale, account)
 licences = {name: source["licence"] for name, source in sources.SOURCES.items()}
-if scale.data == ROOT / "data" / "rows":
+if scale.data == DATA / "rows":
     licences = dict.fromkeys(licences, "Apache-2.0; self-written for this course")
 card = show.card(result, saved, origin=f"`{Path(data).name}`", licences=licences, rejected=len(aside))
 path.with_name("DATA_CARD.md").write_text(card, encoding="utf-8")

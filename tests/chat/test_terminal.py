@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from aurora_lib.chat.__main__ import talk
-from aurora_lib.course import DATA, ROOT
+from aurora_lib.course.scale import DATA, ROOT
 
 
 class Parrot:

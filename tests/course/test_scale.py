@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import aurora_lib
-from aurora_lib.course import DATA, ROOT, ScaleError, choose, results
+from aurora_lib.course import results
+from aurora_lib.course.scale import DATA, ROOT, ScaleError, choose
 
 VARIABLES = ("SCALE", "MODEL", "DATA", "BENCHMARKS", "ADAPTER", "RUNS")
 
@@ -90,8 +91,13 @@ def test_overrides_are_honoured_at_both_scales(gpu, tmp_path, name):
 def test_overriding_paths_may_be_relative_or_in_the_home_folder(gpu, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    chosen = choose({"AURORA_DATA": "rows", "AURORA_RUNS": "~/runs"})
-    assert chosen.data == tmp_path / "rows" and chosen.runs == tmp_path / "home" / "runs" / "tiny"
+    chosen = choose({f"AURORA_{key}": f"~/{key}" for key in VARIABLES[1:]} | {"AURORA_DATA": "rows"})
+    assert chosen.data == tmp_path / "rows" and chosen.runs == tmp_path / "home" / "RUNS" / "tiny"
+    assert chosen.benchmarks == tmp_path / "home" / "BENCHMARKS"
+    assert [chosen.base_model, chosen.adapter] == [f"{tmp_path}/home/{key}" for key in ("MODEL", "ADAPTER")]
+    assert choose({"AURORA_MODEL": "a/hub-id"}).base_model == "a/hub-id"
+    with pytest.raises(ScaleError, match=r"=hf-mirror.com has no https.*=https://hf-mirror.com and"):
+        choose({"HF_ENDPOINT": "hf-mirror.com"})
 
 
 def test_start_prints_scale_device_versions_and_reason(gpu, no_variables, capsys):

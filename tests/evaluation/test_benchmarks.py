@@ -1,8 +1,10 @@
 """Released files to questions: bad rows are named, bad files an error; the hub; the bundled questions."""
 
 import csv
+import tomllib
 import zipfile
 from collections import Counter
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -23,16 +25,8 @@ HEADERS = {
 # ---- rows
 
 
-BAD_ROWS = {
-    "1,问,甲,乙,丙,B": "missing column Answer",
-    "1,问,甲,乙,丙,丁,E": "answer 'E' is not one of",
-    "1,问,甲,乙,丙,丁,AB": "answer 'AB' is not one of",
-    "1,问,甲,,丙,丁,B": "empty B",
-    "1,问,甲,乙,丙,丁, ": "empty Answer",
-    "0,问,甲,乙,丙,丁,B": "duplicate id '0', first on line 2",
-    "1,问,甲,乙,丙,丁,B,多": "8 cells for 7 columns",
-    "1,问,甲,乙,丙,丁,B".encode("gb18030"): "broken encoding",
-}
+BAD_ROWS = tomllib.loads(Path(__file__).with_name("bad_rows.toml").read_text(encoding="utf-8"))
+BAD_ROWS |= {"1,问,甲,乙,丙,丁,B".encode("gb18030"): "broken encoding"}
 
 
 @pytest.mark.parametrize("row, reason", BAD_ROWS.items())
@@ -85,6 +79,7 @@ def test_cells_with_quotes_and_line_breaks_are_one_row(write_task):
         ("gsm8k", "test", BUNDLED, "no task 'gsm8k'.*ceval, cmmlu, mmlu"),
         ("ceval", "test", BUNDLED, "no answers for its test split; score its val split"),
         ("mmlu", "train", BUNDLED, "train.capital_train.csv is missing; unpack mmlu again"),
+        ("mmlu", "test", BUNDLED / "mmlu" / "mapping.json", "json is a file. Set AURORA_BENCHMARKS"),
         ("mmlu", "test", BUNDLED / "ceval", "ceval has no mmlu/mapping.json.*AURORA_BENCHMARKS"),
     ],
 )
@@ -168,7 +163,7 @@ def test_without_a_network_the_hub_is_one_sentence_with_a_remedy(monkeypatch, tm
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     benchmarks.download.cache_clear()
-    with pytest.raises(EvalError, match=r"cais/mmlu could not be downloaded.*AURORA_BENCHMARKS"):
+    with pytest.raises(EvalError, match=r"cais/mmlu could not be had from the hub.*AURORA_BENCHMARKS"):
         load_subjects("mmlu", "hub")
 
 

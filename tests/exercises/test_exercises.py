@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from aurora_lib import exercises
-from aurora_lib.course import ROOT, paper
+from aurora_lib.course import paper
+from aurora_lib.course.scale import ROOT
 from aurora_lib.exercises import EXERCISES, check, verdict
 from tools.build import solved
 

@@ -9,6 +9,7 @@ import math
 import os
 import pickle
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,12 +22,7 @@ from transformers import MixtralConfig, MixtralForCausalLM
 from aurora_lib.course import DATA, choose
 from aurora_lib.model import AdapterError, batching, find_adapter, load_adapter, load_model, load_tokenizer
 
-NOTHING = "auto_mapping layers_pattern layers_to_transform megatron_config modules_to_save revision"
-CONFIG_07 = dict.fromkeys(NOTHING.split()) | dict(alpha_pattern={}, loftq_config={}, rank_pattern={})
-CONFIG_07 |= dict(peft_type="LORA", task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"], bias="none")
-CONFIG_07 |= dict(r=8, lora_alpha=16.0, lora_dropout=0.1, fan_in_fan_out=False, init_lora_weights=True)
-CONFIG_07 |= dict(inference_mode=True, megatron_core="megatron.core")
-CONFIG_07 |= dict(base_model_name_or_path="../Mixtral-8x7B-Instruct-v0.1")
+CONFIG_07 = json.loads(Path(__file__).with_name("adapter_config_07.json").read_text())
 # in the folder and in those of its checkpoints
 BESIDE = "optimizer.pt rng_state.pth scheduler.pt tokenizer.json tokenizer.model training_args.bin"
 
@@ -101,6 +97,36 @@ def test_config_and_tensors_of_the_released_layout_are_of_the_sizes_the_hub_list
         assert set(bundled.keys()) == {name for name in expected if int(name.split(".")[4]) < 3}
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("module", ["block_sparse_moe.experts.3.w1", "mlp.experts", "block_sparse_moe.gate"])
+def test_adapter_of_experts_is_refused_with_what_to_do_and_one_of_the_router_loads(released, module, dropout):
+    file, at, given = (
+        released / "adapter_model.safetensors",
+        "base_model.model.model.layers",
+        torch.ones(8, 128),
+    )
+    more = {f"{at}.{layer}.{module}.lora_A.weight": given.clone() for layer in range(3)}
+    more |= {name.replace("lora_A", "lora_B"): torch.ones(8, 8) for name in more}
+    save_file(load_file(file) | more, file, metadata={"format": "pt"})
+    config = CONFIG_07 | dict(lora_dropout=dropout, target_modules=["q_proj", "v_proj", "gate"])
+    (released / "adapter_config.json").write_text(json.dumps(config))
+    base = load_model(DATA / "tiny", dtype=torch.float32, device="cpu")
+    if module.endswith("gate"):
+        loaded = dict(load_adapter(base, released).named_parameters())
+        assert torch.equal(loaded[f"{at}.0.mlp.gate.lora_A.default.weight"], given)
+    else:
+        with pytest.raises(AdapterError, match=rf"\({module.rpartition('.')[2]}\), .*with stock PEFT"):
+            load_adapter(base, released)
+
+
+def test_an_adapter_that_is_a_file_or_damaged_is_refused(released):
+    with pytest.raises(AdapterError, match="is a file: set AURORA_ADAPTER to its folder"):
+        load_adapter(None, released / "adapter_model.safetensors")
+    (released / "adapter_model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(OSError, match="is a Git LFS pointer"):
+        load_adapter(None, released)
+
+
 def test_weights_that_are_a_pickle_run_nothing_and_are_refused(released):
     (released / "adapter_model.safetensors").unlink()
     (released / "training_args.bin").rename(released / "adapter_model.bin")
@@ -112,7 +138,9 @@ def test_adapter_of_the_full_size_model_is_refused_on_the_tiny_one(released):
     weights = load_file(released / "adapter_model.safetensors")
     wide = {name: torch.zeros(8, 4096) if "lora_A" in name else weight for name, weight in weights.items()}
     save_file(wide, released / "adapter_model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(AdapterError, match="Use an adapter trained on the same base"):
+    with pytest.raises(
+        AdapterError, match=r"cannot be put on this base model .*Use an adapter trained on the same base"
+    ):
         answers(released)
 
 
@@ -121,5 +149,5 @@ def test_hub_id_is_read_at_its_revision_and_one_out_of_reach_is_a_sentence(relea
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     shutil.copytree(released, tmp_path / "models--wangrongsheng--Aurora" / "snapshots" / ("8" * 40))
     assert answers(f"wangrongsheng/Aurora@{'8' * 40}") == answers(DATA / "tiny_adapter")
-    with pytest.raises(AdapterError, match=r"could not be fetched from the hub .*HF_ENDPOINT"):
+    with pytest.raises(AdapterError, match=r"could not be had from the hub .*HF_ENDPOINT"):
         load_adapter(None, f"wangrongsheng/Aurora@{'9' * 40}")

@@ -1,5 +1,7 @@
 import re
 import threading
+import tomllib
+from pathlib import Path
 
 import bitsandbytes as bnb
 import matplotlib
@@ -67,16 +69,8 @@ def real_bytes(model):
 
 
 FAMILIES = {"mixtral": MixtralConfig, "qwen3": Qwen3MoeConfig, "olmoe": OlmoeConfig}
-STEPS = [
-    ("mixtral", dict(batch=4, length=256)),
-    ("mixtral", dict(batch=2, length=256, dtype=torch.bfloat16)),
-    ("mixtral", dict(batch=4, length=128, checkpointing=False)),
-    ("mixtral", dict(batch=4, length=256, rank=32)),
-    ("qwen3", dict(batch=4, length=256)),
-    ("qwen3", dict(batch=2, length=256, checkpointing=False)),
-    ("olmoe", dict(batch=2, length=512)),
-    ("olmoe", dict(batch=2, length=256, dtype=torch.bfloat16, checkpointing=False)),
-]
+STEPS = tomllib.loads(Path(__file__).with_name("steps.toml").read_text(encoding="utf-8"))
+STEPS = [(family, settings) for family, steps in STEPS.items() for settings in steps]
 
 
 @pytest.mark.parametrize("family, settings", STEPS, ids=str)
@@ -84,11 +78,9 @@ def test_predicted_weights_and_total_are_those_of_a_real_model_and_training_step
     """Weights, adapters, Adam, and the peak of forward and backward; CUDA's workspaces are not seen here."""
     sizes = SIZES | dict(hidden_size=256, intermediate_size=256, moe_intermediate_size=256, head_dim=64)
     sizes |= dict(num_experts_per_tok=2, **{"num_local_experts" if family == "mixtral" else "num_experts": 8})
-    config, dtype = FAMILIES[family](**sizes), settings.get("dtype", torch.float32)
-    model, budget = (
-        random_model(config, device="cpu", dtype=dtype),
-        predict(config, **settings | dict(dtype=dtype)),
-    )
+    config, dtype = FAMILIES[family](**sizes), getattr(torch, settings.get("dtype", "float32"))
+    model = random_model(config, device="cpu", dtype=dtype)
+    budget = predict(config, **settings | dict(dtype=dtype))
     assert budget.weights * GIB == pytest.approx(real_bytes(model), rel=0.05)
     if settings.get("checkpointing", True):
         model.activation_checkpointing_enable(dict(use_reentrant=False))

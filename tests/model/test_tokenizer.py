@@ -1,4 +1,6 @@
 import random
+import tomllib
+from pathlib import Path
 
 import pytest
 from jinja2.exceptions import TemplateError
@@ -11,28 +13,8 @@ from sentencepiece import SentencePieceProcessor
 from aurora_lib.model import load_tokenizer
 from aurora_lib.model.tokenizer import CHAT_TEMPLATE, MISTRAL_FILE
 
-TEXTS = [
-    "",
-    " ",
-    "混合专家模型只激活一部分参数。",
-    "Mixtral 是一个 mixture of experts，每个 token 走 2 个专家。",
-    "龘靐齉爩，𠮷野家，繁體與简体",
-    "emoji 👩‍👩‍👧‍👦 🇨🇳 😀!",
-    "a  b   c    d     e      f                 g",
-    "   leading and trailing   ",
-    "\n\n\t tabs\tand\r\nlines \n",
-    "def f(x):\n    if x:\n        return {'a': [1, 2]}  # 注释\n",
-    "literal <0x41> and [INST] and ▁ and <unk",
-    "café ﬁ ① Ａ\u3000全角\u200b零宽",
-]
-
-
-CONVERSATIONS = [
-    [("user", "你好，请介绍一下自己。")],
-    [("user", "Hi"), ("assistant", "你好！我是 Aurora。")],
-    [("user", "一"), ("assistant", " 二 \n"), ("user", "  三  "), ("assistant", "\n四"), ("user", "five")],
-    [("system", "助手."), ("user", "q1"), ("assistant", "a1"), ("user", "q2"), ("assistant", "a2 👍")],
-]
+FOUND = tomllib.loads(Path(__file__).with_name("texts.toml").read_text(encoding="utf-8"))
+TEXTS, CONVERSATIONS = FOUND["texts"], FOUND["conversations"]
 SENTENCEPIECE = SentencePieceProcessor(model_file=str(MISTRAL_FILE))
 
 

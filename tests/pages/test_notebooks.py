@@ -4,7 +4,8 @@ import jupytext
 import nbformat
 import pytest
 
-from aurora_lib.course import ROOT, results
+from aurora_lib.course import results
+from aurora_lib.course.scale import ROOT
 from tools.build.notebooks import source_hash
 
 SET_UP = 'import aurora_lib\n\nscale = aurora_lib.start("{}")'

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from aurora_lib.course import ROOT, paper
+from aurora_lib.course import paper
+from aurora_lib.course.scale import ROOT
 from tools.pages import comparison, environments, readme
 
 

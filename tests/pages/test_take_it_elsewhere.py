@@ -6,9 +6,8 @@ import jinja2.sandbox
 import pytest
 
 from aurora_lib.chat import ChatSession
-from aurora_lib.course import ROOT, choose
 from aurora_lib.course.paper import TRAINING
-from aurora_lib.course.scale import FULL
+from aurora_lib.course.scale import FULL, ROOT, choose
 from tools.pages import gradio_page
 
 PAGE = (ROOT / "notebooks" / "take_it_elsewhere.md").read_text(encoding="utf-8")

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from aurora_lib.course import ROOT, scale
+from aurora_lib.course import scale
+from aurora_lib.course.scale import ROOT
 from aurora_lib.model import memory
 
 UNITS = "%|[GMk]i?B|s|ms|seconds?|minutes?|hours?|tokens/s|毫秒|秒|分钟|小时|个百分点"

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from rapidfuzz.distance import Levenshtein
 
-from aurora_lib.course import ROOT
+from aurora_lib.course.scale import ROOT
 from aurora_lib.data import clean, duplicates, show, sources
 from tools.bench import cleaning as bench_cleaning
 from tools.bench import corpus as bench_corpus

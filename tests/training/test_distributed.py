@@ -25,7 +25,7 @@ from torch import distributed
 from torch.distributed.tensor import DTensor
 
 from aurora_lib import training
-from aurora_lib.course import ROOT, choose
+from aurora_lib.course.scale import ROOT, choose
 from aurora_lib.model import load_model, load_tokenizer, nf4, save_adapter
 from tests.training.test_running import At
 

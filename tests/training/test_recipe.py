@@ -1,4 +1,5 @@
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -6,6 +7,8 @@ from datasets import Dataset
 
 from aurora_lib import training
 from aurora_lib.course import choose, paper, scale
+from aurora_lib.model import load_adapter, load_model, read_config, save_adapter
+from tests.model.test_files import FIELD
 
 TWO_ROUNDS = [
     {"role": "user", "content": "你好"},
@@ -17,7 +20,8 @@ TWO_ROUNDS = [
 
 def test_settings_are_the_papers(tmp_path):
     lora = training.lora_config()
-    assert (lora.r, lora.lora_alpha, lora.target_modules) == (8, 16, {"q_proj", "v_proj"})
+    assert (lora.r, lora.lora_alpha, lora.lora_dropout) == (8, 16, 0.1)
+    assert lora.target_modules == {"q_proj", "v_proj"}
     full = dataclasses.replace(choose({}), **scale.FULL, runs=tmp_path)
     args = training.sft_config(full)
     assert (args.learning_rate, args.num_train_epochs, args.save_steps) == (5e-5, 3, 1000)
@@ -29,11 +33,8 @@ def test_loss_is_on_the_assistants_tokens_and_the_end_token_only(tiny, build, to
     (row,) = build(tiny, [TWO_ROUNDS]).train_dataset
     assert all(label in (-100, own) for label, own in zip(row["labels"], row["input_ids"], strict=True))
     learned = tokenizer.decode([label for label in row["labels"] if label != -100])
-    assert [text.strip() for text in learned.split(tokenizer.eos_token)] == [
-        "你好！有什么可以帮你的吗？",
-        "不客气。",
-        "",
-    ]
+    answers = [turn["content"] for turn in TWO_ROUNDS if turn["role"] == "assistant"]
+    assert [text.strip() for text in learned.split(tokenizer.eos_token)] == [*answers, ""]
 
 
 def test_adapters_train_in_32_bits_and_nothing_else_trains(tiny, build):
@@ -64,16 +65,35 @@ def test_conversations_longer_than_the_cutoff_are_counted_and_those_without_an_a
     made = build(tiny, rows, max_length=length)
     printed = capsys.readouterr().out
     assert "1 conversations hold no answer by the assistant and are left out." in printed
-    assert (
-        f"3 conversations are longer than the cutoff of {length} tokens: 2 lose part of their answer, 1"
-        in printed
-    )
+    assert f"3 conversations are longer than the cutoff of {length} tokens: 2 lose part of" in printed
+    assert "their answer, 1 have nothing left" in printed
     assert len(made.train_dataset) == 4
     assert all(set(labels) != {-100} for labels in made.train_dataset["labels"])
     build(tiny, rows[:1], max_length=length)
     assert "cutoff" not in capsys.readouterr().out
     with pytest.raises(ValueError, match="No conversation has an answer before the cutoff"):
         build(tiny, [row(60, 3)], max_length=length)
+
+
+@pytest.mark.parametrize("case", FIELD["targets"], ids=lambda case: str(case["change"]))
+def test_targets_as_peft_takes_them_are_trained_and_saved_or_refused_at_once(tiny, tokenizer, case):
+    lora, rows = training.lora_config(**case["change"]), Dataset.from_dict({"messages": [TWO_ROUNDS] * 8})
+    args, base = training.sft_config(tiny, max_steps=1), load_model(tiny.base_model, **tiny.loading)
+    ways = [lambda: training.preflight(read_config(tiny.base_model), rows, tiny, args, lora=lora)]
+    ways += [lambda: training.build_trainer(base, tokenizer, rows, args, lora)]
+    if "refused" in case:
+        for way in ways:
+            with pytest.raises(ValueError, match=case["refused"]):
+                way()
+        return
+    planned, trainer = (way() for way in ways)
+    trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    assert planned.memory.adapter_parameters == trained == case["parameters"]
+    training.run(trainer)
+    place = save_adapter(trainer, tiny)
+    assert ", ".join(case["saved"]) in (place / "README.md").read_text()
+    assert json.loads((place / "adapter_config.json").read_text())["target_modules"] == case["saved"]
+    load_adapter(load_model(tiny.base_model, **tiny.loading), place)
 
 
 def test_empty_data_is_refused(tiny):

@@ -13,7 +13,7 @@ import torch
 from transformers import TrainerCallback
 
 from aurora_lib import training
-from aurora_lib.course import ROOT, choose
+from aurora_lib.course.scale import ROOT, choose
 from aurora_lib.model import AdapterError, save_adapter
 from aurora_lib.training import running
 from tests.training.conftest import TALK

@@ -40,9 +40,9 @@ from transformers import MixtralConfig, PreTrainedConfig, TrainerCallback
 
 from aurora_lib import training
 from aurora_lib.chat.decoding import FixedCache, GrowingCache
-from aurora_lib.course import DATA, GIB, ROOT, Scale, results, write_whole
+from aurora_lib.course import GIB, results, write_whole
 from aurora_lib.course.machine import peak_rss
-from aurora_lib.course.scale import FULL, TINY
+from aurora_lib.course.scale import DATA, FULL, ROOT, TINY, Scale
 from aurora_lib.model import load_tokenizer, memory, nf4, random_model
 
 SEED = 0
