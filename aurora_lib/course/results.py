@@ -83,9 +83,7 @@ def compare(notebook: str) -> pd.DataFrame:
             "recorded on H100": _show(h100.get(label)),
             "recorded tiny": _show(tiny.get(label)),
             "yours": _show(value),
-            "yours as recorded tiny?": _verdict(label, value, tiny.get(label))
-            if scale.name == "tiny"
-            else "",
+            "yours as recorded tiny?": _verdict(label, value, tiny.get(label)) * (scale.name == "tiny"),
         }
     return pd.DataFrame.from_dict(rows, orient="index")
 

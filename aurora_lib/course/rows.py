@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import pyarrow
 
-LONGEST_LINE = 8_000_000  # characters; a longer one holds no conversation
 STOPS = "the file stops in the middle of this row"
 AGAIN = "Download it again, or point AURORA_DATA at a complete copy."
 JSON = json.JSONDecoder(strict=False)  # strict would refuse raw tabs and line breaks inside a text
@@ -48,8 +47,8 @@ class Row(NamedTuple):
 def read_rows(file: Path) -> Iterator[Row]:
     """Each row of `file`. JSON Lines are read a line at a time; other JSON is read whole.
 
-    The value is an Unreadable where the row is broken, cut off or a line of over LONGEST_LINE; rows behind it
-    are still found. Bytes that are not UTF-8 become lone surrogates, which spoil their own row and no other.
+    The value is an Unreadable where the row is broken or cut off; rows behind it are still found. Bytes that
+    are not UTF-8 become lone surrogates, which spoil their own row and no other.
     Of Parquet, `line` counts the rows. Raises DataError for a file that is missing, empty or damaged.
     """
     try:
@@ -88,10 +87,6 @@ def _text(file: Path, open_file) -> Iterator[Row]:
 def _lines(opened: Iterable[str], file: Path) -> Iterator[Row]:
     for number, line in enumerate(opened, 1):
         if not (text := line.strip()):
-            continue
-        if len(line) > LONGEST_LINE:
-            too_long = Unreadable(f"the row is longer than {LONGEST_LINE:,} characters")
-            yield Row(number, text[:200], too_long)
             continue
         try:
             yield Row(number, text[:200], JSON.decode(text))

@@ -80,10 +80,9 @@ def asking_hub(what: str, variable: str, kind: type[Exception]) -> Iterator[None
 
 def _endpoint_fault(environ) -> str | None:
     endpoint = environ.get("HF_ENDPOINT") or "https://"
-    if endpoint.startswith(("http://", "https://")):
-        return None
     right = f"set HF_ENDPOINT=https://{endpoint.rpartition('//')[2]} and start again"
-    return f"HF_ENDPOINT={endpoint} has no https:// in front: {right}"
+    faulty = not endpoint.startswith(("http://", "https://"))
+    return f"HF_ENDPOINT={endpoint} has no https:// in front: {right}" if faulty else None
 
 
 def choose(environ=os.environ) -> Scale:

@@ -1,7 +1,7 @@
-"""Rows -> conversations: one reader for the layouts of the paper's three released datasets (section 3.1).
+"""Rows -> conversations: one reader for the layouts of the paper's three datasets (section 3.1) and others'.
 
-`read_rows` finds the rows of a file, in whatever state they are; `_messages` finds the conversation in a row.
-A new kind of file belongs into the first, a new layout of a row into the second.
+`course.rows` finds the rows of a file, in whatever state they are; `_messages` finds the conversation in one.
+A new kind of file belongs into the first, a new name of a column or a speaker into `layouts.toml`.
 """
 
 import hashlib
@@ -11,10 +11,10 @@ import tomllib
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from functools import cache
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow
 from datasets import Dataset, Features, List, Value
@@ -43,8 +43,7 @@ ENDINGS = (".json", ".jsonl", ".parquet")
 SECOND_COPY = re.compile(r" ?\(\d+\)$|[- ](?:copy|副本)$", re.I)  # as browsers and file managers name it
 
 
-@dataclass
-class Reading:
+class Reading(NamedTuple):
     """What files gave. Rows read = rows of `conversations` (columns FEATURES) + `aside`.
 
     `aside`: dicts of `source`, `file`, `line` (from 1), `reason` and `row`, how its text begins. `remarks`:
@@ -53,7 +52,7 @@ class Reading:
 
     conversations: Dataset
     aside: list[dict]
-    remarks: list[str] = field(default_factory=list)
+    remarks: list[str]
 
 
 def load(name: str, path: str | Path | None = None) -> Dataset:

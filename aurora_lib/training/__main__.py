@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import os
-import tomllib
 from pathlib import Path
 
 import torch
@@ -13,23 +12,33 @@ from aurora_lib.model import AdapterError, memory
 from aurora_lib.training.callbacks import TrainingError
 from aurora_lib.training.recipe import tune
 
-OPTIONS = Path(__file__).with_name("options.toml")
 # errors whose message is written for the reader; anything else is a mistake of ours and keeps its traceback
 EXPLAINED = (ScaleError, AdapterError, TrainingError, memory.DoesNotFit)
 EXPLAINED += (ValueError, OSError, ImportError)
 
 
 def arguments() -> argparse.ArgumentParser:
-    """The command line, by `options.toml`."""
+    """The command line. What is left out keeps the recipe's value."""
     parser = argparse.ArgumentParser(
         prog="python -m aurora_lib.training",
         description="Tune the base model as notebook 04 does. Ctrl-C stops after the step in flight; the "
         "same command then goes on from there.",
         epilog="Several GPUs: accelerate launch --config_file configs/ddp.yaml -m aurora_lib.training",
     )
-    kinds = dict(int=int, float=float, text=str, path=lambda path: Path(path).expanduser())
-    for name, option in tomllib.loads(OPTIONS.read_text(encoding="utf-8")).items():
-        parser.add_argument(f"--{name}", **option | dict(type=kinds[option.get("type", "text")]))
+    add, folder = parser.add_argument, "folder of the adapter (default: runs/<scale>/adapter)"
+    optimizer = "such as paged_adamw_8bit, or the paper's kind, adamw_torch_4bit (pip install torchao)"
+    minutes = "stop after so long and save adapter and checkpoint; the same command goes on"
+    batch = "conversations at once on a device"
+    add("--scale", choices=["tiny", "full"], help="overrides AURORA_SCALE")
+    add("--out", type=lambda path: Path(path).expanduser(), help=folder)
+    add("--learning-rate", type=float, help="peak of the cosine schedule")
+    add("--epochs", type=float, dest="num_train_epochs", help="passes over the data")
+    add("--max-steps", type=int, help="end after so many optimizer steps, instead of --epochs")
+    add("--batch", type=int, dest="per_device_train_batch_size", help=batch)
+    add("--optim", help=optimizer)
+    add("--save-steps", type=int, help="optimizer steps between checkpoints")
+    add("--max-minutes", type=float, dest="minutes", help=minutes)
+    add("--price-per-hour", type=float, help="of the machine, in your currency: predicts what the run costs")
     return parser
 
 

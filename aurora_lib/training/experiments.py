@@ -111,17 +111,10 @@ def _tune(scale: Scale, conversations: Dataset, adapter: LoraConfig, args: SFTCo
         for asked in ("zh", "en")
         for short, what in ((f"in_{asked}", "in_language"), ("right", "correct"))
     }
-    row = dict(
-        seed=args.seed,
-        conversations=len(conversations),
-        english=sum(map(is_english, conversations)),
-        steps=trainer.state.global_step,
-        **share,
-        loss=round(loss, 4),
-        seconds=round(seconds, 1),
-        cpu_seconds=round(busy, 1),
-        trainable=sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
-    )
+    row = dict(seed=args.seed, conversations=len(conversations), english=sum(map(is_english, conversations)))
+    row |= dict(steps=trainer.state.global_step) | share | dict(loss=round(loss, 4))
+    row |= dict(seconds=round(seconds, 1), cpu_seconds=round(busy, 1))
+    row["trainable"] = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     del trainer, base
     gc.collect()
     if scale.device == "cuda":

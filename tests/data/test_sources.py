@@ -85,14 +85,11 @@ def test_every_row_is_read_or_set_aside_with_its_line(tmp_path, name, text, load
     assert read(write(tmp_path, name, text)) == (loaded, dict.fromkeys(aside, ANY))
 
 
-@pytest.mark.parametrize(
-    ("millions", "reason"),
-    [(1, "more than 200,000 characters"), (9, "the row is longer than 8,000,000 characters")],
-)
-def test_a_row_of_megabytes_is_set_aside_and_the_rest_goes_on(tmp_path, millions, reason):
+@pytest.mark.parametrize("millions", [1, 9])
+def test_a_row_of_megabytes_is_set_aside_and_the_rest_goes_on(tmp_path, millions):
     long = json.dumps(GOOD | {"output": "长" * (millions * 1_000_000)}, ensure_ascii=False)
     loaded, aside = read(write(tmp_path, "a.jsonl", "\n".join([ROW, long, ROW, ROW])))
-    assert loaded == 3 and aside[2].startswith(reason)
+    assert loaded == 3 and aside[2] == "more than 200,000 characters"
 
 
 def test_the_rows_of_an_array_are_those_that_pythons_own_parser_finds(tmp_path):
