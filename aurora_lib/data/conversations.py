@@ -84,7 +84,7 @@ def clean_conversations(scale: Scale) -> Dataset:
     return pieces
 
 
-def save_conversations(dataset: Dataset, scale: Scale, account: str) -> Path:
+def save_conversations(dataset: Dataset, scale: Scale, account: str = "") -> Path:
     """Write `dataset` as JSON Lines for the notebooks that follow; the first line: its origin, `account`."""
     rows = [{"data": str(scale.data or "hub"), "account": account}, *dataset]
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

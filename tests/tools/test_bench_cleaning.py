@@ -14,6 +14,7 @@ import pytest
 import yaml
 from rapidfuzz.distance import Levenshtein
 
+from aurora_lib.course.rows import read_rows
 from aurora_lib.course.scale import ROOT
 from aurora_lib.data import clean, duplicates, show, sources
 from tools.bench import cleaning as bench_cleaning
@@ -45,7 +46,7 @@ def test_a_corpus_has_the_released_layouts_and_is_the_same_every_time(corpus, tm
     assert list(released.values()) == [51_461, 48_818, 41_066 + 35_333]  # the paper's 176,678 rows
     bench_corpus.Corpus(3_000).write(tmp_path)
     for file, keys in zip(released, (ALPACA, ALPACA, SHAREGPT), strict=True):
-        rows = [row.value for row in sources.read_rows(corpus / file)]
+        rows = [row.value for row in read_rows(corpus / file)]
         assert len(rows) == round(released[file] * 3_000 / 176_678)
         assert sum(isinstance(row, dict) and row.keys() == keys for row in rows) > 0.99 * len(rows)
         assert (corpus / file).read_bytes() == (tmp_path / file).read_bytes()
