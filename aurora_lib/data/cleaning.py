@@ -19,7 +19,8 @@ from aurora_lib.data.sources import FEATURES
 SHARD = 32_768  # conversations cleaned at a time: what an interruption loses at most
 MANY = 20_000  # conversations from which on more than one process is worth it
 EDIT = {"step": Value("string"), "turn": Value("int64"), "before": Value("string"), "after": Value("string")}
-CLEANED = Features(FEATURES | {"edits": List(EDIT), "step": Value("string"), "reason": Value("string")})
+TEXTS = dict.fromkeys(("step", "reason", "mark", "plain"), Value("string"))
+CLEANED = Features(FEATURES | TEXTS | {"edits": List(EDIT), "size": Value("int64")})
 CHANGES = Features({"id": Value("string"), "source": Value("string")} | EDIT)
 
 
@@ -134,7 +135,7 @@ def code() -> str:
 
 
 def clean_batch(rows: dict, options: tuple[str, ...], benchmarks) -> dict:
-    """`messages` of rows after every edit, `edits`, and `step` and `reason` (None where a row stays).
+    """`messages` of rows after every edit, `edits`, `step` and `reason` (None where a row stays), `prepared`.
 
     It runs in forked processes, so nothing in it may use threads (rensa's and torch's do not survive a fork).
     """
@@ -144,8 +145,9 @@ def clean_batch(rows: dict, options: tuple[str, ...], benchmarks) -> dict:
         step, reason = next(((s.__name__, why) for s in drops.DROPS if (why := s(messages))), (None, None))
         if not step and benchmarks and (question := benchmarks.found_in(messages)):
             step, reason = "contamination", f"holds the benchmark question {question[:40]!r}"
-        done.append((messages, changes, step, reason))
-    return dict(zip(("messages", "edits", "step", "reason"), map(list, zip(*done, strict=True)), strict=True))
+        row = dict(messages=messages, edits=changes, step=step, reason=reason)
+        done.append(row | duplicates.prepared([] if step else messages))
+    return {name: [row[name] for row in done] for name in done[0]}
 
 
 def _mark_duplicates(cleaned: Dataset, step: list[str | None], reason: list[str | None]) -> None:

@@ -41,6 +41,16 @@ def shingles(text: str) -> np.ndarray:
     return chained((points[i : i + count] for i in range(min(SHINGLE, len(points)))), count)
 
 
+def all_shingles(texts: list[str]) -> list[np.ndarray]:
+    """The `shingles` of each text, hashed in one go."""
+    whole, found, start = shingles("".join(texts)), [], 0
+    for text in texts:
+        end = start + len(text)
+        found.append(whole[start : end - SHINGLE + 1] if len(text) >= SHINGLE else shingles(text))
+        start = end
+    return found
+
+
 def chained(parts: Iterable[np.ndarray], *shape: int) -> np.ndarray:
     """One 64-bit hash, `shape`, of several arrays of that shape, element by element and in their order."""
     hashed = np.zeros(shape, np.uint64)
@@ -110,34 +120,39 @@ def _replaced(a: str, b: str) -> set[tuple[str, str]]:
     return {(a[e.src_start : e.src_end], b[e.dest_start : e.dest_end]) for e in edits if e.tag == "replace"}
 
 
+def prepared(messages: Messages) -> dict:
+    """What `exact` and `near` ask of a conversation: `mark` (of equal ones the same), `plain`, `size`."""
+    text = "\0".join(f"{message['role']}\0{message['content'].strip()}" for message in messages)
+    size = sum(len(message["content"]) for message in messages if message["role"] == "assistant")
+    return dict(mark=xxhash.xxh3_128_hexdigest(text.encode()), plain=plain(messages), size=size)
+
+
 def exact(rows: Dataset) -> dict[int, int]:
-    """Of equal conversations the first stays: {position of the copy: position of the first}."""
-    first, pairs = {}, []
-    for i, messages in enumerate(rows["messages"]):
-        text = "\0".join(f"{message['role']}\0{message['content'].strip()}" for message in messages)
-        pairs.append((i, first.setdefault(xxhash.xxh3_128_digest(text.encode()), i)))
+    """Of equal conversations (column `mark`) the first stays: {position of the copy: position of the first}."""
+    first = {}
+    pairs = [(i, first.setdefault(mark, i)) for i, mark in enumerate(rows["mark"][:])]
     return {i: at for i, at in pairs if at != i}
 
 
 def near(rows: Dataset) -> dict[int, int]:
-    """Near duplicates among conversations: {position dropped: position kept}.
+    """Near duplicates among conversations (`messages`, `prepared`): {position dropped: position kept}.
 
     Of a pair the one with the longer answers stays, of equal ones the first. A conversation goes only if it
     resembles one that stays, so that a chain of small changes does not take all with it.
     """
     sizes, banded = [], [np.zeros((0, BANDS), np.uint64)]
-    for part in rows.select_columns("messages").iter(BATCH):
-        banded.append(bands(signatures([shingles(plain(messages)) for messages in part["messages"]])))
-        for messages in part["messages"]:
-            sizes.append(sum(len(turn["content"]) for turn in messages if turn["role"] == "assistant"))
+    for batch in rows.select_columns(["plain", "size"]).iter(BATCH):
+        banded.append(bands(signatures(all_shingles(batch["plain"]))))
+        sizes += batch["size"]
     banded, sizes = np.concatenate(banded), np.array(sizes, int)
     shared = pandas.DataFrame(banded).apply(lambda band: band.duplicated(keep=False)).any(axis=1)
     order = np.flatnonzero(shared)
     order = order[np.argsort(-sizes[order], kind="stable")]
     kept, copies = defaultdict(list), {}  # (band, its value): positions
     for i in order.tolist():
-        keys, messages = list(enumerate(banded[i].tolist())), rows[i]["messages"]
+        keys = list(enumerate(banded[i].tolist()))
         candidates = sorted({j for key in keys for j in kept.get(key, ())})
+        messages = rows[i]["messages"] if candidates else None
         found = next((j for j in candidates if same(messages, rows[j]["messages"])), None)
         if found is not None:
             copies[i] = found

@@ -11,7 +11,7 @@ import tomllib
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from functools import cache
+from functools import cache, lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -26,11 +26,11 @@ SOURCES, LAYOUTS = (
     tomllib.loads(Path(__file__).with_name(f"{name}.toml").read_text(encoding="utf-8"))
     for name in ("sources", "layouts")
 )
-# others' names for a thing: its name here
-COLUMNS, TURN, ROLES = (
-    {other: name for name, others in LAYOUTS[table].items() for other in (name, *others)}
-    for table in ("columns", "turn", "roles")
-)
+NAMES = {  # of each kind others' names for a thing: its name here
+    kind: {other: name for name, others in LAYOUTS[kind].items() for other in (name, *others)}
+    for kind in ("columns", "turn", "part", "roles")
+}
+ROLES = NAMES["roles"]
 DataError, Unreadable = rows.DataError, rows.Unreadable
 OWN = "own"  # the source of a file that has the name of none
 TURNS = List({"role": Value("string"), "content": Value("string")})
@@ -211,16 +211,19 @@ def _columns(row: object) -> dict:
         raise row
     if not isinstance(row, dict):
         raise Unreadable(f"the row is {_kind(row)}, not an object")
-    return _renamed(row, COLUMNS)
+    return _renamed(row, "columns")
 
 
-def _renamed(holder: dict, names: dict[str, str]) -> dict:
-    found = {}
-    for key, value in holder.items():
-        ours = names.get(key.lower(), key.lower())
-        if value is not None and value == value and value != [] and (ours not in found or key == ours):
-            found[ours] = value
-    return found
+def _renamed(holder: dict, kind: str) -> dict:
+    pairs = ((ours, holder[key]) for key, ours in _names(tuple(holder), kind))
+    return {ours: value for ours, value in pairs if value is not None and value == value and value != []}
+
+
+@lru_cache(1_000)
+def _names(keys: tuple[str, ...], kind: str) -> list[tuple[str, str]]:
+    """Each key with our name for it; the one that is our name comes last, so that it counts most."""
+    pairs = [(key, NAMES[kind].get(key.lower(), key.lower())) for key in keys]
+    return sorted(pairs, key=lambda pair: pair[0] == pair[1])
 
 
 def _kind(value: object) -> str:
@@ -237,9 +240,8 @@ def _messages(row: dict) -> list[dict]:
         messages = _alpaca(row)
     else:
         raise Unreadable(f"no known layout (columns with a value: {', '.join(row)[:60] or 'none'})")
-    for role in ("user", "assistant"):
-        if not any(message["role"] == role for message in messages):
-            raise Unreadable(f"no {role} turn")
+    if missing := [role for role in ("user", "assistant") if role not in {m["role"] for m in messages}]:
+        raise Unreadable(f"no {missing[0]} turn")
     if "system" in row and (system := _text(row, "system")):
         own = [message["content"] for message in messages[:1] if message["role"] == "system"]
         content = "\n".join([system, *(text for text in own if text != system)])
@@ -265,9 +267,10 @@ def _turn(turn: object) -> list[dict]:
     """One turn: `{from, value}` and `{role, content}` are one message, `{human, assistant}` is up to two."""
     if not isinstance(turn, dict):
         raise Unreadable(f"a turn is {_kind(turn)}, not an object")
-    turn = _renamed(turn, TURN)
+    turn = _renamed(turn, "turn")
     if "role" not in turn and (said := [key for key in turn if key in ROLES]):
-        said.sort(key=lambda key: ROLES[key] == "assistant")  # whoever wrote the answer first
+        if len(said) > 1 and ROLES[said[0]] == "assistant":  # whoever wrote the answer first
+            said.reverse()
         return [{"role": ROLES[key], "content": _text(turn, key)} for key in said]
     by = turn.get("role")
     role = ROLES.get(by.strip().lower()) if isinstance(by, str) else None
@@ -282,16 +285,16 @@ def _text(holder: dict, key: str) -> str:
         raise Unreadable(f"`{key}` is missing")
     text = holder[key]
     if isinstance(text, list):
-        parts = [
-            _renamed(part, {"value": "text"}) if isinstance(part, dict) else {"text": part} for part in text
-        ]
+        parts = [part if isinstance(part, dict) else {"text": part} for part in text]
+        parts = [_renamed(part, "part") for part in parts]
         if other := [part for part in parts if not isinstance(part.get("text"), str)]:
-            raise Unreadable(
-                f"`{key}` holds a part that is no text ({other[0].get('type', 'of no type')!r:.40})"
-            )
+            kind = other[0].get("type", "of no type")
+            raise Unreadable(f"`{key}` holds a part that is no text ({kind!r:.40})")
         text = "\n".join(part["text"] for part in parts)
     if not isinstance(text, str):
         raise Unreadable(f"`{key}` is {_kind(text)}, not text")
-    if SURROGATE.search(text):
-        raise Unreadable(f"`{key}` holds bytes that are not UTF-8, or half a surrogate pair")
+    try:
+        text.encode()  # faster than a search
+    except UnicodeEncodeError:
+        raise Unreadable(f"`{key}` holds bytes that are not UTF-8, or half a surrogate pair") from None
     return text
