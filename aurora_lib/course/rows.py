@@ -125,7 +125,8 @@ def _values(text: str, file: Path, line: int = 1, ended: bool | None = None) -> 
             end = _next_row(text, at, first_keys, ended is None)
             cut = not (end < len(text) or ended or text[end_of_text - 1] == CLOSES[within[:1] or "{"])
             within = within if end < len(text) or cut else ""
-            value = Unreadable(STOPS if cut else _why(error))
+            deep, why = isinstance(error, RecursionError), f"not valid JSON ({getattr(error, 'msg', error)})"
+            value = Unreadable(STOPS if cut else "nested too deeply" if deep else why)
         yield Row(line, text[at:end].strip()[:200], value)
         at = end
     if (within or cut) and not ended:
@@ -152,8 +153,3 @@ def _next_row(text: str, at: int, first_keys: set[str], by_depth: bool) -> int:
             break
         depth += (token[0] in "{[") - (token[0] in "}]")
     return len(text)
-
-
-def _why(error: Exception) -> str:
-    deep = isinstance(error, RecursionError)
-    return "nested too deeply" if deep else f"not valid JSON ({getattr(error, 'msg', error)})"

@@ -105,11 +105,9 @@ def choose(environ=os.environ) -> Scale:
         gib *= int(environ.get("WORLD_SIZE", 1))  # the model is split over all of them
     seen = f"{gpu.name} with {gib:.1f} GiB" if gpu else "no CUDA GPU"
     if name == "full" and gib < FULL_NEEDS_GIB:
-        raise ScaleError(
-            f"AURORA_SCALE=full needs a CUDA GPU with at least {FULL_NEEDS_GIB} GiB of memory, and this "
-            f"machine has {seen}. Unset AURORA_SCALE to run everything at 'tiny' on the CPU, or rent a GPU "
-            "(README, 'Going full')."
-        )
+        needs = f"AURORA_SCALE=full needs a CUDA GPU with at least {FULL_NEEDS_GIB} GiB of memory"
+        remedy = "Unset AURORA_SCALE to run all at 'tiny' on the CPU, or rent a GPU (README, 'Going full')."
+        raise ScaleError(f"{needs}, and this machine has {seen}. {remedy}")
     if environ.get("AURORA_SCALE"):
         reason = f"AURORA_SCALE={name}; {seen}"
     elif gib >= FULL_NEEDS_GIB:

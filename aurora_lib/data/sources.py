@@ -111,8 +111,7 @@ def files(path: str | Path | None = None, name: str | None = None) -> dict[str, 
         return {name: [_download(name)] for name in names}
     path = Path(path or DATA / "rows").expanduser()
     if not path.exists():
-        released = SOURCES[names[0]]["released"]
-        raise DataError(f"{path} does not exist. Point AURORA_DATA at a folder that holds {released}.")
+        raise DataError(f"{path} does not exist. Point AURORA_DATA at a folder of rows, or at a file.")
     if not path.is_dir():
         return {name or next((of for of in SOURCES if _is_of(of, path)), OWN): [path]}
     below, found = _below(path), {}

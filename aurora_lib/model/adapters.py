@@ -55,10 +55,8 @@ def save_adapter(trainer, scale: Scale, folder: Path | None = None) -> Path:
         unfinished.rmdir()
     except (OSError, SafetensorError) as error:
         shutil.rmtree(unfinished, ignore_errors=True)
-        checkpoints = trainer.args.output_dir
-        raise AdapterError(
-            said("adapter_unsaved", place=folder, why=error, checkpoints=checkpoints)
-        ) from error
+        about = dict(place=folder, why=error, checkpoints=trainer.args.output_dir)
+        raise AdapterError(said("adapter_unsaved", **about)) from error
     if trainer.state.global_step >= trainer.state.max_steps:
         shutil.rmtree(trainer.args.output_dir, ignore_errors=True)
     return folder

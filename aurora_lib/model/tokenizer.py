@@ -15,12 +15,7 @@ from transformers.utils import cached_file
 from aurora_lib.model.files import ModelFileError, contents, local, reaching, said
 
 MISTRAL_FILE = files("mistral_common") / "data" / "tokenizer.model.v1"
-PROBES = (
-    "",
-    "a  b   c\n\tdef f(x):",
-    " 混合专家，café 龘 😀  ",
-    "1234 ﬁ Ａ",
-)  # where kinds of tokenizers differ
+PROBES = ("", "a  b   c\n\tdef f(x):", " 混合专家，café 龘 😀  ", "1234 ﬁ Ａ")  # where tokenizers differ
 
 # `[INST] question [/INST] answer</s>`, turns joined without a space: the ids mistral-common's v1 gives.
 # What stands between `generation` and `endgeneration` is what an assistant-only loss trains: answer and </s>.
