@@ -128,7 +128,7 @@ def prepared(messages: Messages) -> dict:
 
 
 def exact(rows: Dataset) -> dict[int, int]:
-    """Of equal conversations (column `mark`) the first stays: {position of the copy: position of the first}."""
+    """Of equal conversations (by `mark`) the first stays: {position of the copy: position of the first}."""
     first = {}
     pairs = [(i, first.setdefault(mark, i)) for i, mark in enumerate(rows["mark"][:])]
     return {i: at for i, at in pairs if at != i}
