@@ -1,4 +1,4 @@
-"""The rows of a file: JSON Lines, arrays, objects one after the other, Parquet, each perhaps packed by gzip.
+"""The rows of a file: JSON Lines, arrays, objects one after the other (perhaps packed by gzip), Parquet.
 
 A broken row costs itself and no other. A file that cannot be read at all is refused.
 """
@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 import pyarrow
 
@@ -20,7 +20,7 @@ AGAIN = "Download it again, or point AURORA_DATA at a complete copy."
 JSON = json.JSONDecoder(strict=False)  # strict would refuse raw tabs and line breaks inside a text
 CLOSES = {"[": "]", "{": "}"}
 TEXT = r'"(?:[^"\\]|\\.)*"'
-BETWEEN, FOLLOWS = re.compile(r"[ \t\r\n,]*"), re.compile(r"[ \t\r\n]*(?:[,\]{[]|\Z)")
+BETWEEN, FOLLOWS = re.compile(r"[ \t\r\n,\0\ufeff]*"), re.compile(r"[ \t\r\n]*(?:[,\]{[]|\Z)")
 FIELD, FIRST_KEY = re.compile(rf"{TEXT}\s*:\s*"), re.compile(rf"\{{\s*({TEXT})\s*:")
 ROWS, BRACKETS = re.compile(r"\[\s*[{\]]"), re.compile(rf"{TEXT}|[{{}}\[\]\"]")
 # An object around all rows, perhaps behind fields of plain values: {"version": 1, "data": [
@@ -52,12 +52,7 @@ def read_rows(file: Path) -> Iterator[Row]:
     Of Parquet, `line` counts the rows. Raises DataError for a file that is missing, empty or damaged.
     """
     try:
-        with file.open("rb") as opened:
-            begins = opened.read(4)
-        if begins == b"PAR1":
-            yield from _parquet(file)
-        else:
-            yield from _text(file, gzip.open if begins[:2] == b"\x1f\x8b" else open)
+        yield from _parquet(file) if _magic(file) == b"PAR1" else _text(file)
     except FileNotFoundError as error:
         raise DataError(f"{file} does not exist. Check the path, or AURORA_DATA.") from error
     except (OSError, EOFError, zlib.error, pyarrow.ArrowException) as error:
@@ -72,8 +67,19 @@ def _parquet(file: Path) -> Iterator[Row]:
         yield Row(number, str(value)[:200], value)
 
 
-def _text(file: Path, open_file) -> Iterator[Row]:
-    with open_file(file, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="\n") as opened:
+def _magic(file: Path) -> bytes:
+    with file.open("rb") as opened:
+        return opened.read(4)
+
+
+def open_text(file: Path) -> TextIO:
+    """A file's text, unpacked; lines end at `\\n` only, as a text may hold other separators of lines."""
+    unpacked = gzip.open if _magic(file)[:2] == b"\x1f\x8b" else open
+    return unpacked(file, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="\n")
+
+
+def _text(file: Path) -> Iterator[Row]:
+    with open_text(file) as opened:
         if not (begins := opened.read(1 << 16).lstrip()):
             raise DataError(f"{file} is empty. {AGAIN}")
         opened.seek(0)
@@ -114,18 +120,20 @@ def _values(text: str, file: Path, line: int = 1, ended: bool | None = None) -> 
                 with suppress(ValueError, RecursionError):
                     at = JSON.raw_decode(text, at)[1]
             continue
-        if len(first_keys) < 50 and (key := FIRST_KEY.match(text, at)):
-            first_keys.add(re.escape(key[1]))
+        own = {re.escape(key[1])} if (key := FIRST_KEY.match(text, at)) else set()
         line, counted = line + text.count("\n", counted, at), at
         try:
             value, end = JSON.raw_decode(text, at)
             if not FOLLOWS.match(text, end):
                 raise ValueError("Expecting ',' delimiter")
+            first_keys |= own if len(first_keys) < 50 else set()
         except (ValueError, RecursionError) as error:
-            end = _next_row(text, at, first_keys, ended is None)
-            cut = not (end < len(text) or ended or text[end_of_text - 1] == CLOSES[within[:1] or "{"])
+            deep = isinstance(error, RecursionError)  # objects nested without end may all start with one key
+            end = _next_row(text, at, first_keys if deep else first_keys | own, ended is None)
+            cut = sign in CLOSES and not (end < len(text) or ended)
+            cut = cut and text[end_of_text - 1] != CLOSES[within[:1] or "{"]
             within = within if end < len(text) or cut else ""
-            deep, why = isinstance(error, RecursionError), f"not valid JSON ({getattr(error, 'msg', error)})"
+            why = f"not valid JSON ({getattr(error, 'msg', error)})"
             value = Unreadable(STOPS if cut else "nested too deeply" if deep else why)
         yield Row(line, text[at:end].strip()[:200], value)
         at = end
@@ -137,8 +145,8 @@ def _values(text: str, file: Path, line: int = 1, ended: bool | None = None) -> 
 def _next_row(text: str, at: int, first_keys: set[str], by_depth: bool) -> int:
     """Where the row behind the broken one at `at` starts; the length of the text where there is none.
 
-    It is indented as that one, or has a first key of other rows, which turns, the objects within a row, have
-    not. Failing that, if `by_depth`, it starts where all brackets of the broken one are closed.
+    It is indented as the broken row, or begins with a key with which other rows begin (turns, the objects
+    within a row, begin with other keys). Failing that, if `by_depth`, it begins where all brackets are closed.
     """
     indent = text[text.rfind("\n", 0, at) + 1 : at]
     starts = [rf"\{{\s*(?:{'|'.join(first_keys)})\s*:"] * bool(first_keys)

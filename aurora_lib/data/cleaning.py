@@ -103,9 +103,8 @@ def _check(dataset: Dataset, options: tuple[str, ...]) -> None:
         raise sources.DataError("Nothing to clean: no conversation was read. Check AURORA_DATA.")
     if unknown := set(options) - {step.__name__ for step in edits.OPTIONAL}:
         names = ", ".join(step.__name__ for step in edits.OPTIONAL)
-        raise sources.DataError(
-            f"There is no optional step {', '.join(sorted(unknown))}. There are: {names}."
-        )
+        unknown = ", ".join(sorted(unknown))
+        raise sources.DataError(f"There is no optional step {unknown}. There are: {names}.")
     name, times = Counter(dataset["id"][:]).most_common(1)[0]
     if times > 1:
         remedy = "Load each file once, or give its rows ids of their own."

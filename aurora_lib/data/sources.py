@@ -191,15 +191,16 @@ def _conversations(file: Path) -> Iterator[tuple[rows.Row, list[dict] | str]]:
 
 def _refusal(file: Path, reasons: Counter, spoilt: int | None) -> str:
     """What a file without a conversation seems to be, and what to do."""
-    with file.open("rb") as opened:
-        begins = opened.read(4_096).decode("utf-8-sig", "surrogateescape")
+    with rows.open_text(file) as opened:
+        begins = opened.read(4_096)
+    shown = begins[:40].partition("\n")[0]
     for kind in LAYOUTS["seems"]:
         if re.search(kind["begins"], begins):
-            what = f"it seems to be {kind['what']}, and begins {begins[:40]!r}"
+            what = f"it seems to be {kind['what']}" + f", and begins {shown!r}" * shown.isprintable()
             return f"{file} holds no conversation: {what}. {kind['remedy']}"
     if spoilt:
         return f"{file} is not UTF-8 (line {spoilt}). Convert it to UTF-8, or check AURORA_DATA."
-    why = f"{reasons.total():,} rows, most often: {reasons.most_common(1)[0][0]}" if reasons else "no row"
+    why = f"rows: {reasons.total():,}; most often: {reasons.most_common(1)[0][0]}" if reasons else "no row"
     known = "Rows hold instruction and output, or messages by user and assistant; other names that are known"
     return f"{file} holds no conversation ({why}). {known} stand in aurora_lib/data/layouts.toml."
 

@@ -65,7 +65,5 @@ def perplexity(model, tokenizer, conversations: list[list[dict]], *, batch_size:
                 total += torch.nn.functional.cross_entropy(given, right, reduction="sum").item()
                 tokens += len(right)
     if not tokens:
-        raise ValueError(
-            f"No conversation has an assistant token within the model's context of {limit} tokens."
-        )
+        raise ValueError(f"No conversation has an assistant token within the context of {limit} tokens.")
     return math.exp(total / tokens)

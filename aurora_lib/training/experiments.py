@@ -42,9 +42,8 @@ def mixed(conversations: Dataset, share: float) -> Dataset:
         sides[is_english(row)].append(number)
     other, english = sides
     if (share > 0 and not english) or (share < 1 and not other):
-        raise ValueError(
-            f"Of these {len(conversations)} conversations {len(english)} are English: no mix has {share:.0%}."
-        )
+        given = f"Of these {len(conversations)} conversations {len(english)} are English"
+        raise ValueError(f"{given}: no mix has {share:.0%}.")
     wanted_english = round(len(other) * share / (1 - share)) if share < 1 else len(english)
     wanted_other = round(len(english) * (1 - share) / share) if share > 0 else len(other)
     draw = random.Random(SEED)

@@ -60,10 +60,9 @@ def preflight(
     folder = Path(args.output_dir).absolute()
     free = shutil.disk_usage(next(path for path in [folder, *folder.parents] if path.exists())).free
     if free < needed:
-        raise memory.DoesNotFit(
-            f"Checkpoints and adapter need {needed / GIB:.2f} GiB of disk and {args.output_dir} has "
-            f"{free / GIB:.2f} GiB free. Make room, or set AURORA_RUNS to another disk."
-        )
+        short = f"need {needed / GIB:.2f} GiB of disk and {args.output_dir} has {free / GIB:.2f} GiB free"
+        remedy = "Make room, or set AURORA_RUNS to another disk."
+        raise memory.DoesNotFit(f"Checkpoints and adapter {short}. {remedy}")
     tokens = round(seen * _tokens(conversations, scale, args.max_length))
     recorded = results.recorded("mixtral_8x7b", "h100") if scale.name == "full" else {}
     speed = recorded.get("training: batch 2, accumulation 4 [tokens/s]")

@@ -71,10 +71,9 @@ def run(trainer: Trainer, minutes: float | None = None) -> TrainOutput:
         checkpoint = folder / f"checkpoint-{trainer.state.global_step}"
         if not checkpoint.is_dir() or not damage(checkpoint):
             raise  # it was not the writing of a checkpoint that failed
-        raise TrainingError(
-            f"{checkpoint.name} could not be written to {folder} ({error}). Make room and run the same "
-            f"again: it goes on from the checkpoint before."
-        ) from error
+        failed = f"{checkpoint.name} could not be written to {folder} ({error})."
+        remedy = "Make room and run the same again: it goes on from the checkpoint before."
+        raise TrainingError(f"{failed} {remedy}") from error
     finally:
         trainer.remove_callback(stop)
         trainer.remove_callback(seal)
