@@ -146,12 +146,12 @@ def _next_row(text: str, at: int, first_keys: set[str], by_depth: bool) -> int:
     """Where the row behind the broken one at `at` starts; the length of the text where there is none.
 
     It is indented as the broken row, or begins with a key with which other rows begin (turns, the objects
-    within a row, begin with other keys). Failing that, if `by_depth`, it begins where all brackets are closed.
+    within a row, begin with others). Failing that, if `by_depth`, it begins where all brackets are closed.
     """
     indent = text[text.rfind("\n", 0, at) + 1 : at]
     starts = [rf"\{{\s*(?:{'|'.join(first_keys)})\s*:"] * bool(first_keys)
     starts += [rf"(?<=\n{indent})\{{"] * (not indent.strip())
-    if starts and (found := re.compile("|".join(starts)).search(text, at + 1)):
+    if found := starts and re.compile("|".join(starts)).search(text, at + 1):
         return found.start()
     depth = 0
     for token in BRACKETS.finditer(text, at) if by_depth else ():

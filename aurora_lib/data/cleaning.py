@@ -54,7 +54,7 @@ class CleaningResult:
         counts.update((step, "dropped", source) for step, source in dropped.itertuples(index=False))
         edited = self.edits.select_columns(["step", "source", "id"]).to_pandas().drop_duplicates()
         counts.update((step, "edited", source) for step, source, _ in edited.itertuples(index=False))
-        frame = pandas.Series(counts).unstack(fill_value=0)
+        frame = pandas.Series(counts).unstack(fill_value=0)[list(dict.fromkeys([*kept, *dropped["source"]]))]
         order = [name for name in ("read", *steps(), "kept") if name in frame.index]
         frame = frame.reindex(order, level=0).rename_axis(["step", "action"])
         return frame.assign(total=frame.sum(axis=1)).astype(int)
@@ -70,7 +70,7 @@ def clean(
 ) -> CleaningResult:
     """Clean conversations of any sources: edit, drop with a reason, drop equal and nearly equal ones.
 
-    `dataset` is what `sources.load` gives (`datasets.concatenate_datasets` joins several). `options` names
+    `dataset` is what `sources.read` gives as `conversations`. `options` names
     optional edits (`to_simplified`); conversations that hold a question of `benchmarks` (an
     `evaluation.contamination.Questions`) are dropped too.
     `processes` (all cores from MANY conversations on) changes the time and nothing else. With a `folder`,
@@ -98,7 +98,9 @@ def clean(
 
 def _check(dataset: Dataset, options: tuple[str, ...]) -> None:
     if missing := ", ".join(sorted(set(FEATURES) - set(dataset.column_names))):
-        raise sources.DataError(f"Nothing to clean: no column {missing}. Use what sources.load gives.")
+        raise sources.DataError(
+            f"Nothing to clean: no column {missing}. Use the conversations of sources.read."
+        )
     if len(dataset) == 0:
         raise sources.DataError("Nothing to clean: no conversation was read. Check AURORA_DATA.")
     if unknown := set(options) - {step.__name__ for step in edits.OPTIONAL}:

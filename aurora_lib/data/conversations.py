@@ -12,7 +12,7 @@ from aurora_lib.data.show import account
 from aurora_lib.data.sources import read, table
 
 BATCH = 1_000  # conversations
-SAVED = "conversations.jsonl"
+SAVED, SPLIT = "conversations.jsonl", "after splitting the long ones"
 EXCHANGE = "[INST] {} [/INST] {}</s>"  # as the chat template renders a question and its answer
 
 
@@ -72,7 +72,7 @@ def clean_conversations(scale: Scale) -> Dataset:
     if path.is_file():
         head, *lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")  # a text may hold U+2028
         if (head := json.loads(head)).get("data") == str(data) and "account" in head:
-            print(head["account"], f"conversations: {len(lines):,}, cleaned by notebook 02", sep="\n")
+            print(head["account"], f"conversations: {len(lines):,} {SPLIT}, cleaned by notebook 02", sep="\n")
             return table([json.loads(line) for line in lines])
     from aurora_lib.model import load_tokenizer  # here: torch takes seconds to import, cleaning needs none
 
@@ -80,7 +80,7 @@ def clean_conversations(scale: Scale) -> Dataset:
     result = clean(reading.conversations, folder=scale.runs / "cleaning")
     print(account(reading, result))
     pieces = split(result.kept, load_tokenizer(scale.base_model, revision=scale.revision), scale.length)
-    print(f"conversations: {len(pieces):,}, cleaned just now (notebook 02 has not run on this data here)")
+    print(f"conversations: {len(pieces):,} {SPLIT}, cleaned just now (not by notebook 02)")
     return pieces
 
 

@@ -18,7 +18,7 @@ REPEATED = 0.85  # share of 30 characters in a row that are there twice; poems w
 
 
 def roles(messages: Messages) -> str | None:
-    """Drop what is not an optional system turn, then user and assistant in turn."""
+    """Drop unless the turns are: perhaps one system turn, then user and assistant in turn."""
     order = [message["role"] for message in messages]
     order = order[1:] if order[:1] == ["system"] else order
     for i, role in enumerate(order):
@@ -29,7 +29,7 @@ def roles(messages: Messages) -> str | None:
 
 
 def empty(messages: Messages) -> str | None:
-    """Drop where the first question is empty, or an answer empty, mere punctuation, "no output" or "busy"."""
+    """Drop where the first question or an answer is empty, mere punctuation, or a service's error message."""
     if not next(message["content"] for message in messages if message["role"] == "user").strip():
         return "an empty question"
     for before, message in pairwise(messages):

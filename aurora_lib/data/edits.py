@@ -11,13 +11,14 @@ from rapidfuzz.distance import Prefix
 
 from aurora_lib.data.patterns import pattern, words
 
-Messages = list[dict]  # {role, content}, as `sources.load` makes them
+Messages = list[dict]  # {role, content}, as `sources.read` makes them
 
 # Some of ftfy's repairs stay off, since they would rewrite Chinese punctuation and quotes.
 FTFY = ftfy.TextFixerConfig(fix_character_width=False, uncurl_quotes=False, unescape_html=False)
 MARKS = ' \t`<>()（）[]【】"“”.。'  # what may stand around "no input"
-LEAKS = dict.fromkeys(("echo", "mark_before", "mark_behind"), "about_marks")  # in this order, and unless
-LEAKS |= dict.fromkeys(("label", "leak"), "about_prompts")  # the question is about such
+# in this order: the pattern of a leak, and the pattern of questions that are about such
+LEAKS = dict.fromkeys(("echo", "mark_before", "mark_behind"), "about_marks")
+LEAKS |= dict.fromkeys(("label", "leak"), "about_prompts")
 ESCAPES = {r"\n": "\n", r"\t": "\t", r"\"": '"'}
 
 
@@ -53,7 +54,7 @@ def _character(entity: re.Match) -> str:
 
 
 def no_input(messages: Messages) -> Messages:
-    """A question's last line, or an answer's first word in brackets, goes where it says "no input"."""
+    """\"No input\" goes where it is a question's last line, or in brackets before an answer."""
     messages = _mended(messages, _without_no_input, "user")
     return _mended(messages, partial(pattern("stray_no_input").sub, ""), "assistant")
 
@@ -66,7 +67,7 @@ def _without_no_input(text: str) -> str:
 
 
 def prompt_leak(messages: Messages) -> Messages:
-    """An answer loses labels and the prompt before it, end marks and turns behind it, if not about them."""
+    """From an answer go a speaker's name or the prompt before it, end marks and turns behind it."""
     asked = "\n".join(message["content"] for message in messages if message["role"] == "user")
     for name, subject in LEAKS.items():
         if _says(messages, name, "assistant") and not pattern(subject).search(asked):
@@ -76,7 +77,7 @@ def prompt_leak(messages: Messages) -> Messages:
 
 
 def _rest(asked: str, leak: re.Match) -> str:
-    """What stays of a leak: HTML, a prompt that is not what was asked, and a name that the question has."""
+    """What stays of a leak: all if its prompt was not asked or its name is in the question, else HTML."""
     found = leak.groupdict("")
     other = any(line.strip() not in asked for line in pattern("prompt_line").split(found.get("prompt", "")))
     stays = other or found.get("word", "\0").lower() in asked.lower()
@@ -84,7 +85,7 @@ def _rest(asked: str, leak: re.Match) -> str:
 
 
 def empty_system(messages: Messages) -> Messages:
-    """A system turn without text is none."""
+    """A system turn without text is removed."""
     return [m for m in messages if m["role"] != "system" or m["content"].strip()]
 
 

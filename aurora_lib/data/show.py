@@ -23,15 +23,13 @@ def account(reading: Reading, result: CleaningResult) -> str:
     return "\n".join([*lines, *reading.remarks])
 
 
-def card(
-    result: CleaningResult, saved: Dataset, *, origin: str, licences: dict[str, str], rejected: int
-) -> str:
+def card(result: CleaningResult, saved: Dataset, *, origin: str, licences: dict[str, str], aside: int) -> str:
     """The card of `saved` (what `result` kept, perhaps split), as Markdown.
 
-    `origin` is where the rows were read from, `licences` are those of the sources, `rejected` counts the rows
+    `origin` is where the rows were read from, `licences` are those of the sources, `aside` counts the rows
     that were no conversation.
     """
-    report, optional = result.report, {step.__name__ for step in edits.OPTIONAL}
+    report, optional = result.report, {"contamination", *(step.__name__ for step in edits.OPTIONAL)}
 
     def line(name: str, about: str, *counts: tuple[str, str], source: str = "total") -> str:
         cells = [f"{int(report[source].get(count, 0)):,}" for count in counts]
@@ -40,8 +38,8 @@ def card(
     both = ("read", "read"), ("kept", "kept")
     names = [name for name in report.columns if name != "total"]
     by_source = [line(name, licences.get(name, "unknown"), *both, source=name) for name in names]
-    taken = [(name, does) for name, does in steps().items() if name not in optional]
+    taken = [(name, does) for name, does in steps().items() if name not in optional or name in report.index]
     by_step = [line(name, does, (name, "edited"), (name, "dropped")) for name, does in taken]
     tables = dict(sources="\n".join(by_source), steps="\n".join(by_step))
     template = Path(__file__).with_name("card.md").read_text(encoding="utf-8")
-    return template.format(saved=len(saved), origin=origin, rejected=rejected, **tables)
+    return template.format(saved=len(saved), origin=origin, aside=aside, **tables)

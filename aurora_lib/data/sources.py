@@ -1,4 +1,4 @@
-"""Rows -> conversations: one reader for the layouts of the paper's three datasets (section 3.1) and others'.
+"""Rows -> conversations: one reader for the layouts of the paper's three datasets (section 2) and others'.
 
 `course.rows` finds the rows of a file, in whatever state they are; `_messages` finds the conversation in one.
 A new kind of file belongs into the first, a new name of a column or a speaker into `layouts.toml`.
@@ -26,13 +26,13 @@ SOURCES, LAYOUTS = (
     tomllib.loads(Path(__file__).with_name(f"{name}.toml").read_text(encoding="utf-8"))
     for name in ("sources", "layouts")
 )
-NAMES = {  # of each kind others' names for a thing: its name here
+NAMES = {  # for each kind: a name in a file -> our name
     kind: {other: name for name, others in LAYOUTS[kind].items() for other in (name, *others)}
     for kind in ("columns", "turn", "part", "roles")
 }
 ROLES = NAMES["roles"]
 DataError, Unreadable = rows.DataError, rows.Unreadable
-OWN = "own"  # the source of a file that has the name of none
+OWN = "own"  # the source of files that have the name of none
 TURNS = List({"role": Value("string"), "content": Value("string")})
 FEATURES = Features(dict.fromkeys(("id", "source", "category"), Value("string")) | {"messages": TURNS})
 KINDS = {bool: "a truth value", int: "a number", float: "a number", str: "text"}
@@ -44,10 +44,9 @@ SECOND_COPY = re.compile(r" ?\(\d+\)$|[- ](?:copy|副本)$", re.I)  # as browser
 
 
 class Reading(NamedTuple):
-    """What files gave. Rows read = rows of `conversations` (columns FEATURES) + `aside`.
+    """What files gave: their rows are `conversations` (columns FEATURES) + `aside`; `remarks` for a reader.
 
-    `aside`: dicts of `source`, `file`, `line` (from 1), `reason` and `row`, how its text begins. `remarks`:
-    what else a reader should know, a sentence each.
+    `aside`: dicts of `source`, `file`, `line` (from 1), `reason` and `row`, how its text begins.
     """
 
     conversations: Dataset
@@ -293,8 +292,6 @@ def _text(holder: dict, key: str) -> str:
         text = "\n".join(part["text"] for part in parts)
     if not isinstance(text, str):
         raise Unreadable(f"`{key}` is {_kind(text)}, not text")
-    try:
-        text.encode()  # faster than a search
-    except UnicodeEncodeError:
-        raise Unreadable(f"`{key}` holds bytes that are not UTF-8, or half a surrogate pair") from None
+    if SURROGATE.search(text):
+        raise Unreadable(f"`{key}` holds bytes that are not UTF-8, or half a surrogate pair")
     return text

@@ -1,4 +1,4 @@
-"""What a conversation is about: ShareGPT's free-text tag where there is one, else the guess of a word list.
+"""What a conversation is about: ShareGPT's free-text tag where it fits a topic, else a word list's guess.
 
 The paper's Figure 2 shows about 20 categories. `tools/record/topics.py` measures how often the guess is
 right; `results/topics.json` holds the accuracy.
@@ -21,7 +21,7 @@ class Lexicon(NamedTuple):
 
     tags: dict[str, re.Pattern]  # each of the 19 topics: how its names in tags begin
     owner: dict[str, str]  # word in a question: its topic
-    word: re.Pattern  # of Chinese words the longest, so that 数学家 is not 数学; of Latin ones the whole
+    word: re.Pattern  # of Chinese words the longest, so that 计算机 is not 计算; of Latin ones the whole
 
 
 @cache

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 02 · Chinese data: from three files to clean conversations
 #
-# Paper: section 2, Table 1 and Figure 2. **After this notebook you can** read the three released formats, clean them by named
+# Paper: section 2, Table 1 and Figure 2. **After this notebook you can** read the three released files, clean them by named
 # steps, find near duplicates, and account for every single row.
 #
 # At `tiny` the files are samples of our own in the released layouts, dirt included. `AURORA_DATA=/a/file.jsonl` (or a folder) reads yours; at `full` the
@@ -18,10 +18,11 @@ import aurora_lib
 scale = aurora_lib.start("02")
 
 # %% [markdown]
-# ## Three files, three layouts
+# ## Three files, two layouts
 #
-# The longest of the first rows of each. The Alpaca sets hold an `instruction`, sometimes an `input` it refers to, and the `output`; ShareGPT holds
-# turns and a free-text tag. (The paper describes the first set as translated sentence pairs; the released file has this layout.)
+# From each file, the longest of its first 20 rows; at most 200 characters of a row are shown. The Alpaca sets hold an `instruction`, sometimes an
+# `input` it refers to, and the `output`. ShareGPT holds turns (`conversation`) and a free-text tag (`category`). (The paper describes the first set
+# as translated sentence pairs; the released file has this layout.)
 
 # %%
 from itertools import islice
@@ -35,9 +36,11 @@ for name, (file, *_) in sources.files(data).items():
     print(f"{name}: {file.name}\n  {max(first, key=len)}\n")
 
 # %% [markdown]
-# `sources.read` turns each row into one shape, *messages*. It knows the columns and names of speakers that others use too: `layouts.toml`
-# beside it lists them. Files may be JSON, JSON Lines or Parquet, also packed by gzip. A row that is no conversation is not dropped in
-# silence. It is set aside, with its line and what is wrong with it. A file without any conversation, such as a saved web page, is refused.
+# `sources.read` turns each row into *messages*: a list of `{"role": ..., "content": ...}`, where the role is system, user or assistant. It also
+# knows the column names and speakers of other data sets; `aurora_lib/data/layouts.toml` lists them. Files may be Parquet, or JSON or JSON Lines,
+# which may also be packed by gzip. A row that is no conversation is not dropped in silence: it is *set aside*, with its line and what is wrong with
+# it. A file without any conversation, such as a saved web page, is refused. The table shows the first three of each file. `line` counts lines of
+# the file, and a row may take several lines.
 
 # %%
 from pathlib import Path
@@ -107,8 +110,8 @@ for messages in good:
 
 # %% [markdown]
 # All steps, in order. The *optional* one changes good text too, so it is taken only where you ask for it:
-# `clean(read, options=("to_simplified",))`. ("... unless they are the
-# subject" means: a conversation *about* HTML keeps its `&lt;`.)
+# `clean(read, options=("to_simplified",))`. ("... unless they are the subject" means: a conversation that speaks of HTML *entities*, or of
+# *escaping*, keeps its `&lt;`.)
 
 # %%
 from IPython.display import display
@@ -122,8 +125,11 @@ with pd.option_context("display.max_colwidth", None):
 
 # %% [markdown]
 # `clean` takes every step but the optional one (`contamination` only with `benchmarks=`, see below) and keeps all there is to know: what was kept, what was dropped and why, every single change. Finished parts
-# are stored in `folder`: a long run that was interrupted goes on where it stopped. Steps that found nothing are not listed, and a row that was edited may
-# still be dropped further down.
+# are stored in `folder`: a long run that was interrupted goes on where it stopped.
+#
+# First comes the *account*, one line for each source: rows in the file = set aside + dropped + kept, with at most three of the reasons for setting
+# aside. Then the same by step. There `read` counts conversations, so rows set aside are not in it. `edited` counts conversations that a step
+# changed; they are not lost, but a later step may still drop them. Steps that found nothing are not listed.
 
 # %%
 from aurora_lib.data import clean
@@ -135,7 +141,7 @@ print(account)
 result.report
 
 # %% [markdown]
-# The same as a picture: what each step removed, by source, and how many conversations were left then.
+# The same as a picture: what each step removed, by source, and how many conversations were left then. (The rows set aside are not in it.)
 
 # %%
 import matplotlib.pyplot as plt
@@ -145,11 +151,13 @@ removed = result.report.query("action == 'dropped'").droplevel("action").drop(co
 left = len(read) - removed.sum(axis=1).cumsum()
 removed.index = [f"{step} ({n:,} left)" for step, n in left.items()]
 removed = removed if len(removed) else pd.DataFrame({"any source": {"nothing": 0}})
-axes = removed.plot.barh(stacked=True, figsize=(7, 0.4 * len(removed) + 1))
-axes.set(xlabel="conversations removed", ylabel="", title=f"{len(read):,} read, {len(result.kept):,} kept")
+title = f"{len(read):,} conversations, {len(result.kept):,} kept"
+axes = removed.plot.barh(stacked=True, figsize=(7, 0.4 * len(removed) + 1), title=title)
+axes.set(xlabel="conversations removed", ylabel="")
 axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-axes.legend(bbox_to_anchor=(1, 1))
+axes.legend(bbox_to_anchor=(1, 1), loc="upper left")
 axes.invert_yaxis()
+
 # %% [markdown]
 # Read some of what was dropped. A step that drops good rows shows itself here, and nowhere else. (All of them: `result.dropped.to_pandas()`;
 # what was changed: `result.edits.to_pandas()`.)
@@ -168,7 +176,7 @@ pd.DataFrame(rows, columns=["step", "question", "last turn", "reason, or the row
 # ## Near duplicates
 #
 # Two rows that say the same in almost the same words teach it twice. To compare texts, cut them into *shingles*, here every five
-# characters in a row; the *Jaccard similarity* J is the share of shingles in common.
+# characters in a row. The *Jaccard similarity* J is the number of shingles that both texts have, divided by the number that at least one of them has.
 
 
 # %%
@@ -186,10 +194,14 @@ print("only in one of them:", sorted(all_ - common))
 # One character changed, and in each of the two texts five shingles are no longer shared.
 #
 # Comparing all pairs of 176,678 rows would take 15.6 billion comparisons. **MinHash** makes each text a short list of numbers: hash all its shingles,
-# keep the smallest hash, and repeat with 128 different hash functions. The smallest of all shingles of two texts is equally likely to be any of
-# them, so it is a *common* one with probability J: **the share of equal numbers estimates J.** Then cut the 128 numbers into 32 *bands* of 4: only texts
-# that agree in a whole band, at least one, are compared. That happens with probability $1-(1-J^4)^{32}$, the S-curve. Below, copies with ever more
-# characters replaced, and what becomes of them.
+# keep the smallest hash, and repeat with 128 different hash functions. Take all different shingles of both texts: each is equally likely to get the
+# smallest hash. So with probability J that shingle is a *common* one, and then both texts keep the same number: **the share of equal numbers estimates
+# J.** Then cut the 128 numbers into 32 *bands* of 4. Only texts with at least one equal band are compared. That happens with probability
+# $1-(1-J^4)^{32}$, the S-curve.
+#
+# The next cell makes a copy of each longer text and replaces a random share of its characters. In the plots, left: a dot is one pair, and on the black
+# line the estimate is exact. Right: the curves are the formula for four ways to cut the numbers (thick: ours). A black dot is measured on all pairs
+# within a tenth of J, so it need not lie on the curve.
 
 # %%
 import numpy as np
@@ -221,7 +233,8 @@ print(f"{len(pairs)} pairs: mean error of the estimate {error:.3f}; {compared.su
 figure, (left_axes, right_axes) = plt.subplots(1, 2, figsize=(10, 3.6))
 j = np.linspace(0, 1, 200)
 left_axes.plot(true, estimate, ".", alpha=0.4)
-left_axes.plot(j, j, "k", lw=0.8)
+left_axes.plot(j, j, "k", lw=0.8, label="exact")
+left_axes.legend()
 left_axes.set(xlabel="true Jaccard similarity", ylabel="share of equal MinHash values")
 left_axes.set_title("128 numbers stand for a text")
 for count, rows_each in ((8, 16), (16, 8), (32, 4), (64, 2)):
@@ -239,7 +252,7 @@ figure.tight_layout()
 
 # %% [markdown]
 # Pairs that share a band are *candidates*, and then compared in full: near duplicates have at least 0.7 of their shingles or 0.9 of their characters in
-# common, *unless* it is another question with its own answer:
+# common, *unless* the two ask different things and have different answers:
 
 # %%
 apples = "小明有{}个苹果，又买了{}个苹果，现在他一共有多少个苹果？"
@@ -250,8 +263,8 @@ print(
 )
 
 # %% [markdown]
-# How many does the whole thing find? Plant copies with one character in fifty replaced, at least one, and count. In a very short row one
-# character is a large share, and may be what the row is about; so short and longer rows are counted apart.
+# How many does the whole thing find? Plant copies in whose last answer one character in fifty is replaced, at least one, and count how many pairs are
+# found. In a very short row one character is a large share, and may be what the row is about; so short and longer rows are counted apart.
 
 # %%
 from datasets import concatenate_datasets
@@ -331,9 +344,10 @@ ours.reindex(theirs.index, fill_value=0).join(theirs).map("{:,}".format)
 # %% [markdown]
 # ## What the rows are about
 #
-# The paper's Figure 2 shows twenty categories, and says little about where they came from. Ours are ShareGPT's own tags where there are any, else the
-# guess of a list of telling words (`data/topics_lexicon.txt`): the topic whose words the questions hold most of, "other" where they hold none. How often the
-# guess is right was measured on prompts labelled by hand (`tools/record/topics.py`).
+# The paper's Figure 2 shows 20 categories, and hardly says where they came from. Ours are 19 topics and "other". A ShareGPT tag that fits a topic
+# decides. Else a list of typical words (`data/topics_lexicon.txt`) guesses from the beginning of the questions: each word found gives points to its
+# topic, a longer word more, and the topic with most points wins; without any it is "other". How often the guess is right was measured on prompts
+# labelled by hand (`tools/record/topics.py`).
 
 # %%
 import json
@@ -349,6 +363,7 @@ counts = counts.rename(columns={True: "ShareGPT's tag", False: "the word list's 
 counts = counts.loc[counts.sum(axis=1).sort_values().index].rename_axis(columns=None)
 axes = counts.plot.barh(stacked=True, figsize=(6, 0.28 * len(counts) + 0.8))
 axes.set(xlabel="conversations", ylabel="", title="Topics of the kept conversations")
+axes.legend(loc="lower right")
 measured = json.loads((DATA.parent / "results" / "topics.json").read_text())
 right = "a guess is right for {accuracy:.0%} of {n} hand-labelled prompts".format(**measured)
 print(right + ", 95 % interval {interval[0]:.0%} to {interval[1]:.0%}".format(**measured))
@@ -378,8 +393,9 @@ print(f"{per_character:.2f} tokens a Chinese character (punctuation included);",
 print(f"{share:.2f} x the tokens of the same facts in English")
 
 # %% [markdown]
-# A conversation longer than the training length (the paper's stack: 1,024 tokens) loses its end. Cut *between turns* instead, and only what is
-# too long within a single exchange is lost (and the second piece its memory of the first: a lone "继续" may open it). How much, at each length, in a sample of at most 2,000 conversations:
+# A conversation longer than the training length (the paper's stack: 1,024 tokens) loses its end. If it is cut *between turns* instead, only what does
+# not fit within a single exchange is lost. But the second piece does not know the first: it may begin with a lone "继续". The plot shows the loss at
+# each length, in at most 2,000 conversations.
 
 # %%
 from aurora_lib.data import split
@@ -397,7 +413,7 @@ total = lost(sample, 0)
 cut_off = [lost(sample, length) / total for length in lengths]
 between = [lost(split(sample, mixtral_tokenizer, length), length) / total for length in lengths]
 figure, axes = plt.subplots(figsize=(6, 3))
-axes.plot(lengths, cut_off, "o-", label="conversations cut off")
+axes.plot(lengths, cut_off, "o-", label="cut at the length")
 axes.plot(lengths, between, "o-", label="split between turns")
 axes.set(xscale="log", xlabel="training length (tokens)", ylabel="share of tokens lost")
 axes.set_title("What a cutoff throws away")
@@ -423,7 +439,7 @@ path = save_conversations(saved, scale, account)
 licences = {name: source["licence"] for name, source in sources.SOURCES.items()}
 if scale.data == DATA / "rows":
     licences = dict.fromkeys(licences, "Apache-2.0; self-written for this course")
-card = show.card(result, saved, origin=f"`{Path(data).name}`", licences=licences, rejected=len(aside))
+card = show.card(result, saved, origin=f"`{Path(data).name}`", licences=licences, aside=len(aside))
 path.with_name("DATA_CARD.md").write_text(card, encoding="utf-8")
 print(f"{len(saved):,} conversations of at most {scale.length} tokens (or one exchange) in {path.name}\n")
 print("\n".join(card.splitlines()[:12]))
@@ -506,7 +522,7 @@ results.record(
 results.compare("02")
 
 # %% [markdown]
-# **In short.** Three layouts become one: messages. Every row is kept, or dropped with its step and reason, or set aside with
+# **In short.** Different layouts become one: messages. Every row is kept, or dropped with its step and reason, or set aside with
 # its line, and the totals match. Short is not bad; reading drops by eye is part of cleaning. MinHash finds near duplicates without comparing all
 # pairs, and a candidate is still compared in full. Chinese is expensive in Mixtral's tokens: split long conversations between turns.
 #

@@ -18,7 +18,8 @@ scale = aurora_lib.start("04")
 # ## What the loss sees
 #
 # Each conversation (对话) is written in Mixtral's own format. The loss is taken on the *assistant's* tokens only, end token
-# included; the rest is context. Below, in a conversation of two rounds, what is learned is bold (and green in Jupyter).
+# included; the rest is context. First comes what notebook 02 made of the rows: *set aside* are rows that are no conversation, *dropped* those that a
+# cleaning step refused. Below it, in a conversation of two rounds, what is learned is bold (and green in Jupyter).
 
 # %%
 import html
@@ -47,7 +48,8 @@ HTML(" ".join(shown))
 # ## The recipe, every value in the open
 #
 # `peft` makes the adapter. These are the paper's values; where the paper is silent, those of its published command, else the defaults of
-# its tool at the time (`paper.TRAINING` names the source of each).
+# its tool at the time (`paper.TRAINING` names the source of each). In the comments, *paper* marks a value that the paper states, *original* one of
+# its command or of its tools.
 
 # %%
 from peft import LoraConfig
@@ -98,7 +100,7 @@ assert args.to_dict() == training.sft_config(scale).to_dict() and lora == traini
 # %% [markdown]
 # ## Before you start: what will it take?
 #
-# Nothing is loaded yet. From the shapes of the model and a sample of the rows: steps, memory, disk, and, once an H100 has been recorded, hours and what they
+# The model is not loaded yet. From the shapes of the model and a sample of the rows: steps, memory, disk, and, once an H100 has been recorded, hours and what they
 # cost. What does not fit is refused here, with the table of notebook 03.
 
 # %%
@@ -113,7 +115,7 @@ plan
 # ## Before
 #
 # Questions about facts that tuning will *never* see, in Chinese and in English. (Pre-training has seen them: tuning is to bring them
-# out in Chinese, not to teach them.) "Right" wants the right fact in the language of the question; in brackets the 95 % interval.
+# out in Chinese, not to teach them.) "Right in Chinese" asks for the right fact, said in Chinese; "in either language" accepts both. In brackets the 95 % interval.
 
 # %%
 from aurora_lib import evaluation

@@ -11,7 +11,7 @@ def test_the_card_adds_up():
     other = dataset(*rows, talk("北京\u200b在哪里？", "在中国北方。"), source="sharegpt_zh").select([3])
     found = clean(concatenate_datasets([dataset(*rows), other]))
     licences = {name: of["licence"] for name, of in sources.SOURCES.items()}
-    card = show.card(found, found.kept, origin="`rows`", licences=licences, rejected=7)
+    card = show.card(found, found.kept, origin="`rows`", licences=licences, aside=7)
     assert "2 conversations" in card and "set aside before: 7." in card
     assert "| alpaca_zh | Apache-2.0 (repository); machine-generated | 3 | 1 |" in card
     does = show.steps()
