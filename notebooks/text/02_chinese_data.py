@@ -314,7 +314,7 @@ pd.DataFrame(rows, columns=["benchmark question", "a row's question"])
 
 # %% [markdown]
 # Look at what was found before you drop anything: at `tiny`, world facts are the subject of rows and questions alike, on purpose. Dropping them is one
-# argument: `clean(read, benchmarks=asked)`. We keep them, as the paper did, and notebooks 04 and 05 also ask about facts that tuning never saw.
+# argument: `clean(read, benchmarks=asked)`. We keep them. Notebooks 04 and 05 also ask about facts that tuning never saw.
 #
 # ## Table 1
 #
