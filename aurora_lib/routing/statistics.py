@@ -1,7 +1,7 @@
 """What a router's choices amount to: loads, how they differ between languages, what share of them moved.
 
 A difference between languages is a `Statistic`: one number per layer beside what chance makes of it. Only
-what lies above both baselines is about what this router has learnt.
+what lies above the bounds of both baselines is about what this router has learnt.
 
 - *Shuffled texts*: the languages exchanged at random between whole texts, as tokens of one text are alike.
 - *Random routers*: the same model with random routers. The same token goes nearly the same way in any router,
@@ -53,7 +53,7 @@ class Statistic:
         lines = [f"{self.name}: {', '.join(f'{value:.3g}' for value in self.value.tolist())}"]
         for name, layers in self.above.items():
             where = f"layers {', '.join(map(str, layers))}" if layers else "no layer"
-            lines.append(f"above what {len(self.baselines[name])} {name} give: {where}")
+            lines.append(f"above the bound of {name} ({len(self.baselines[name])} draws): {where}")
         return "\n".join(lines)
 
 
@@ -137,7 +137,7 @@ def load_gap(
     baselines = {"shuffled texts": torch.stack([gap(own, member[:, order]) for order in orders])}
     if others:
         baselines["random routers"] = torch.stack([gap(slots, member) for slots in others])
-    name = "difference of load, zh against en [share of slots]"
+    name = "load gap, zh against en [share of slots]"
     return Statistic(name, gap(own, member), trace.layers, baselines)
 
 

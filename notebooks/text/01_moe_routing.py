@@ -2,7 +2,7 @@
 # # 01 · Inside the router
 #
 # Paper: section 3, first paragraph. **After this notebook you can** turn a dense feed-forward block into a sparse one and back it with
-# a test, say what Mixtral stores and what a token uses, tell what is fast about it, and look at a router's (路由) choices
+# a test, say what Mixtral stores and what a token uses, tell what is fast about it, and look at the choices of a router (路由器)
 # without reading more into them than a random router shows.
 
 # %% [markdown]
@@ -18,7 +18,7 @@ scale = aurora_lib.start("01")
 # %% [markdown]
 # ## From a dense block to a sparse one
 #
-# Every layer of a transformer has a *feed-forward block* (前馈层). Mixtral's is *gated*: two matrices to a wider space, one of them through SiLU as a gate on
+# Every layer of a transformer has a *feed-forward block* (前馈块). Mixtral's is *gated*: two matrices to a wider space, one of them through SiLU as a gate on
 # the other, and one matrix back. All tokens pass through the same three matrices.
 
 # %%
@@ -260,7 +260,7 @@ pd.DataFrame(drops, index=[f"layer {layer}" for layer in trace.layers]).map("{:.
 #
 # ### The load-balancing loss
 #
-# Left alone, a router tends to send everything to a few experts (Shazeer et al. 2017, section 4). Pre-training adds a penalty (辅助损失):
+# Left alone, a router tends to send everything to a few experts (Shazeer et al. 2017, section 4). Pre-training adds a penalty, an *auxiliary loss* (辅助损失):
 #
 # > experts × Σ over e of (share of tokens that choose e) × (mean probability of e)
 #
@@ -392,7 +392,7 @@ timed = pd.DataFrame(rows).set_index("tokens")
 timed.round(2)
 
 # %% [markdown]
-# Milliseconds, from `loop` on; the last two are the roofline. Where `operations a byte` is below what the machine does in that time, reading
+# Milliseconds, from `loop` on; the last two are the roofline. Where `operations a byte` is below what the machine does in the time of reading a byte, reading
 # decides; above it, arithmetic does.
 
 # %%
@@ -412,7 +412,7 @@ axes.legend(bbox_to_anchor=(1, 1));
 # %% [markdown]
 # On the left the dashed line is the higher one: few tokens share the cost of reading the weights, and the processor waits for memory. On the right the
 # dotted one is: there sparsity saves what it promises. In between, nearly all experts are in use already: all eight are read, and each token still computes
-# with two. Between the floors and the programs lies what we did not take apart: sorting, copying, starting kernels. `batched` reads all eight experts even for one token, and later multiplies padding; `loop` and
+# with two. Between the two lines (dashed and dotted) and the programs lies what we did not take apart: sorting, copying, starting kernels. `batched` reads all eight experts even for one token, and later multiplies padding; `loop` and
 # `grouped` do the same work here, but on a GPU the loop starts many small kernels and waits for each count, where grouping starts one. For Mixtral on an
 # H100, from its data sheet:
 
@@ -427,12 +427,12 @@ for tokens in (1, 16, 256, 4096):
 print(f"crossing at about {h100 * 8 * 2 / 4:,.0f} tokens")
 
 # %% [markdown]
-# So a lone chat leaves most of a GPU's arithmetic idle, and weights of fewer bytes can help it, if the program reads them packed (notebook 03).
+# So a single chat leaves most of a GPU's arithmetic idle. Weights stored in fewer bytes can make it faster, if the program reads them in that short form (notebook 03).
 #
 # ## Watching a real router
 #
-# Each token below carries the number of its first expert in the first layer (in Jupyter also its colour; GitHub shows no colours). A character
-# that the tokenizer does not know falls back to its bytes.
+# Each token below carries the number of its first expert, the one with the larger weight, in layer 0 (in Jupyter also its colour; GitHub shows no colours).
+# `<s>` marks the start of a text, and ▁ stands for a space. A character that the tokenizer does not know falls back to its bytes.
 
 # %%
 from IPython.display import HTML
@@ -441,11 +441,12 @@ sentence = routing.trace(base, tokenizer, "法国的首都是巴黎。 The capit
 HTML(routing.pictures.tokens_to_html(sentence, layer=0))
 
 # %% [markdown]
-# One sentence proves nothing. The loads above are of all our texts; now to what they go with.
+# One sentence is too little to draw a conclusion. So far we counted all texts together. Now we count Chinese (zh) and English (en) texts separately.
 #
 # ### Is there a Chinese expert?
 #
-# A tempting claim, and the bars below seem to support it: load by language, with 95 % intervals over texts.
+# In the figure, look for an expert with a tall bar for one language and a short one for the other. The black lines are 95 % confidence intervals; texts, not tokens,
+# count as independent. The dotted line is a balanced load.
 
 # %%
 from aurora_lib.data import language
@@ -456,49 +457,47 @@ last = len(trace.layers) - 1
 routing.pictures.plot_groups(trace, languages, layers=sorted({0, last // 2, last}));
 
 # %% [markdown]
-# Where intervals do not overlap, the two languages seem to be routed differently. But a router with *random* weights does that too: other tokens go other ways, and
-# Chinese has other tokens. So we put all experts of a layer into one number, the share of slots that would have to move to make the two loads equal, and
-# set two baselines beside it. *Shuffled texts*: the same routing with the languages exchanged at random between texts.
-# *Random routers*: the same model and texts with random router weights, 19 of them. The *bound* of a
-# baseline is drawn so that chance passes it in at least one of the layers about one time in 20.
+# Where intervals do not overlap, the two languages seem to be routed differently. But a router with *random* weights does that too. Different tokens go to
+# different experts, and Chinese texts have different tokens. So we put all experts of a layer into one number, the *load gap*: what share of the Chinese slots
+# would have to go to other experts, for the Chinese load to equal the English one? (Its name in statistics is total variation distance.)
+#
+# A *baseline* (基线) is a number to compare with. We use two. *Shuffled texts*: the routing stays, and the labels zh and en are shuffled between the texts.
+# *Random routers*: 19 copies of the model, each with random router weights, read the same texts. Each baseline has a *bound* for every layer. One more shuffle,
+# or one more random router, would be above it in at least one layer about one time in 20.
 
 # %%
 twins = (baselines.random_router(base, seed) for seed in range(19))
 random_routers = [routing.trace_many(twin, tokenizer, texts) for twin in twins]
 gap = statistics.load_gap(trace, languages, random_routers)
-
-
-def widest(trace):
-    """The largest difference of an expert's load between the two languages, over all layers."""
-    zh, en = (load for load, low, high in statistics.load_by_group(trace, languages).values())
-    return (zh - en).abs().max().item()
-
-
-wider = sum(widest(one) >= widest(trace) for one in random_routers)
-print(f"most lopsided expert: {100 * widest(trace):.1f} points of load between zh and en;", end=" ")
-print(f"as much or more in {wider} of {len(random_routers)} random routers")
 gap.table().round(3)
 
 # %% [markdown]
-# ### What may be said of this model
-#
-# The table shows our router, then the mean and the bound of each baseline. The verdict:
+# Each row is a layer: first our router, then mean and bound of each baseline. In the lines below, *draws* are the shuffles or the random routers. Which layers
+# are above the bounds?
 
 # %%
 print(gap)
 
 # %% [markdown]
-# Where the number is above *shuffled texts*, the two languages are routed differently. Only where it is above *random routers* too has this router learnt something
-# of the kind. One warning: random routers also change what later layers read, because other experts wrote it. So only the first layer is a fair comparison.
+# Compare with the *bounds*, not with the means. In a layer above the bound of *shuffled texts*, the two languages are routed differently. If the layer is above
+# the bound of *random routers* too, the difference is larger than random routers explain: this router has probably learnt to treat the languages differently.
+# If not, different tokens may be the whole reason. Then we cannot say that the router learnt it, and we cannot say the opposite either: nineteen random
+# routers give only a rough bound.
 #
-# An "expert for Chinese" that a random router has as well is a story, not a finding. (The Mixtral report saw no clear experts by topic in the large model either,
-# but patterns of syntax.)
+# In a model with random routers, each token goes to other experts. So from the second layer on, its routers read other inputs than ours. Only in the first layer
+# (layer 0) do both read the same: trust the comparison there most. Random routers also share the load less evenly, which can make their difference larger.
+#
+# If random routers show an "expert for Chinese" as well, it is no sign of training. (The Mixtral report looked for experts by topic in the large model. It saw
+# no clear ones, but it saw patterns of syntax.)
 #
 # ## What tuning moved
 #
-# QLoRA leaves the router alone (it is *frozen*, 冻结). But the attention before it changed, so what the router reads is not the same. The bundled adapter or
-# your own from notebook 04, the same texts, token by token: what share of the slots has another expert? Any change of the weights moves some. So there is a
-# *noise floor*: *random changes*, 19 adapters of random numbers, each as large as this one.
+# Our tuning (QLoRA, notebook 03) does not train the router: it is *frozen* (冻结). It trains an *adapter* (适配器), small extra matrices in the attention layers.
+# So the router's weights stay, but its input changes. We take the adapter from notebook 04, yours or the one shipped with the course, and read the same texts
+# again. What share of the slots has another expert?
+#
+# Almost any change of weights moves some slots, so we need a baseline here too. *Random changes*: 19 adapters of random numbers. In each matrix the change is
+# built in the same way as the trained one (notebook 03) and has the same size (Frobenius norm).
 
 # %%
 from aurora_lib.model import find_adapter, load_adapter
@@ -513,21 +512,28 @@ share, low, high = statistics.moved(trace, after)
 by_chance = torch.stack([statistics.moved(trace, other)[0] for other in changed])
 
 # %%
-figure, ax = plt.subplots(figsize=(6, 3.4), layout="constrained")
+figure, ax = plt.subplots(figsize=(8, 3.4), layout="constrained")
 limit, errors = statistics.bound(by_chance), torch.stack([share - low, high - share])
-ax.fill_between(trace.layers, 0, limit.numpy(), color="0.85", label="random changes, up to their bound")
-ax.errorbar(trace.layers, share.numpy(), errors.numpy(), fmt="o", capsize=4, label="tuning, 95 % interval")
-ax.set(xlabel="layer", ylabel="slots with another expert [share]", xticks=trace.layers, ylim=(0, None))
-ax.legend(loc="lower right");
+layers = torch.tensor(trace.layers)
+ax.plot(layers, by_chance.T, ".", color="0.7", label=["random changes"] + ["_"] * (len(by_chance) - 1))
+ax.hlines(limit, layers - 0.25, layers + 0.25, color="0.3", label="bound of random changes")
+ax.errorbar(layers, share.numpy(), errors.numpy(), fmt="o", capsize=4, label="tuning, 95 % interval")
+ax.set(xlabel="layer", ylabel="slots with another expert [share]", xticks=layers, ylim=(0, None))
+ax.legend(bbox_to_anchor=(1, 1), loc="upper left");
 
 # %% [markdown]
-# Each point is a layer, with its 95 % interval over texts. A point inside the grey band says nothing about tuning: random changes of the same size can move as much.
-# A point above it is more than chance, and firmly so only where the whole interval is above. Most tokens keep their experts.
+# Each large point is a layer. Its bar is the 95 % interval: how much the value would vary with other texts. Each small grey point is one random change, and the
+# grey line is their bound. A large point below the line does not stand out from random changes. A large point above it does. If its interval still reaches below
+# the line, be careful: with other texts the point could lie below.
+#
+# A slot has moved if its expert no longer works on the token. An exchange of first and second expert does not count. A token has two slots, so the share of
+# tokens with a changed expert can be up to twice as large. A second expert with a small weight changes easily.
 #
 # ## The explorer
 #
-# Type Chinese or English and press Enter; Tab goes on to layer and model. `random` is the base with random routers. On a page without a kernel, the static version
-# below stands for it.
+# Type Chinese or English and press Enter. Tab goes on to the button, the layer and the model. `random` is the base with random routers; most of its tokens
+# have another first expert, as is to be expected. Here only the *first* expert is compared; above, both were. On a page without a running Python (GitHub, for example),
+# use the static version below; it shows layer 1.
 
 # %%
 from IPython.display import display
@@ -606,9 +612,10 @@ results.record(
 results.compare("01")
 
 # %% [markdown]
-# **In short.** A router is one matrix, a softmax and a top-2; it learns only through the weights of what it chose. Two experts of eight
-# run for each token: you store all, and compute with about a quarter. Writing is bound by reading weights; reading a prompt by arithmetic, once it is long. A balance loss
-# pooled over layers can hide an unbalanced layer. A difference between two languages says something about a router only if random routers show less of it. What
-# tuning moved counts only where random changes move less.
+# **In short.** A router is one matrix, a softmax and a top-2. From the language-model loss it learns only through the weights of the experts it chose; the balance
+# loss reaches the others too. Two experts of eight run for each token: you store all, and compute with about a quarter. With few tokens at a time, as in a single
+# chat, reading the weights decides; with many, as in a long prompt, arithmetic does. A balance loss pooled over layers can hide an unbalanced layer. A difference
+# between two languages says something about a router's training only if it is above the bound of random routers. What tuning moved counts only if it is above
+# the bound of random changes.
 #
 # **Next:** [02 Chinese data](02_chinese_data.ipynb). **Read:** Shazeer et al. 2017 (1701.06538), the Mixtral report (2401.04088).

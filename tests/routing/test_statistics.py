@@ -49,7 +49,8 @@ def test_a_statistic_says_for_every_baseline_where_it_is_above():
     baselines = {"a": torch.tensor([[1.0, 1.0]]), "b": torch.tensor([[3.0, 1.0], [3.0, 0.0]])}
     one = statistics.Statistic("x", torch.tensor([2.0, 2.0]), [0, 4], baselines)
     assert one.above == {"a": [0, 4], "b": [4]}
-    assert str(one) == "x: 2, 2\nabove what 1 a give: layers 0, 4\nabove what 2 b give: layers 4"
+    above = "above the bound of"
+    assert str(one) == f"x: 2, 2\n{above} a (1 draws): layers 0, 4\n{above} b (2 draws): layers 4"
     assert one.table()["b: mean"].tolist() == [3.0, 0.5]
 
 
