@@ -52,7 +52,7 @@ def read_rows(file: Path) -> Iterator[Row]:
     Of Parquet, `line` counts the rows. Raises DataError for a file that is missing, empty or damaged.
     """
     try:
-        yield from _parquet(file) if _magic(file) == b"PAR1" else _text(file)
+        yield from _parquet(file) if file.suffix == ".parquet" else _text(file)
     except FileNotFoundError as error:
         raise DataError(f"{file} does not exist. Check the path, or AURORA_DATA.") from error
     except (OSError, EOFError, zlib.error, pyarrow.ArrowException) as error:
@@ -67,15 +67,11 @@ def _parquet(file: Path) -> Iterator[Row]:
         yield Row(number, str(value)[:200], value)
 
 
-def _magic(file: Path) -> bytes:
-    with file.open("rb") as opened:
-        return opened.read(4)
-
-
 def open_text(file: Path) -> TextIO:
     """A file's text, unpacked; lines end at `\\n` only, as a text may hold other separators of lines."""
-    unpacked = gzip.open if _magic(file)[:2] == b"\x1f\x8b" else open
-    return unpacked(file, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="\n")
+    with file.open("rb") as packed:
+        unpack = gzip.open if packed.read(2) == b"\x1f\x8b" else open
+    return unpack(file, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="\n")
 
 
 def _text(file: Path) -> Iterator[Row]:

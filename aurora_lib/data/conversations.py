@@ -9,7 +9,7 @@ from datasets import Dataset
 from aurora_lib.course import Scale, write_whole
 from aurora_lib.data.cleaning import clean
 from aurora_lib.data.show import account
-from aurora_lib.data.sources import read, table
+from aurora_lib.data.sources import read, state, table
 
 BATCH = 1_000  # conversations
 SAVED, SPLIT = "conversations.jsonl", "after splitting the long ones"
@@ -66,12 +66,12 @@ def _pieces(row: dict, sizes: list[int], length: int) -> Iterator[dict]:
 def clean_conversations(scale: Scale) -> Dataset:
     """Those that notebook 02 saved, else cleaned and split here and now; prints which, and the account.
 
-    What was saved from other data than `scale.data` is not used.
+    What was saved from other data than `scale.data`, or before its files changed, is not used.
     """
     path, data = scale.runs / SAVED, scale.data or "hub"
     if path.is_file():
         head, *lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")  # a text may hold U+2028
-        if (head := json.loads(head)).get("data") == str(data) and "account" in head:
+        if (head := json.loads(head)).get("data") == state(data) and "account" in head:
             print(head["account"], f"conversations: {len(lines):,} {SPLIT}, cleaned by notebook 02", sep="\n")
             return table([json.loads(line) for line in lines])
     from aurora_lib.model import load_tokenizer  # here: torch takes seconds to import, cleaning needs none
@@ -86,6 +86,6 @@ def clean_conversations(scale: Scale) -> Dataset:
 
 def save_conversations(dataset: Dataset, scale: Scale, account: str = "") -> Path:
     """Write `dataset` as JSON Lines for the notebooks that follow; the first line: its origin, `account`."""
-    rows = [{"data": str(scale.data or "hub"), "account": account}, *dataset]
+    rows = [{"data": state(scale.data or "hub"), "account": account}, *dataset]
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     return write_whole(scale.runs / SAVED, "".join(lines))

@@ -16,8 +16,7 @@ Messages = list[dict]  # {role, content}, as `sources.read` makes them
 # Some of ftfy's repairs stay off, since they would rewrite Chinese punctuation and quotes.
 FTFY = ftfy.TextFixerConfig(fix_character_width=False, uncurl_quotes=False, unescape_html=False)
 MARKS = ' \t`<>()（）[]【】"“”.。'  # what may stand around "no input"
-# in this order: the pattern of a leak, and the pattern of questions that are about such
-LEAKS = dict.fromkeys(("echo", "mark_before", "mark_behind"), "about_marks")
+LEAKS = dict.fromkeys(("echo", "mark_before", "mark_behind"), "about_marks")  # a leak: questions about such
 LEAKS |= dict.fromkeys(("label", "leak"), "about_prompts")
 ESCAPES = {r"\n": "\n", r"\t": "\t", r"\"": '"'}
 

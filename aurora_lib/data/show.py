@@ -16,7 +16,7 @@ def account(reading: Reading, result: CleaningResult) -> str:
     for source in report.columns.drop("total"):
         reasons = Counter(row["reason"] for row in reading.aside if row["source"] == source)
         why = "; ".join(f"{n:,} x {reason}" for reason, n in reasons.most_common(3))
-        whole, kept = (int(report.loc[(of, of), source]) for of in ("read", "kept"))
+        whole, kept = (int(report[source].get((of, of), 0)) for of in ("read", "kept"))
         aside = f"{reasons.total():,} set aside" + f" ({why}{'; ...' * (len(reasons) > 3)})" * bool(why)
         counted = f"{whole + reasons.total():,} rows = {aside} + {whole - kept:,} dropped + {kept:,} kept"
         lines.append(f"{source}: {counted}")

@@ -83,15 +83,10 @@ def read(path: str | Path | None = None, name: str | None = None) -> Reading:
                     aside.append(about | {"row": row.text[:80]})
 
     read_in = table(conversations())
-    remarks = [
-        f"{source}: tools are left out (rows that name some: {n:,})" for source, n in tools.items() if n
-    ]
+    remarks = [f"{of}: tools are left out (rows that name some: {n:,})" for of, n in tools.items() if n]
     used = {file for several in found.values() for file in several}
-    if (
-        folder.is_dir()
-        and not name
-        and (others := [file.name for file in _below(folder) if file not in used])
-    ):
+    beside = _visible(folder) if folder.is_dir() and not name else []
+    if others := [file.name for file in beside if file not in used]:
         some = ", ".join(others[:3]) + f" and {len(others) - 3:,} more" * (len(others) > 3)
         remarks.append(f"not read: {some}. To read a file of yours alone, point AURORA_DATA at it")
     return Reading(read_in, aside, remarks)
@@ -113,19 +108,30 @@ def files(path: str | Path | None = None, name: str | None = None) -> dict[str, 
         raise DataError(f"{path} does not exist. Point AURORA_DATA at a folder of rows, or at a file.")
     if not path.is_dir():
         return {name or next((of for of in SOURCES if _is_of(of, path)), OWN): [path]}
-    below, found = _below(path), {}
+    below = [file for file in _visible(path) if file.name.removesuffix(".gz").endswith(ENDINGS)]
+    if not below:
+        raise DataError(
+            f"{path} holds no file of rows: none ends in {', '.join(ENDINGS)} (or these and .gz)."
+        )
+    found = {}
     for name in names:
         released = SOURCES[name]["released"]
         whole = sorted((f for f in below if f.name == released), key=lambda file: (len(file.parts), file))
         found[name] = whole[:1] or [file for file in below if _is_of(name, file)]
-    if below and len(names) > 1 and not any(found.values()):
+    if len(names) > 1 and not any(found.values()):
         return {OWN: below}
-    for name, of_name in found.items():
-        if not of_name:
-            wanted = ", ".join([SOURCES[name]["released"], *SOURCES[name]["parts"]])
-            remedy = "Point AURORA_DATA at one that does, or at a file of yours."
-            raise DataError(f"{path} holds no file of {name} ({wanted}). {remedy}")
+    for name in (name for name in names if not found[name]):
+        wanted = ", ".join([SOURCES[name]["released"], *SOURCES[name]["parts"]])
+        remedy = "Point AURORA_DATA at all three, at a folder without any of their names, or at one file"
+        raise DataError(f"{path} holds no file of {name} ({wanted}). {remedy}.")
     return found
+
+
+def state(path: str | Path) -> str:
+    """What tells whether the files at `path` (see `read`) have changed: places, sizes, times of change."""
+    found = [] if path == "hub" else [file for several in files(path).values() for file in several]
+    about = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in found]
+    return f"{path} {hashlib.sha1(repr(about).encode()).hexdigest()}"
 
 
 def _is_of(name: str, file: Path) -> bool:
@@ -133,9 +139,9 @@ def _is_of(name: str, file: Path) -> bool:
     return any(map(file.match, SOURCES[name]["parts"])) and (second == file or not second.exists())
 
 
-def _below(folder: Path) -> list[Path]:
-    """Files that may hold rows, without those in hidden folders (an editor's copies of older states, say)."""
-    found = (file for file in sorted(folder.rglob("*")) if file.name.removesuffix(".gz").endswith(ENDINGS))
+def _visible(folder: Path) -> list[Path]:
+    """Files at any depth, without those in hidden folders (an editor's copies of older states, say)."""
+    found = (file for file in sorted(folder.rglob("*")) if file.is_file())
     return [file for file in found if not re.search(r"(?:^|[\\/])[.]", str(file.relative_to(folder)))]
 
 
@@ -176,7 +182,11 @@ def _conversations(file: Path) -> Iterator[tuple[rows.Row, list[dict] | str]]:
     good, reasons, spoilt = 0, Counter(), None
     for row in rows.read_rows(file):
         try:
-            row = row._replace(value=_columns(row.value))
+            if isinstance(row.value, Unreadable):
+                raise row.value
+            if not isinstance(row.value, dict):
+                raise Unreadable(f"the row is {_kind(row.value)}, not an object")
+            row = row._replace(value=_renamed(row.value, "columns"))
             messages = _messages(row.value)
             good += 1
         except Unreadable as error:
@@ -204,16 +214,8 @@ def _refusal(file: Path, reasons: Counter, spoilt: int | None) -> str:
     return f"{file} holds no conversation ({why}). {known} stand in aurora_lib/data/layouts.toml."
 
 
-def _columns(row: object) -> dict:
-    """A row's columns under our names. An empty one (null, NaN, an empty list) is none."""
-    if isinstance(row, Unreadable):
-        raise row
-    if not isinstance(row, dict):
-        raise Unreadable(f"the row is {_kind(row)}, not an object")
-    return _renamed(row, "columns")
-
-
 def _renamed(holder: dict, kind: str) -> dict:
+    """What it holds, under our names. An empty value (null, NaN, an empty list) is none."""
     pairs = ((ours, holder[key]) for key, ours in _names(tuple(holder), kind))
     return {ours: value for ours, value in pairs if value is not None and value == value and value != []}
 
@@ -252,6 +254,8 @@ def _messages(row: dict) -> list[dict]:
 
 def _alpaca(row: dict) -> list[dict]:
     """`{instruction, input, output}`, with earlier `[question, answer]` pairs in an optional `history`."""
+    if "choices" in row or {"a", "b"} <= row.keys():
+        raise Unreadable("a question of a benchmark, to be scored and not to be trained on")
     pairs = row.get("history", [])
     if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
         raise Unreadable("`history` is not a list of [question, answer] pairs")

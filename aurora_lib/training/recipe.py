@@ -115,12 +115,12 @@ def tune(scale: Scale, *, out: Path | None = None, minutes=None, price_per_hour=
     to train on, Stopped and TrainingError while training, AdapterError where the adapter cannot be saved.
     """
     config = read_config(scale.base_model, scale.revision)
+    tokenizer = load_tokenizer(scale.base_model, revision=scale.revision)
     args = sft_config(scale, **changes)
     with args.main_process_first():
         conversations = clean_conversations(scale)
     say(args, f"\n{preflight(config, conversations, scale, args, price_per_hour)}\n")
     loading = scale.loading | {"device": str(args.device)} | (nf4.SHARDED if scale.sharding else {})
-    tokenizer = load_tokenizer(scale.base_model, revision=scale.revision)
     trainer = build_trainer(load_model(scale.base_model, **loading), tokenizer, conversations, args)
     output = run(trainer, minutes)
     folder = Path(out or scale.runs / "adapter").resolve()

@@ -219,7 +219,8 @@ def changed(text, share):
     return "".join(characters)
 
 
-long_enough = [text for row in result.kept if len(text := duplicates.plain(row["messages"])) >= 25][:400]
+plain = [duplicates.plain(row["messages"]) for row in result.kept.select(range(min(2_000, len(result.kept))))]
+long_enough = [text for text in plain if len(text) >= 25][:400] or plain[:400]
 pairs = [(text, changed(text, rng.uniform(0, 0.33))) for text in long_enough]
 true = np.array([duplicates.jaccard(*pair) for pair in pairs])
 signed = duplicates.signatures([duplicates.shingles(text) for pair in pairs for text in pair])
@@ -339,7 +340,8 @@ ours = pd.crosstab(rows.source, rounds > 1).reindex(columns=[False, True], fill_
 ours = ours.rename(columns={False: "single", True: "multiple"}).rename_axis(columns=None)
 ours.loc["total"] = ours.sum()
 ours["total"] = ours.sum(axis=1)
-ours.reindex(theirs.index, fill_value=0).join(theirs).map("{:,}".format)
+order = list(dict.fromkeys([*theirs.index[:-1], *ours.index]))  # the paper's, then any others
+ours.reindex(order).join(theirs).fillna(0).astype(int).map("{:,}".format)
 
 # %% [markdown]
 # ## What the rows are about

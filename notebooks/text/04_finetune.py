@@ -104,11 +104,11 @@ assert args.to_dict() == training.sft_config(scale).to_dict() and lora == traini
 # cost. What does not fit is refused here, with the table of notebook 03.
 
 # %%
-from transformers import AutoConfig
+from aurora_lib.model import read_config
 
-config = AutoConfig.from_pretrained(scale.base_model, revision=scale.revision)
+config = read_config(scale.base_model, scale.revision)
 price = 2.5  # an hour; put in what your GPU costs
-plan = training.preflight(config, conversations, scale, args, price_per_hour=price)
+plan = training.preflight(config, conversations, scale, args, price_per_hour=price, lora=lora)
 plan
 
 # %% [markdown]

@@ -22,4 +22,8 @@ def test_conversations_come_from_notebook_02_only_if_it_read_the_same_data(tmp_p
     shutil.copytree(DATA / "rows", tmp_path / "rows")
     elsewhere = dataclasses.replace(tiny, data=tmp_path / "rows")
     assert len(clean_conversations(elsewhere)) == len(cleaned)
+    save_conversations(cleaned.select(range(4)), elsewhere)
+    assert len(clean_conversations(elsewhere)) == 4
+    (file := tmp_path / "rows" / "alpaca_data_zh_51k.json").write_text(file.read_text() + " ")
+    assert len(clean_conversations(elsewhere)) == len(cleaned), "a file has changed since"
     assert set(cleaned.column_names) == set(sources.FEATURES)

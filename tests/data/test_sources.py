@@ -152,8 +152,10 @@ def test_unknown_sources_and_missing_files_are_named(tmp_path):
         sources.load("alpaca")
     with pytest.raises(DataError, match=r"gone\.json does not exist.*AURORA_DATA"):
         sources.load("alpaca_zh", tmp_path / "gone.json")
-    with pytest.raises(DataError, match=r"holds no file of sharegpt_zh \(common_zh_70k\.jsonl"):
-        sources.load("sharegpt_zh", tmp_path)
+    with pytest.raises(DataError, match=r"holds no file of alpaca_gpt4_zh \(alpaca_gpt4_data_zh\.json"):
+        rows(tmp_path, GOOD, name="alpaca_zh.json") and sources.read(tmp_path)
+    with pytest.raises(DataError, match=r"holds no file of rows: none ends in \.json, \.jsonl, \.parquet"):
+        sources.read(write(tmp_path, "csv/rows.csv", "a,b").parent)
 
 
 def test_no_network_names_the_local_remedy(monkeypatch):
@@ -210,6 +212,11 @@ def test_the_account_says_what_became_of_every_row(tmp_path):
     )
     assert told == f"own: 15 rows = 11 set aside ({reasons}; ...) + 3 dropped + 1 kept"
     assert remark == "own: tools are left out (rows that name some: 1)"
+    reading = sources.read(rows(tmp_path, GOOD | {"output": ""}))
+    assert (
+        show.account(reading, clean(reading.conversations))
+        == "own: 1 rows = 0 set aside + 1 dropped + 0 kept"
+    )
 
 
 def test_ids_are_unique_and_stable_over_several_files(tmp_path):
