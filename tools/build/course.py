@@ -94,9 +94,7 @@ def main() -> int:
         return 1
     print(f"{'all':<22}{time.time() - began:>9.1f}\n")
     n = results.yours("04", scale)["held-out prompts per language"]
-    print(
-        f"Before and after tuning (shares: of {n} facts a language that it never saw; loss: on its own rows):\n"
-    )
+    print(f"Before and after tuning. Shares: of {n} facts a language that it never saw; loss: on its rows.\n")
     print(results.before_after(scale).to_string(), "\n")
     where = os.path.relpath(scale.runs / "notebooks")
     print(f"The executed notebooks are in {where}. To work through the course yourself: make lab")
