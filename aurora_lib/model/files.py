@@ -2,6 +2,7 @@
 
 import json
 import tomllib
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -77,6 +78,8 @@ def reaching(path_or_id: str | Path, what: str) -> AbstractContextManager:
 
 def skeleton(config: PreTrainedConfig, dtype: torch.dtype | None = None) -> PreTrainedModel:
     """A model of shapes alone."""
+    # PEFT and TRL, which come next, still ask transformers by the old name; nobody here can act on it.
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, dtype=dtype)
 

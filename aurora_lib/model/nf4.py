@@ -14,7 +14,6 @@ that were hit, `ExpertQuantizer` brings all this into loading, `load_model` and 
 
 import ctypes
 import sys
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -265,8 +264,6 @@ class _Drawn:
 
 
 def _stream(model_class, source, device: str, dtype, storage=torch.uint8, **settings) -> PreTrainedModel:
-    # PEFT and TRL, which come next, still ask transformers by the old name; nobody here can act on it.
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
     stock = AUTO_QUANTIZER_MAPPING["bitsandbytes_4bit"]
     # `register_quantizer` refuses a name that exists, and under a new name PEFT, TRL and Trainer would not
     # see a bitsandbytes 4-bit model. So the stock class is replaced for the length of this call.
