@@ -216,8 +216,8 @@ def _refusal(file: Path, reasons: Counter, spoilt: int | None) -> str:
 
 def _renamed(holder: dict, kind: str) -> dict:
     """What it holds, under our names. An empty value (null, NaN, an empty list) is none."""
-    pairs = ((ours, holder[key]) for key, ours in _names(tuple(holder), kind))
-    return {ours: value for ours, value in pairs if value is not None and value == value and value != []}
+    names = _names(tuple(holder), kind)
+    return {our: v for key, our in names if (v := holder[key]) is not None and v == v and v != []}
 
 
 @lru_cache(1_000)
@@ -241,8 +241,8 @@ def _messages(row: dict) -> list[dict]:
         messages = _alpaca(row)
     else:
         raise Unreadable(f"no known layout (columns with a value: {', '.join(row)[:60] or 'none'})")
-    if missing := [role for role in ("user", "assistant") if role not in {m["role"] for m in messages}]:
-        raise Unreadable(f"no {missing[0]} turn")
+    if missing := {"user", "assistant"} - {message["role"] for message in messages}:
+        raise Unreadable(f"no {max(missing)} turn")
     if "system" in row and (system := _text(row, "system")):
         own = [message["content"] for message in messages[:1] if message["role"] == "system"]
         content = "\n".join([system, *(text for text in own if text != system)])
