@@ -3,11 +3,12 @@
 - `scale`: the two sizes of the course. `notebook`: `start`, with which every notebook begins.
 - `paper`: every number of the paper and its repository, each with its source.
 - `results`: what a notebook measured, recorded and set beside the paper.
-- `rows`: the rows of any file of JSON or Parquet, whatever state it is in.
+- `rows`: the rows of any file of JSON or Parquet, whatever state it is in. `hub`: what may ask the hub.
 - `html`: a conversation as a page that needs no kernel. `machine`: memory used, files written whole.
 """
 
 from aurora_lib.course import html, paper, results, rows
+from aurora_lib.course.hub import asking_hub
 from aurora_lib.course.machine import GIB, write_whole
 from aurora_lib.course.notebook import start
-from aurora_lib.course.scale import DATA, Scale, ScaleError, asking_hub, choose
+from aurora_lib.course.scale import DATA, Scale, ScaleError, choose

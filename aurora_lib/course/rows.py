@@ -48,8 +48,8 @@ def read_rows(file: Path) -> Iterator[Row]:
     """Each row of `file`. JSON Lines are read a line at a time; other JSON is read whole.
 
     The value is an Unreadable where the row is broken or cut off; rows behind it are still found. Bytes that
-    are not UTF-8 become lone surrogates, which spoil their own row and no other.
-    Of Parquet, `line` counts the rows. Raises DataError for a file that is missing, empty or damaged.
+    are not UTF-8 become lone surrogates, which spoil their own row alone. Of Parquet, `line` counts the rows.
+    Raises DataError for a file that is missing, empty or damaged.
     """
     try:
         yield from _parquet(file) if file.suffix == ".parquet" else _text(file)
@@ -99,7 +99,7 @@ def _lines(opened: Iterable[str], file: Path) -> Iterator[Row]:
 def _values(text: str, file: Path, line: int = 1, ended: bool | None = None) -> Iterator[Row]:
     """Rows one after the other, in arrays, in a WRAPPER. `line` is that of the text's beginning.
 
-    `ended` is None for a whole file; of a line it says whether the line is whole.
+    `ended` is None for a whole file; of a line it says whether it is whole. `within`: brackets still open.
     """
     at, counted, end_of_text, within, first_keys, cut = 0, 0, len(text.rstrip()), "", set(), False
     while (at := BETWEEN.match(text, at).end()) < end_of_text:

@@ -1,11 +1,10 @@
 """Scale presets: everything that differs between `tiny` and `full`, and nothing else."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from aurora_lib.course.hub import endpoint_fault
 from aurora_lib.course.machine import GIB
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,36 +63,14 @@ FULL |= dict(revision="125c431e2ff41a156b9f9076f744d2f35dd6e67a")
 FULL |= _both | dict(learning_rate=5e-5, length=1024, save_steps=1000, max_new_tokens=256)
 
 
-@contextmanager
-def asking_hub(what: str, variable: str, kind: type[Exception]) -> Iterator[None]:
-    """Raises `kind` in two sentences where the hub does not give `what`, which `variable` may name too."""
-    try:
-        yield
-    except Exception as error:  # offline, moved, gated, disk full: of many kinds, and not all an OSError
-        if isinstance(error, kind):
-            raise
-        why = str(error).partition("\n")[0] if type(error) is OSError else type(error).__name__
-        remedy = _endpoint_fault(os.environ) or "Check name, network and access, set HF_ENDPOINT to a mirror"
-        failed = f"{what} could not be had from the hub ({why})."
-        raise kind(f"{failed} {remedy}, or set {variable} to a local folder.") from error
-
-
-def _endpoint_fault(environ) -> str | None:
-    endpoint = environ.get("HF_ENDPOINT") or "https://"
-    right = f"set HF_ENDPOINT=https://{endpoint.rpartition('//')[2]} and start again"
-    faulty = not endpoint.startswith(("http://", "https://"))
-    return f"HF_ENDPOINT={endpoint} has no https:// in front: {right}" if faulty else None
-
-
 def choose(environ=os.environ) -> Scale:
     """The scale to run at: `tiny` unless `AURORA_SCALE` says otherwise. `~` in a path is the home folder.
 
-    Raises ScaleError for a name that does not exist, for `full` without a CUDA GPU of FULL_NEEDS_GIB, and for
-    an HF_ENDPOINT without https://.
+    Raises ScaleError for an unknown name, `full` without a GPU of FULL_NEEDS_GIB, and a wrong HF_ENDPOINT.
     """
     import torch
 
-    if fault := _endpoint_fault(environ):
+    if fault := endpoint_fault(environ):
         raise ScaleError(f"{fault}.")
     name = environ.get("AURORA_SCALE") or "tiny"
     if name not in ("tiny", "full"):

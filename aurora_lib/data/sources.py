@@ -22,10 +22,8 @@ from datasets.table import MemoryMappedTable
 
 from aurora_lib.course import DATA, asking_hub, rows
 
-SOURCES, LAYOUTS = (
-    tomllib.loads(Path(__file__).with_name(f"{name}.toml").read_text(encoding="utf-8"))
-    for name in ("sources", "layouts")
-)
+_tables = (Path(__file__).with_name(f"{name}.toml") for name in ("sources", "layouts"))
+SOURCES, LAYOUTS = (tomllib.loads(file.read_text(encoding="utf-8")) for file in _tables)
 NAMES = {  # for each kind: a name in a file -> our name
     kind: {other: name for name, others in LAYOUTS[kind].items() for other in (name, *others)}
     for kind in ("columns", "turn", "part", "roles")
@@ -67,16 +65,16 @@ def read(path: str | Path | None = None, name: str | None = None) -> Reading:
     it seems to be, and as `files` does.
     """
     found, folder = files(path, name), Path(path or DATA / "rows").expanduser()
+    pairs = [(source, file) for source, several in found.items() for file in several]
     aside, tools = [], Counter()
 
     def conversations() -> Iterator[dict]:
-        for source, file in ((source, file) for source, several in found.items() for file in several):
+        for source, file in pairs:
             named = f"{source}:{file.relative_to(folder) if folder in file.parents else file.name}"
             for number, (row, messages) in enumerate(_conversations(file), 1):
                 if isinstance(messages, list):
                     tools[source] += "tools" in row.value
-                    category = row.value.get("category")
-                    category = category if isinstance(category, str) else ""
+                    category = tag if isinstance(tag := row.value.get("category"), str) else ""
                     yield dict(id=f"{named}[{number}]", source=source, category=category, messages=messages)
                 else:
                     about = dict(source=source, file=str(file), line=row.line, reason=messages)
@@ -84,8 +82,7 @@ def read(path: str | Path | None = None, name: str | None = None) -> Reading:
 
     read_in = table(conversations())
     remarks = [f"{of}: tools are left out (rows that name some: {n:,})" for of, n in tools.items() if n]
-    used = {file for several in found.values() for file in several}
-    beside = _visible(folder) if folder.is_dir() and not name else []
+    used, beside = {file for _, file in pairs}, _visible(folder) if folder.is_dir() and not name else []
     if others := [file.name for file in beside if file not in used]:
         some = ", ".join(others[:3]) + f" and {len(others) - 3:,} more" * (len(others) > 3)
         remarks.append(f"not read: {some}. To read a file of yours alone, point AURORA_DATA at it")
@@ -110,9 +107,7 @@ def files(path: str | Path | None = None, name: str | None = None) -> dict[str, 
         return {name or next((of for of in SOURCES if _is_of(of, path)), OWN): [path]}
     below = [file for file in _visible(path) if file.name.removesuffix(".gz").endswith(ENDINGS)]
     if not below:
-        raise DataError(
-            f"{path} holds no file of rows: none ends in {', '.join(ENDINGS)} (or these and .gz)."
-        )
+        raise DataError(f"{path} holds no file of rows: none ends in {', '.join(ENDINGS)}.")
     found = {}
     for name in names:
         released = SOURCES[name]["released"]
