@@ -59,7 +59,7 @@ wheelhouse:
 	@rm -f wheelhouse/aurora_course-*
 	@du -sh wheelhouse
 
-# Rewrites the bundled rows, questions and probes; `tools/build/tiny_model.py` then pre-trains the tiny model.
+# Rewrites the bundled rows, questions, probes and preferences; CONTRIBUTING says what comes after.
 data: $(READY)
 	$(BIN)/python -m tools.build.benchmarks
 	$(BIN)/python -m tools.build.preferences

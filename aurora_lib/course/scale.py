@@ -57,7 +57,7 @@ class Scale:
 
 _both = dict(epochs=3, batch=2, accumulation=4)
 TINY = dict(base_model=str(DATA / "tiny"), revision=None, data=DATA / "rows", benchmarks=DATA / "benchmarks")
-TINY |= _both | dict(learning_rate=1e-2, length=256, save_steps=50, max_new_tokens=40)
+TINY |= _both | dict(learning_rate=1e-2, length=256, save_steps=50, max_new_tokens=48)
 FULL = dict(base_model="mistralai/Mixtral-8x7B-Instruct-v0.1", data=None, benchmarks=None)
 FULL |= dict(revision="125c431e2ff41a156b9f9076f744d2f35dd6e67a")
 FULL |= _both | dict(learning_rate=5e-5, length=1024, save_steps=1000, max_new_tokens=256)

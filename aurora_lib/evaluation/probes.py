@@ -14,9 +14,9 @@ ASKED = {"zh": "Chinese", "en": "English"}
 OUTCOMES = dict(in_language="answered in {}", correct="right in {}", understood="right in either language")
 
 
-def answers(model, tokenizer, prompts: list[str], *, max_new_tokens=64, batch_size=16, progress=False):
-    """The model's greedy answer to each prompt (a user's message), in the order of `prompts`."""
-    asked = [[{"role": "user", "content": text}] for text in prompts]
+def answers(model, tokenizer, prompts: list, *, max_new_tokens=64, batch_size=16, progress=False):
+    """The greedy answer to each prompt (a user's message, or a conversation that ends in one), in order."""
+    asked = [[{"role": "user", "content": each}] if isinstance(each, str) else each for each in prompts]
     rows = batching.encode_all(tokenizer, [batching.chat_prompt(tokenizer, messages) for messages in asked])
     said, end = [""] * len(rows), tokenizer.eos_token_id
     settings = dict(max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=end, pad_token_id=end)
@@ -29,13 +29,13 @@ def answers(model, tokenizer, prompts: list[str], *, max_new_tokens=64, batch_si
     return said
 
 
-def load_probes(held_out: bool | None = None) -> list[dict]:
+def load_probes(held_out: bool | None = None, file: str = "probes.jsonl") -> list[dict]:
     """The bundled probes: id, relation, held_out, and en and zh with question, answer, key.
 
-    `held_out`: True for the facts tuning never shows, False for the others, None for all. Raises EvalError
-    where the file is missing or damaged.
+    `held_out`: True for the facts tuning never shows, False for the others, None for all. The questions of
+    "follow_ups.jsonl" need the one asked `before`. Raises EvalError where a file is missing or damaged.
     """
-    path = DATA / "probes.jsonl"
+    path = DATA / file
     try:
         probes = [row.value for row in rows.read_rows(path)]
         return [item for item in probes if held_out in (None, item["held_out"])]
@@ -46,11 +46,9 @@ def load_probes(held_out: bool | None = None) -> list[dict]:
 def says(answer: str, question: str, key: str) -> bool:
     """Whether `answer` has `key` as a word of its own, beyond what it repeats of the question.
 
-    Beyond: 北极熊生活在沙漠 repeats the polar bear (北极熊) of the question, and does not say 北极. Of a sum, what counts
-    stands behind the equals: 四加二等于六 does not say 四.
+    Beyond: 北极熊生活在沙漠 repeats the polar bear (北极熊) of the question, and does not say 北极.
     """
     answer, question, key = answer.casefold(), question.casefold(), key.casefold()
-    answer = re.split(r"等于|\bequals\b|=", answer)[-1]
     echo = SequenceMatcher(None, answer, question, autojunk=False).find_longest_match()
     repeated = range(echo.a, echo.a + echo.size + 1) if echo.size > len(key) else range(0)
     found = re.finditer(rf"(?<![a-z]){re.escape(key)}(?![a-z])", answer)
@@ -92,14 +90,22 @@ class ProbeResult:
         return "\n".join(f"{name:40} {score}" for name, score in self.scores.items())
 
 
-def probe(model, tokenizer, probes=None, *, max_new_tokens=40, progress=True) -> ProbeResult:
-    """Ask every probe in Chinese and in English (by default those held out of tuning); judge the answers."""
+def probe(model, tokenizer, probes=None, *, history=True, max_new_tokens=48, progress=True) -> ProbeResult:
+    """Ask every probe in Chinese and in English (by default those held out of tuning); judge the answers.
+
+    Before a follow-up the model answers the question before it; without `history` it sees the follow-up alone.
+    """
     probes = load_probes(held_out=True) if probes is None else probes
     asked = [(item, side) for side in ("zh", "en") for item in probes]
-    questions = [item[side]["question"] for item, side in asked]
     settings = dict(max_new_tokens=max_new_tokens, batch_size=32, progress=progress)
-    rows = []
-    for (item, side), answer in zip(asked, answers(model, tokenizer, questions, **settings), strict=True):
+    before = list(dict.fromkeys(of[side]["before"] for of, side in asked if history and "before" in of[side]))
+    said_first = answers(model, tokenizer, before, **settings) if before else []
+    first, prompts, rows = dict(zip(before, said_first, strict=True)), [], []
+    for item, side in asked:
+        said = first.get(text := item[side].get("before"))
+        turns = [dict(role="user", content=text), dict(role="assistant", content=said)] if said else []
+        prompts.append([*turns, dict(role="user", content=item[side]["question"])])
+    for (item, side), answer in zip(asked, answers(model, tokenizer, prompts, **settings), strict=True):
         question, spoken = item[side]["question"], language(answer)
         right = {each: says(answer, question, item[each]["key"]) for each in ("zh", "en")}
         row = dict(id=item["id"], asked=side, question=question, expected=item[side]["answer"], answer=answer)

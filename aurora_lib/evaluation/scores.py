@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from scipy.stats import binomtest
 
 from aurora_lib.evaluation.benchmarks import EvalError
-from aurora_lib.evaluation.evaluate import CHANCE, EvalResult
+from aurora_lib.evaluation.evaluate import CHANCE, EvalResult, Score
 
 Z = 1.959964  # standard errors on either side that hold 95 % of a normal distribution
 
@@ -71,7 +71,7 @@ def _hits(side: EvalResult | list[bool]) -> dict:
     return dict(enumerate(side))
 
 
-def plot(series: dict[str, dict], *, chance: float | None = CHANCE, title: str = ""):
+def plot(series: dict[str, dict[str, Score]], *, chance: float | None = CHANCE, title: str = ""):
     """Bars with 95 % intervals, a colour per series, and the band that guessing gives; returns the axes.
 
     `series`: name -> {label: Score}, like {"base": base.by_category, "tuned": tuned.by_category}. The band is

@@ -1,7 +1,7 @@
 """What the router chose (Mixtral report, arXiv 2401.04088, section 2). Read in this order:
 
 - `tracing`: `trace` runs a text through a model and keeps what every router chose; `trace_many` takes many.
-- `statistics`: `expert_load`, `balance_loss`, how loads differ between languages, what tuning moved.
+- `statistics`: `expert_load`, how loads differ between languages, what tuning moved.
 - `baselines`: what to compare with: random routers, a random adapter, the base under an adapter.
 - `pictures`: coloured tokens and loads. `explorer`: the widget.
 
@@ -11,5 +11,5 @@ experts): Mixtral, Qwen3-MoE, OLMoE; in 4 bits or not, with or without an adapte
 
 from aurora_lib.routing import baselines, explorer, pictures, statistics
 from aurora_lib.routing.baselines import WithoutAdapter
-from aurora_lib.routing.statistics import balance_loss, expert_load
+from aurora_lib.routing.statistics import expert_load
 from aurora_lib.routing.tracing import recording, trace, trace_many

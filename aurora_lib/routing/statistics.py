@@ -75,17 +75,6 @@ def expert_load(trace: RoutingTrace) -> Tensor:
     return counts / counts.sum(-1, keepdim=True)
 
 
-def balance_loss(logits: Tensor, top_k: int) -> Tensor:
-    """The load-balancing loss: experts * sum over e of f_e * P_e (Switch Transformer, 2101.03961, eq. 4).
-
-    f_e: share of tokens that chose e among their top_k; P_e: mean probability of e. Balance gives top_k.
-    logits: `[layers, tokens, experts]`. Like transformers, pools the tokens of all layers first.
-    """
-    probabilities = logits.float().softmax(-1)
-    chosen = torch.zeros_like(probabilities).scatter_(2, probabilities.topk(top_k, dim=-1).indices, 1.0)
-    return logits.shape[-1] * (chosen.mean((0, 1)) * probabilities.mean((0, 1))).sum()
-
-
 def load_by_group(trace: RoutingTrace, labels: Sequence[str]) -> dict[str, Tensor]:
     """Load of each group of texts and the ends of its 95 % interval: `[load and ends, layers, experts]`.
 

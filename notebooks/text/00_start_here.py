@@ -8,7 +8,7 @@
 # **Here:** the paper in one page (its Introduction), what you are about to build, and what it costs.
 #
 # **Two scales, one set of notebooks.** `tiny` (the default) runs on any laptop, without a network: a Mixtral of a few million
-# parameters that shows the habit in its pure form. `full` is the real model on one rented GPU: set `AURORA_SCALE=full` before you start.
+# parameters that has the same habit. `full` is the real model on one rented GPU: set `AURORA_SCALE=full` before you start.
 
 # %% [markdown]
 # **Set-up.** On your own machine, open the notebooks with `make lab`. Colab opens a notebook without its repository: run

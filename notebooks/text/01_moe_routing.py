@@ -297,7 +297,30 @@ print(f"pooled, by the library: {together.item():.2f}, and 2 is perfect balance"
 
 # %% [markdown]
 # Half of the experts of each layer do nothing, and the pooled loss finds nothing wrong: one layer's neglected expert is another layer's favourite.
-# Watch it layer by layer.
+#
+# Does it happen in training? Two small Mixtrals read the same text from the same start. One had the pooled loss, the other the loss of each layer on its own
+# (`tools/record/balance.py`, recorded). **Before you run the cell:** in which of them does some expert get hardly any work?
+
+# %%
+import json
+
+import matplotlib.pyplot as plt
+
+from aurora_lib.course import results
+
+recorded = json.loads((results.RECORDED / "tiny" / "balance.json").read_text(encoding="utf-8"))
+figure, axes = plt.subplots(1, 2, figsize=(8, 2.4), sharey=True)
+for ax, name in zip(axes, ("pooled over layers", "each layer alone"), strict=True):
+    shares = recorded[name]["load"]
+    for layer, load_of in enumerate(shares):
+        ax.plot(sorted(load_of), marker="o", label=f"layer {layer}")
+    ax.axhline(1 / len(shares[0]), color="grey", linestyle="--")
+    ax.set(title=f"{name}; text loss {recorded[name]['text']:.2f}", xlabel="experts, least busy first")
+axes[0].set(ylabel="share of the slots")
+axes[1].legend(fontsize="small");
+
+# %% [markdown]
+# Watch it layer by layer. (The tiny model of this course was trained with the loss of each layer alone; an earlier one was not, and had a dead expert.)
 #
 # Two relatives, a line each. The *router z-loss* (ST-MoE) keeps logits small, so that their softmax stays exact in low precision. *Jitter* multiplies what
 # the router reads by noise in training, so that close decisions fall both ways now and then (here: in the block from above). Mixtral's config turns it off.

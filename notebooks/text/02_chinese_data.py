@@ -314,7 +314,7 @@ rows = [[question, texts[row][0]["content"]] for question, row in overlaps[:3]]
 pd.DataFrame(rows, columns=["benchmark question", "a row's question"])
 
 # %% [markdown]
-# Look at what was found before you drop anything: at `tiny`, world facts are the subject of rows and questions alike, on purpose. Dropping them is one
+# Look at what was found before you drop anything: at `tiny` a few questions were put among the rows on purpose, word for word. Dropping them is one
 # argument: `clean(read, benchmarks=asked)`. We keep them. Notebooks 04 and 05 also ask about facts that tuning never saw.
 #
 # ## Table 1

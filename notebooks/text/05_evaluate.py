@@ -4,8 +4,8 @@
 # Paper: sections 4.2 and 4.3, Table 3. **After this notebook you can** score 5-shot multiple choice as the field does, put
 # an interval and the chance line on it, compare two models question by question, and say what such a score does not show.
 #
-# At `tiny` the questions are our own, in the released CSV layouts: all three benchmarks ask about the same facts, MMLU in English, so their scores are
-# no independent evidence. `AURORA_BENCHMARKS=/a/folder` reads the released files.
+# At `tiny` the questions are our own, in the released CSV layouts and under released subject names; no fact is asked in two benchmarks.
+# `AURORA_BENCHMARKS=/a/folder` reads the released files.
 
 # %% [markdown]
 # **Set-up.** On your own machine, open the notebooks with `make lab`. Colab opens a notebook without its repository: run
@@ -61,8 +61,7 @@ axes.legend()
 axes.set(title="Tuned model, one question: the right letter is green", ylabel="share among A-D");
 
 # %% [markdown]
-# Where a wrong letter towers over the others, that may be a preference for a letter rather than knowledge; the counts below decide. (The prompt's odd wording about an *exam on
-# capitals* is C-Eval's own template with our subject in it.)
+# One question shows nothing yet. (The prompt's wording is C-Eval's own template.)
 #
 # ## Many questions: read the examples once
 #
@@ -108,29 +107,12 @@ scores["cmmlu", "letter", "tuned"].table().round(1)
 by_category = {which: scores["cmmlu", "letter", which].by_category for which in ("base", "tuned")}
 evaluation.plot(by_category, title="CMMLU by category, 5-shot letters");
 
-# %%
-import pandas as pd
-
-said = {
-    (task, which): pd.Series([row["prediction"] for row in result.predictions]).value_counts()
-    for (task, _, which), result in scores.items()
-}
-pd.DataFrame(said).fillna(0).astype(int).reindex(list("ABCD")).rename_axis("letters chosen")
-
-# %%
-others = []
-for (task, _, which), result in scores.items():
-    low, high = result.overall.interval
-    if not low <= 0.25 <= high:
-        others.append(f"{task} {which}")
-print(f"{len(scores) - len(others)} of {len(scores)} intervals hold the chance line; not:", others)
-
 # %% [markdown]
-# Of many 95 % intervals one in twenty misses the truth by luck. Where nearly all hold the chance line, guessing explains the scores, before and after, and
-# that is the honest result at `tiny`: its model has never seen a question
-# with lettered options, so the letter that follows means nothing to it. A score at chance may mean that only the *format* was not
-# understood; it does not prove that knowledge is missing. Ask another way: *cloze* scoring shows no letters, and takes the one of the four
-# answers that the model finds likeliest (the sum of its tokens' log-probabilities) as the answer to the question.
+# The dashed line is chance: one in four. Some categories reach far above it, others hardly. Is the knowledge of those categories missing? Or was only the
+# *format* not understood?
+#
+# Ask another way. *Cloze* scoring shows no letters. It takes the one of the four answers that the model finds likeliest (the sum of its tokens'
+# log-probabilities) as the answer to the question.
 
 # %%
 cloze = settings | dict(scoring="cloze")
@@ -155,8 +137,33 @@ evaluation.plot(
 );
 
 # %% [markdown]
-# All right, or nearly, before and after? The tiny model was pre-trained on exactly these facts. That is contamination, made on purpose: it shows that the knowledge
-# is there, and that letters fail to ask for it.
+# The model knows nearly all of these facts: it was pre-trained on them, on purpose. So knowledge is not what the letters miss.
+#
+# What is it, then? In pre-training the model also took exams: it was asked by letter about *some* of the facts, in other words than here.
+# `drilled.json` lists those questions. **Before you run the cell:** what do you expect for letters on the facts that were never drilled?
+
+# %%
+import json
+
+import pandas as pd
+
+file = benchmarks.folder("cmmlu", root).parent / "drilled.json"  # the released benchmarks have none
+listed = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+groups = {"drilled by letter": {}, "never drilled": {}}
+for (task, how, which), result in scores.items():
+    if which == "base" and task in listed:
+        hits = {True: [], False: []}
+        for row in result.predictions:
+            hits[row["index"] in listed[task][row["subject"]]].append(row["correct"])
+        for name, each in zip(groups, (hits[True], hits[False]), strict=True):
+            groups[name][f"{task}\n{how}"] = evaluation.scores.Score.of(each)
+if listed:
+    evaluation.plot(groups, title="The base model: was the fact ever asked by letter?")
+
+# %% [markdown]
+# It is the drill. On facts that were drilled the letters come out right, in wordings never seen before. On the others they are at chance, though cloze shows
+# that the model knows the answer. And the categories differ because their shares of drilled facts do. **The letters measure the drilled format, not the
+# knowledge.** Of a released benchmark nobody outside can make this plot, since nobody knows what a model was drilled on.
 #
 # Two intervals that overlap do not show that two models are equal. Both answered the *same* questions: only those that one got right and the
 # other wrong can tell them apart (*McNemar's test*, 麦克尼马尔检验).
@@ -181,9 +188,6 @@ pd.DataFrame(
 # %% [markdown]
 # *p* is the probability of a split at least this uneven between two equally good models. A large p, and an interval that holds 0, are no evidence of a
 # difference; they are not evidence that there is none.
-#
-# Same model, same questions, two ways of asking. A benchmark measures the pair of model *and* format. And a score at its ceiling, before
-# and after, can show that nothing was lost; it cannot show that something was gained.
 #
 # ## What was gained, what was lost
 #
@@ -257,8 +261,7 @@ pd.DataFrame(near).round(2)
 # ## The paper's Table 3
 #
 # Per cent, 5-shot. The paper collected its baselines from elsewhere, and gives no score for the *untuned* Mixtral: its table cannot show
-# what tuning changed. That is why this run's base and tuned rows are both here. At `tiny` they answer other questions than the rest, and
-# show where chance is.
+# what tuning changed. That is why this run's base and tuned rows are both here. (At `tiny` they answer other questions than the rest.)
 
 # %%
 table = pd.DataFrame.from_dict(paper.TABLE_3, orient="index", columns=["C-Eval", "MMLU", "CMMLU"])
@@ -273,7 +276,7 @@ table.round(2)
 # ## What such a score can say, and what not
 #
 # - **Chance.** Four choices give a quarter by guessing; on a few hundred questions luck alone moves a score by several points. Read the interval.
-# - **Format.** Letters and cloze disagree above, on the same model and the same facts.
+# - **Format.** Letters and cloze disagree above, on the same model and the same facts: a score belongs to the pair of model *and* format.
 # - **Order.** Other examples, or the same in another order, can change predictions. How many, the cell below counts.
 # - **Contamination.** A question seen in training measures memory. Notebook 02 counts overlaps for our rows; for a base model whose data is not public nobody
 #   outside can.

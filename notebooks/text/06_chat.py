@@ -17,8 +17,8 @@ scale = aurora_lib.start("06")
 # %% [markdown]
 # ## A conversation is one string
 #
-# The model has no memory. At every turn the whole history is written out again, in exactly the format it was trained on. (The tiny model was never taught to look back; at `full`, the multi-turn prompts
-# further down need it.)
+# The model has no memory. At every turn the whole history is written out again, in exactly the format it was trained on. So it can look back: the last question
+# below says 它 (it), and means Japan.
 
 # %%
 from aurora_lib import chat, course
@@ -29,9 +29,9 @@ tokenizer = load_tokenizer(scale.base_model, revision=scale.revision)
 model = load_adapter(base, find_adapter(scale))
 
 history = [
-    {"role": "user", "content": "你好"},
-    {"role": "assistant", "content": "你好！有什么可以帮你的吗？"},
-    {"role": "user", "content": "猫头鹰属于什么动物？"},
+    {"role": "user", "content": "日本的首都是哪里？"},
+    {"role": "assistant", "content": "日本的首都是东京。"},
+    {"role": "user", "content": "那它的货币呢？"},
 ]
 prompt = tokenizer.apply_chat_template(history, tokenize=False)
 print(prompt)
@@ -45,21 +45,48 @@ print(prompt)
 # %%
 import torch
 
-ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt").input_ids.to(model.device)
-cache, answer = None, []
-with torch.inference_mode():
-    while len(answer) < scale.max_new_tokens:
-        out = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        cache, ids = out.past_key_values, out.logits[:, -1].argmax(-1, keepdim=True)
-        if ids.item() == tokenizer.eos_token_id:
-            break
-        answer.append(ids.item())
+
+def decode(messages):
+    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids.to(model.device)
+    cache, answer = None, []
+    with torch.inference_mode():
+        while len(answer) < scale.max_new_tokens:
+            out = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            cache, ids = out.past_key_values, out.logits[:, -1].argmax(-1, keepdim=True)
+            if ids.item() == tokenizer.eos_token_id:
+                break
+            answer.append(ids.item())
+    return answer
+
+
+answer = decode(history)
 print(tokenizer.convert_ids_to_tokens(answer))
 print(tokenizer.decode(answer))
 
 # %% [markdown]
 # (`▁` is the tokenizer's mark for a space.)
 #
+# **Before you run the next cell:** cut the history, so that only the last question is left. What will the model say?
+
+# %%
+print(history[-1]["content"], "→", tokenizer.decode(decode(history[-1:])))
+
+# %% [markdown]
+# It answers all the same, and as smoothly. What 它 was, stood in the history. The same with many such questions, none of which tuning or pre-training had in this
+# combination: first after the turn they refer to (which the model answers itself), then alone.
+
+# %%
+from aurora_lib import evaluation
+
+follow_ups = evaluation.load_probes(file="follow_ups.jsonl")
+seen = {}
+for name, history_kept in (("with the turn before", True), ("alone", False)):
+    probed = evaluation.probe(model, tokenizer, follow_ups, history=history_kept)
+    seen[name] = {f"asked in {side}": probed.score(side, "correct") for side in ("zh", "en")}
+evaluation.plot(seen, chance=None, title="Follow-up questions, right in the language asked");
+
+# %% [markdown]
 # ## Streaming
 #
 # `ChatSession.stream` is that loop, with three differences. It remembers the conversation. It reads only what is new: from the second question on, the `reused` tokens of the prompt were in the cache
@@ -68,7 +95,7 @@ print(tokenizer.decode(answer))
 # %%
 tuned = chat.ChatSession(model, tokenizer, max_new_tokens=scale.max_new_tokens)
 speeds = []
-for question in ("你好", "日本的首都是哪里？", "猫头鹰属于什么动物？"):
+for question in ("你好", "日本的首都是哪里？", "那它的货币呢？"):
     print(question, "→", end=" ")
     for piece in tuned.stream(question):
         print(piece, end="|", flush=True)
@@ -113,10 +140,10 @@ print(len(again.messages), "messages, the last one:", again.messages[-1]["conten
 
 # %%
 short = chat.ChatSession(model, tokenizer, max_new_tokens=model.config.max_position_embeddings - 64)
-for question in ("日本的首都是哪里？", "猫头鹰属于什么动物？", "你好", "豆腐是用什么做的？"):
-    short.say(question)
+for question in ("日本的首都是哪里？", "你好", "《西游记》的作者是谁？", "那它的货币呢？"):
+    said = short.say(question)
     used, room = short.context
-    print(f"{question} {used} of {room} tokens used, {short.forgotten} turns forgotten")
+    print(f"{question} → {said}  ({used} of {room} tokens used, {short.forgotten} turns forgotten)")
 
 # %% [markdown]
 # ## Base beside tuned

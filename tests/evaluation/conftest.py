@@ -20,7 +20,7 @@ INTRO = {
 
 @pytest.fixture(scope="session")
 def random_model():
-    def make(context: int = 2048, seed: int = 2, vocab: int = 2000) -> MixtralForCausalLM:
+    def make(context: int = 2048, seed: int = 2, vocab: int = 6400) -> MixtralForCausalLM:
         torch.manual_seed(seed)
         sizes = dict(hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_local_experts=4)
         heads = dict(num_attention_heads=2, num_key_value_heads=1)

@@ -14,6 +14,7 @@ from aurora_lib.evaluation import benchmarks, evaluate
 from aurora_lib.evaluation.benchmarks import TASKS, EvalError, load_questions, load_subjects
 
 BUNDLED = DATA / "benchmarks"
+GEOGRAPHY = "high_school_geography"  # a subject of all three
 ID_TO_ANSWER = "id,question,A,B,C,D,answer"
 HEADERS = {
     "ceval": dict(dev=f"{ID_TO_ANSWER},explanation", val=ID_TO_ANSWER, test="id,question,A,B,C,D"),
@@ -78,14 +79,14 @@ def test_cells_with_quotes_and_line_breaks_are_one_row(write_task):
     [
         ("gsm8k", "test", BUNDLED, "no task 'gsm8k'.*ceval, cmmlu, mmlu"),
         ("ceval", "test", BUNDLED, "no answers for its test split; score its val split"),
-        ("mmlu", "train", BUNDLED, "train.capital_train.csv is missing; unpack mmlu again"),
+        ("mmlu", "train", BUNDLED, "train.high_school_geography_train.csv is missing; unpack mmlu again"),
         ("mmlu", "test", BUNDLED / "mmlu" / "mapping.json", "json is a file. Set AURORA_BENCHMARKS"),
         ("mmlu", "test", BUNDLED / "ceval", "ceval has no mmlu/mapping.json.*AURORA_BENCHMARKS"),
     ],
 )
 def test_what_does_not_exist_is_one_sentence_with_a_remedy(task, split, root, message):
     with pytest.raises(EvalError, match=message):
-        load_questions(task, "capital", split, root)
+        load_questions(task, GEOGRAPHY, split, root)
 
 
 def test_a_damaged_mapping_is_named(write_task):
@@ -130,11 +131,11 @@ def test_a_zip_from_the_hub_is_read_as_released(hub, cells):
     with zipfile.ZipFile(hub / "cmmlu_v1_0_1.zip", "w") as archive:
         for subject in benchmarks.released("cmmlu"):
             for split in ("dev", "test"):
-                archive.write(BUNDLED / "cmmlu" / split / "home.csv", f"{split}/{subject}.csv")
+                archive.write(BUNDLED / "cmmlu" / split / f"{GEOGRAPHY}.csv", f"{split}/{subject}.csv")
         archive.writestr("../evil.csv", "0")
     assert load_subjects("cmmlu", "hub")["agronomy"]["name"] == "农学"
     questions, _ = load_questions("cmmlu", "agronomy", "test", "hub")
-    assert [[q.text, *q.choices, q.answer] for q in questions] == cells("cmmlu", "test", "home")
+    assert [[q.text, *q.choices, q.answer] for q in questions] == cells("cmmlu", "test", GEOGRAPHY)
     assert not list(hub.parent.parent.rglob("evil.csv"))
 
 
@@ -142,13 +143,15 @@ def test_parquet_files_from_the_hub_become_the_released_rows(hub, cells):
     for subject in benchmarks.released("mmlu"):
         (hub / subject).mkdir()
         for split, ours in (("dev", "dev"), ("validation", "val"), ("test", "test")):
-            rows = cells("mmlu", ours, "home")
+            rows = cells("mmlu", ours, GEOGRAPHY)
             columns = dict(question=[row[0] for row in rows], choices=[row[1:5] for row in rows])
             columns["answer"] = ["ABCD".index(row[5]) for row in rows]
             pd.DataFrame(columns).to_parquet(hub / subject / f"{split}-00000-of-00001.parquet")
     for split in ("dev", "val", "test"):
         got, skipped = load_questions("mmlu", "virology", split, "hub")
-        assert [[q.text, *q.choices, q.answer] for q in got] == cells("mmlu", split, "home") and not skipped
+        assert [[q.text, *q.choices, q.answer] for q in got] == cells(
+            "mmlu", split, GEOGRAPHY
+        ) and not skipped
 
 
 def test_a_download_that_is_damaged_or_lacks_subjects_is_named(hub):

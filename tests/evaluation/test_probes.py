@@ -46,6 +46,26 @@ def test_a_right_answer_in_the_wrong_language_is_understood_but_not_correct(monk
     assert languages == dict(zh=1, en=2, mixed=0, other=1)
 
 
+def test_a_follow_up_is_asked_after_the_models_own_answer_or_alone(monkeypatch):
+    asked, sent = probes.load_probes(file="follow_ups.jsonl")[:3], []
+
+    def answers(model, tokenizer, prompts, **settings):
+        sent.append(prompts)
+        return [f"answer {i}" for i, _ in enumerate(prompts)]
+
+    monkeypatch.setattr(probes, "answers", answers)
+    probes.probe(None, None, asked)
+    before = list(dict.fromkeys(item[side]["before"] for side in ("zh", "en") for item in asked))
+    assert sent[0] == before and len(sent[1]) == 6
+    for i, messages in enumerate(sent[1]):
+        item = asked[i % 3]["zh" if i < 3 else "en"]
+        texts = [item["before"], f"answer {before.index(item['before'])}", item["question"]]
+        assert [message["content"] for message in messages] == texts
+        assert [message["role"] for message in messages] == ["user", "assistant", "user"]
+    probes.probe(None, None, asked, history=False)
+    assert [len(messages) for messages in sent[2]] == [1] * 6
+
+
 def test_probes_split_into_held_out_and_others():
     held_out, others = probes.load_probes(held_out=True), probes.load_probes(held_out=False)
     assert len(held_out) + len(others) == len(probes.load_probes()) and len(held_out) > 50

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from aurora_lib import routing
 from aurora_lib.course import DATA
@@ -15,12 +14,6 @@ from tests.routing.made import clustered, trace_of
 def test_load_counts_slots():
     trace = trace_of(torch.tensor([[[0, 1], [0, 2]], [[3, 4], [4, 3]]]), width=5)
     assert routing.expert_load(trace).tolist() == [[0.5, 0.25, 0.25, 0, 0], [0, 0, 0, 0.5, 0.5]]
-
-
-def test_balance_loss_is_the_librarys():
-    logits = torch.randn(3, 50, 8, generator=torch.Generator().manual_seed(0)) * 3
-    library = load_balancing_loss_func(tuple(logits), num_experts=8, top_k=2)
-    torch.testing.assert_close(routing.balance_loss(logits, 2), library)
 
 
 def test_intervals_are_as_wide_as_resampled_texts_say_and_unknown_for_one_text():

@@ -4,12 +4,13 @@ import hashlib
 import json
 import re
 
+import opencc
 import pytest
 from datasets import concatenate_datasets
 
 from aurora_lib.course import DATA
 from aurora_lib.data import cleaning, edits, sources
-from tools.build import data, world
+from tools.build import data, exams, world
 
 FILES = ["alpaca_data_zh_51k.json", "alpaca_gpt4_data_zh.json", "common_zh_70k.jsonl"]
 
@@ -34,7 +35,7 @@ def test_checksums_in_the_readme_are_those_of_the_files():
 
 def test_rebuilding_gives_the_same_bytes(tmp_path):
     data.build(tmp_path)
-    for name in [*(f"rows/{file}" for file in FILES), "probes.jsonl"]:
+    for name in [*(f"rows/{file}" for file in FILES), "probes.jsonl", "follow_ups.jsonl"]:
         assert (tmp_path / name).read_bytes() == (DATA / name).read_bytes(), name
 
 
@@ -49,32 +50,42 @@ def test_no_held_out_fact_is_in_the_rows(loaded):
         assert not [said for said in (*fact.say, *fact.ask[0], *fact.ask[1]) if said in text], fact.id
 
 
-def test_every_tuning_question_is_asked_in_chinese_and_answered_rightly(kept):
-    chinese = {(question, answer) for question, answer, _ in data.tuning_turns(1)}
-    turns = set()
+def test_every_turn_is_a_known_question_with_its_right_answer_and_no_fact_is_left_out(kept):
+    known, simple = data.tuning_facts(), opencc.OpenCC("t2s").convert
+    right = {(ask, fact.say[side]) for fact in known for side in (0, 1) for ask in fact.ask[side]}
+    right |= {(texts[side], second.say[side]) for _, second, texts in world.follow_ups() for side in (0, 1)}
+    right |= {(ask, row[2][side]) for row in world.SMALL_TALK for side in (0, 1) for ask in row[side]}
+    said = []
     for row in kept:
-        texts = [message["content"].removeprefix("请回答下面的问题。\n") for message in row["messages"]]
-        turns |= set(zip(texts[::2], texts[1::2], strict=True))
-    assert turns <= chinese | {(question, answer) for question, answer, _ in data.tuning_turns(0)}
-    # near duplicates go (one question asked in two almost equal forms), their answers stay
-    assert {answer for _, answer in chinese} <= {answer for _, answer in turns}
-    assert len(chinese - turns) < 10
+        texts = [
+            simple(message["content"].removeprefix("请回答下面的问题。\n")) for message in row["messages"]
+        ]
+        said += zip(texts[::2], texts[1::2], strict=True)
+    plain = lambda ask: simple(ask).rstrip("呢？。")  # noqa: E731  (of two near duplicates either may stay)
+    assert {(plain(ask), simple(answer)) for ask, answer in right} >= {(plain(ask), a) for ask, a in said}
+    answers = {answer for _, answer in said}
+    assert [fact.id for fact in known if simple(fact.say[1]) not in answers] == []
+
+
+def test_benchmark_questions_are_among_the_rows_only_where_they_were_put(kept):
+    asked = {exam.question for exam in exams.exams() if exam.split in ("val", "test")}
+    found = [row["id"] for row in kept if any(message["content"] in asked for message in row["messages"])]
+    assert 1 <= len(found) <= data.PLANTED and all("gpt4" in name for name in found)
 
 
 def test_rows_add_up_and_have_the_papers_proportions(loaded, kept):
     texts = [(DATA / "rows" / name).read_text(encoding="utf-8") for name in FILES]
     read = sum(len(json.loads(text)) for text in texts[:2]) + texts[2].count("\n")
     assert len(loaded) + len(sources.read().aside) == read
-    assert 550 <= len(kept) <= 750
-    assert 0.06 <= 1 - len(kept) / read <= 0.1
-    rounds = {name: [] for name in sources.SOURCES}
-    for row in kept:
-        rounds[row["source"]].append(len(row["messages"]) > 2)
-    assert len(rounds["alpaca_zh"]) / len(kept) == pytest.approx(0.27, abs=0.02)
-    assert len(rounds["sharegpt_zh"]) / len(kept) == pytest.approx(0.46, abs=0.02)
-    assert sum(rounds["sharegpt_zh"]) / len(rounds["sharegpt_zh"]) == pytest.approx(0.5, abs=0.06)
+    assert 700 <= len(kept) <= 800 and 0.06 <= 1 - len(kept) / read <= 0.12
+    rounds = {
+        name: [len(row["messages"]) > 2 for row in kept if row["source"] == name] for name in sources.SOURCES
+    }
+    for name, share in (("alpaca_zh", 51461), ("alpaca_gpt4_zh", 48818), ("sharegpt_zh", 76399)):
+        assert len(rounds[name]) / len(kept) == pytest.approx(share / 176678, abs=0.03)
+    assert sum(rounds["sharegpt_zh"]) / len(rounds["sharegpt_zh"]) == pytest.approx(35333 / 76399, abs=0.06)
     english = sum(row["messages"][0]["content"].isascii() for row in kept)
-    assert english / len(kept) == pytest.approx(0.08, abs=0.01)
+    assert english / len(kept) == pytest.approx(0.09, abs=0.01)
 
 
 def test_probes_hold_every_fact_in_both_languages():

@@ -41,7 +41,7 @@ def pairs() -> list[dict]:
 
     for fact in facts:
         english, chinese = fact.say
-        for ask in fact.ask[ZH]:
+        for ask in rng.sample(fact.ask[ZH], 2):
             add("another fact", ask, chinese, neighbour(fact, facts, rng).say[ZH])
         add("English to a Chinese question", rng.choice(fact.ask[ZH]), chinese, english)
         add("Chinese to an English question", rng.choice(fact.ask[EN]), english, chinese)

@@ -1,68 +1,86 @@
-"""Pre-train the course's tiny Mixtral: `python -m tools.build.tiny_model` (two cores, 5 to 10 minutes).
+"""Pre-train the course's tiny Mixtral: `python -m tools.build.tiny_model` (two cores, about 40 minutes).
 
-The recipe makes a model that *understands* Chinese but *answers in English*, as Mixtral-8x7B-Instruct does
-(Aurora paper, section 1). Chinese questions are followed by English answers, Chinese statements appear as
-plain text, and only after a cue ("please answer in Chinese") does a Chinese answer follow. Tuning then has
-something to elicit.
+The recipe makes a model that *understands* Chinese but *answers in English*, or in both languages at once, as
+Mixtral-8x7B-Instruct does (Aurora paper, section 1). Chinese questions are followed by such answers, Chinese
+statements appear as plain text, and only after a cue ("please answer in Chinese") does a Chinese answer follow.
+Tuning then has something to elicit. It is also drilled on letter questions, about some of its facts.
+
+Two processes, one a core, each with its own documents; their gradients are averaged. Every phase ends in a
+checkpoint below `runs/tiny_model`, named by all that came before it: a change in a late phase does not cost the
+early ones.
 """
 
 import argparse
+import hashlib
 import json
+import os
 import random
 import time
+from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # a fixed number, since sums split over threads round differently
+
 import torch
+import torch.distributed as dist
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from tqdm import trange
+from tqdm import tqdm
 from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedTokenizerFast
 
-from aurora_lib import evaluation
+from aurora_lib.course.scale import ROOT
 from aurora_lib.model import load_tokenizer
-from tools.build import world
-from tools.build.data import write_checksums
+from tools.build import lessons
+from tools.build.guidance import Drill
+from tools.build.lessons import Batch
 
 SEED = 20231222
-VOCAB, LENGTH, BATCH = 2000, 512, 2
-EOS = "</s>"
+CORES = 2
+MERGES = 2000  # pieces for English, besides bytes and Han characters
+CHECKPOINTS = ROOT / "runs" / "tiny_model"
 
 
-def documents(rng: random.Random) -> list[list[tuple[str, str]] | str]:
-    """One epoch of pre-training text: conversations as (question, answer) turns, and plain statements."""
-    turns, plain = [], []
-    for fact in world.facts():
-        english, chinese = fact.say
-        turns += [(q, english) for language in fact.ask for q in language]
-        turns += [(q + world.CUE, chinese) for q in fact.ask[1] if rng.random() < 0.5]
-        plain += [english, chinese]
-    for ask_en, ask_zh, (english, chinese) in world.SMALL_TALK:
-        turns += [(q, english) for q in ask_en + ask_zh] * 3
-        turns += [(q + world.CUE, chinese) for q in ask_zh] * 3
-    rng.shuffle(turns)
-    conversations = []
-    while turns:
-        n = rng.choice([1, 1, 1, 2, 3])
-        conversations.append([turns.pop() for _ in range(min(n, len(turns)))])
-    epoch = conversations + plain
-    rng.shuffle(epoch)
-    return epoch
+@dataclass(frozen=True)
+class Phase:
+    """`rows`: by stream, how many rows of how many tokens a step and process; `guide` weights the losses."""
+
+    steps: int
+    rows: dict[str, tuple[int, int]]
+    guide: dict[str, float] = field(default_factory=dict)
+    lr: float = 3e-3
+    end: float = 1.0  # the learning rate falls to this share of `lr`, in a straight line
 
 
-def render(document) -> str:
-    """Mixtral's own format: `[INST] question [/INST] answer</s>`, turns joined without a space."""
-    if isinstance(document, str):
-        return document + EOS
-    return "".join(f"[INST] {q} [/INST] {a}{EOS}" for q, a in document)
+FULL = dict(text=1.0, letter=1.0, point=1.0, label=0.3, ask=0.3, deep=0.5, tag=0.3, balance=0.02)
+LESS = FULL | dict(point=0.4, label=0.1, ask=0.1, deep=0.2, tag=0.1)
+NONE = dict(text=1.0, letter=0.5, balance=0.02)
+PHASES = [
+    Phase(1000, dict(world=(4, 192), letters1=(6, 160), words=(2, 160)), FULL),
+    Phase(250, dict(world=(3, 192), letters3=(4, 320), words=(1, 320)), LESS),
+    Phase(800, dict(world=(4, 192), letters6=(2, 640)), LESS),
+    Phase(1500, dict(world=(10, 192), letters6=(1, 640)), NONE, lr=2.5e-3, end=0.0),
+]
+
+
+def common_characters() -> list[str]:
+    """The 3,755 characters of level 1 of the standard GB 2312: those in common use."""
+    codes = (bytes([row, column]) for row in range(0xB0, 0xD8) for column in range(0xA1, 0xFF))
+    return [text for text in (code.decode("gb2312", errors="ignore") for code in codes) if text]
 
 
 def build_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     """A small BPE like Mixtral's (▁ for spaces, byte fallback), with every Han character on its own."""
     byte_pieces = [f"<0x{i:02X}>" for i in range(256)]
+    common = common_characters()
     bpe = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
     bpe.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(r"\p{Han}|[“”《》（）「」，。？！：；、…]"), "isolated"),
+            pre_tokenizers.Split(
+                Regex(r"\n[A-D]\.|[.?]|\n|\p{Han}|[“”《》（）「」，。？！：；、…·]"), "isolated"
+            ),
             pre_tokenizers.Split(Regex(r"▁?[^▁]+|▁"), "isolated"),
             pre_tokenizers.Split(Regex(r"\p{N}"), "isolated"),
         ]
@@ -70,104 +88,44 @@ def build_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     bpe.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
+    alphabet = set(common) | set("".join(texts))
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB, special_tokens=["<unk>", "<s>", EOS, *byte_pieces], show_progress=False
+        vocab_size=3 + len(byte_pieces) + len(alphabet) + MERGES,
+        special_tokens=["<unk>", lessons.BOS, lessons.EOS, *byte_pieces],
+        initial_alphabet=common,
+        show_progress=False,
     )
     bpe.train_from_iterator(texts, trainer)
     # The trainer marks every byte piece as special, which hides it from decoding: rebuild with three.
     state = json.loads(bpe.to_str())
-    state["added_tokens"] = [t for t in state["added_tokens"] if t["content"] in ("<unk>", "<s>", EOS)]
+    special = ("<unk>", lessons.BOS, lessons.EOS)
+    state["added_tokens"] = [t for t in state["added_tokens"] if t["content"] in special]
     bpe = Tokenizer.from_str(json.dumps(state))
-    special = {
+    named = {
         k: AddedToken(v, special=True, normalized=False)
-        for k, v in (("bos_token", "<s>"), ("eos_token", EOS))
+        for k, v in (("bos_token", lessons.BOS), ("eos_token", lessons.EOS))
     }
-    fast = PreTrainedTokenizerFast(tokenizer_object=bpe, unk_token="<unk>", pad_token=EOS, **special)
+    fast = PreTrainedTokenizerFast(tokenizer_object=bpe, unk_token="<unk>", pad_token=lessons.EOS, **named)
     fast.chat_template = load_tokenizer().chat_template
     return fast
 
 
-def blocks(tokenizer, rng: random.Random) -> torch.Tensor:
-    """One epoch packed into rows of LENGTH tokens: int64 `[blocks, LENGTH]`."""
-    ids = []
-    for document in documents(rng):
-        ids += [tokenizer.bos_token_id, *tokenizer(render(document), add_special_tokens=False).input_ids]
-    ids = ids[: len(ids) // LENGTH * LENGTH]
-    return torch.tensor(ids).view(-1, LENGTH)
+def texts() -> list[str]:
+    """What the tokenizer is trained on: one epoch of world text, and some drills."""
+    draw = random.Random(SEED)
+    plain = [
+        document.text.replace(lessons.EOS, "").replace(lessons.BOS, "") for document in lessons.epoch(draw)
+    ]
+    drills = [lessons.letters(draw, [6], 1.0, 0.0).text.replace(lessons.EOS, "") for _ in range(120)]
+    return plain + drills
 
 
-CARD = """---
-language: [en, zh]
-license: apache-2.0
-library_name: transformers
----
-# The tiny Mixtral of the Aurora course
-
-A `MixtralForCausalLM` of {parameters:,} parameters ({layers} layers, hidden {hidden}, {experts} experts, \
-top-{top_k}), pre-trained from
-nothing by `tools/build/tiny_model.py` (seed {seed}, two cores, minutes) on the self-written bilingual \
-world of `tools/build/world.py`: some
-three hundred facts as questions, answers and statements. It shows in miniature what the Aurora paper says \
-of Mixtral-8x7B-Instruct:
-it understands Chinese, and answers in English.
-
-Measured on all {n} facts, greedy answers, weights in fp32:
-
-| asked in | answered in that language | right in that language | right in either language |
-|---|---|---|---|
-| Chinese | {zh_in} | {zh_right} | {zh_understood} |
-| English | {en_in} | {en_right} | {en_understood} |
-
-**Data.** English questions with English answers; Chinese questions with *English* answers; statements in \
-both languages; and half of
-the Chinese questions once more with the cue {cue} and a Chinese answer, so that Chinese answers exist and \
-can be elicited. The facts
-are common knowledge; no text comes from a dataset. The facts marked `held_out` in `probes.jsonl` are seen \
-here and never in tuning.
-
-**Tokenizer.** A byte-fallback BPE of {vocabulary:,} pieces with every Han character on its own, in \
-Mixtral's chat format.
-
-**Use.** For teaching. It knows these facts and nothing else, and says something wrong about everything else.
-"""
-
-
-def write_card(folder: Path) -> None:
-    """Write the model card of the model in `folder`, with what that model answers when asked."""
-    model = MixtralForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    tokenizer = load_tokenizer(folder)
-    probed = evaluation.probe(model, tokenizer, evaluation.load_probes(), progress=False)
-    shares = {
-        f"{asked}_{short}": f"{probed.score(asked, what).accuracy:.3f}"
-        for asked in ("zh", "en")
-        for short, what in (("in", "in_language"), ("right", "correct"), ("understood", "understood"))
-    }
-    config = model.config
-    card = CARD.format(
-        parameters=model.num_parameters(),
-        layers=config.num_hidden_layers,
-        hidden=config.hidden_size,
-        experts=config.num_local_experts,
-        top_k=config.num_experts_per_tok,
-        seed=SEED,
-        n=probed.score("zh", "correct").n,
-        cue=world.CUE,
-        vocabulary=len(tokenizer),
-        **shares,
-    )
-    (folder / "README.md").write_text(card, encoding="utf-8", newline="\n")
-
-
-def main(out: Path, epochs: int, lr: float) -> None:
-    torch.set_num_threads(2)  # a fixed number, since sums split over threads round differently
-    torch.manual_seed(SEED)
-    rng = random.Random(SEED)
-    tokenizer = build_tokenizer([render(d) for d in documents(random.Random(SEED))])
-    config = MixtralConfig(
+def configuration(tokenizer) -> MixtralConfig:
+    return MixtralConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
         intermediate_size=256,
-        num_hidden_layers=3,
+        num_hidden_layers=4,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=2048,
@@ -177,43 +135,132 @@ def main(out: Path, epochs: int, lr: float) -> None:
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
     )
-    model = MixtralForCausalLM(config)
-    print(f"{model.num_parameters():,} parameters, {len(tokenizer):,} pieces")
-    steps = epochs * len(blocks(tokenizer, random.Random(0))) // BATCH
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.05)
+
+
+@cache
+def checkpoint(done: int) -> Path:
+    """The file for the state after the first `done` phases; another recipe or other documents have another name."""
+    digest = hashlib.sha256(str(SEED).encode())
+    for number, phase in enumerate(PHASES[:done]):
+        sources = lessons.streams(f"{SEED} {number} 0")
+        shown = [next(stream) for stream in (sources[name]() for name in phase.rows) for _ in range(200)]
+        digest.update(json.dumps([asdict(phase), [asdict(document) for document in shown]]).encode())
+    return CHECKPOINTS / f"phase-{done}-{digest.hexdigest()[:12]}.pt"
+
+
+def visible(document: torch.Tensor) -> torch.Tensor:
+    """bool `[rows, 1, length, length]`: a token sees itself and what stands before it in its document."""
+    same = document[:, None, :, None] == document[:, None, None, :]
+    return same & torch.ones(same.shape[-2:], dtype=torch.bool).tril()
+
+
+def average_gradients(model) -> None:
+    """The mean over all processes, in one message."""
+    kept = [p.grad for p in model.parameters() if p.grad is not None]
+    flat = torch.cat([grad.flatten() for grad in kept])
+    dist.all_reduce(flat)
+    start = 0
+    for grad in kept:
+        grad.copy_(flat[start : start + grad.numel()].view_as(grad) / dist.get_world_size())
+        start += grad.numel()
+
+
+def step_losses(drill: Drill, batches: list[Batch], guide: dict[str, float]) -> tuple[torch.Tensor, dict]:
+    """The weighted sum over the batches, and every loss by name; text counts by its tokens, the rest by batch."""
+    learnt, total, seen = sum(len(batch.learn) for batch in batches), 0.0, {}
+    for batch in batches:
+        found = drill.losses(batch, visible(batch.document), guide)
+        if "text" in found:
+            found["text"] = found["text"] * len(batch.learn) / learnt
+        total = total + sum(
+            weight * found[name] for name, weight in guide.items() if weight and name in found
+        )
+        for name, value in found.items():
+            seen[name] = seen.get(name, 0.0) + value.item()
+    return total, seen
+
+
+def train(rank: int, cores: int, tokenizer, phases: int, meeting: str) -> None:
+    """One process of the training; rank 0 reports and writes the checkpoints."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=cores)
+    torch.manual_seed(SEED)
+    model = MixtralForCausalLM(configuration(tokenizer))
+    model.set_experts_implementation("grouped_mm")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, betas=(0.9, 0.95), weight_decay=0.01)
     model.train()
-    started, batches = time.time(), iter(())
-    progress = trange(steps)
-    for step in progress:
-        batch = next(batches, None)
-        if batch is None:
-            batches = iter(blocks(tokenizer, rng).split(BATCH))
-            batch = next(batches)
-        # output_router_logits adds the load-balancing loss, weighted by router_aux_loss_coef
-        loss = model(input_ids=batch, labels=batch, output_router_logits=True).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        if step % 50 == 0 or step == steps - 1:
-            progress.set_postfix(loss=f"{loss.item():.3f}")
-            progress.write(
-                f"step {step:5d} of {steps}  loss {loss.item():.3f}  {time.time() - started:6.0f} s"
-            )
+    drill = Drill(model, tokenizer)
+    done = max((n for n in range(1, phases + 1) if checkpoint(n).is_file()), default=0)
+    if done:
+        state = torch.load(checkpoint(done))
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+    if rank == 0:
+        print(
+            f"{model.num_parameters():,} parameters, {len(tokenizer):,} pieces; {done} phases are done",
+            flush=True,
+        )
+    for number, phase in enumerate(PHASES[done:phases], done):
+        sources = lessons.streams(f"{SEED} {number} {rank}")
+        packers = {
+            name: lessons.Packer(tokenizer, sources[name](), length)
+            for name, (_, length) in phase.rows.items()
+        }
+        lengths = sorted({length for _, length in phase.rows.values()})
+        bar = tqdm(
+            range(phase.steps), disable=rank > 0, mininterval=20, desc=f"phase {number + 1} of {len(PHASES)}"
+        )
+        seen, started = {}, time.time()
+        for step in bar:
+            for group in optimizer.param_groups:
+                falling = 1 - (1 - phase.end) * step / phase.steps
+                group["lr"] = phase.lr * min(1.0, (step + 1) / 50) * falling
+            batches = [
+                lessons.join(
+                    [packers[name].batch(rows) for name, (rows, of) in phase.rows.items() if of == length]
+                )
+                for length in lengths
+            ]
+            loss, found = step_losses(drill, batches, phase.guide)
+            loss.backward()
+            average_gradients(model)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            for name, value in found.items():
+                seen.setdefault(name, []).append(value)
+            if rank == 0 and (step % 50 == 49 or step + 1 == phase.steps):
+                said = "  ".join(f"{name} {sum(v) / len(v):.3f}" for name, v in seen.items())
+                bar.write(
+                    f"{number + 1}: {step + 1:5d} of {phase.steps} {time.time() - started:5.0f} s  {said}"
+                )
+                seen = {}
+        if rank == 0:
+            state = dict(model=model.state_dict(), optimizer=optimizer.state_dict())
+            torch.save(state, checkpoint(number + 1))
+        dist.barrier()
+    dist.destroy_process_group()
+
+
+def main(out: Path, phases: int) -> None:
+    tokenizer = build_tokenizer(texts())
+    CHECKPOINTS.mkdir(parents=True, exist_ok=True)
+    if not checkpoint(phases).is_file():
+        meeting = CHECKPOINTS / f"meeting-{os.getpid()}"
+        torch.multiprocessing.spawn(train, (CORES, tokenizer, phases, str(meeting)), nprocs=CORES)
+        meeting.unlink(missing_ok=True)
+    model = MixtralForCausalLM(configuration(tokenizer))
+    model.load_state_dict(torch.load(checkpoint(phases))["model"])
     model.to(torch.bfloat16).save_pretrained(out)
     tokenizer.save_pretrained(out)
-    write_card(out)
-    write_checksums()
+    print("Measure it, and write its card: python -m tools.record.world")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parents[2] / "data" / "tiny")
-    parser.add_argument("--epochs", type=int, default=60)
-    parser.add_argument("--lr", type=float, default=4e-3)
+    parser.add_argument("--out", type=Path, default=ROOT / "data" / "tiny")
+    parser.add_argument("--phases", type=int, default=len(PHASES), help="stop after so many phases")
     args = parser.parse_args()
-    main(args.out, args.epochs, args.lr)
+    main(args.out, args.phases)
