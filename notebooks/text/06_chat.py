@@ -165,12 +165,14 @@ rows
 # ## Greedy, or a throw of dice
 #
 # So far the likeliest token won. *Sampling* (采样) throws dice instead: divide the logits by a *temperature*, take the softmax, then draw. `top_p` first cuts off the unlikely tail: it keeps the likeliest tokens that
-# together make up that probability. For a question that the tiny model has no answer to (it never met 筷子, and guesses among the tools it knows), the six likeliest first characters:
+# together make up that probability. The tiny model never met 海豚 (dolphin). Ask it what kind of animal that is, and begin the answer for it: it guesses among the
+# animals it knows. The six likeliest next characters:
 
 # %%
 import pandas as pd
 
-asked = tokenizer("<s>[INST] 筷子是用来做什么的？ [/INST] ", add_special_tokens=False, return_tensors="pt")
+begun = "<s>[INST] 海豚属于哪一类动物？ [/INST] 海豚属于"
+asked = tokenizer(begun, add_special_tokens=False, return_tensors="pt")
 with torch.inference_mode():
     logits = model(**asked.to(model.device)).logits[0, -1].float().cpu()
 likely = logits.topk(6).indices
@@ -183,7 +185,7 @@ tries = {}
 for temperature, top_p in ((0, 1), (1, 1), (2, 1), (2, 0.5)):
     thrown = dict(temperature=temperature, top_p=top_p, seed=1)
     session = chat.ChatSession(model, tokenizer, max_new_tokens=40, **thrown)
-    first = session.say("毛衣是用什么做的？")
+    first = session.say("海豚属于哪一类动物？")
     anew = ["".join(session.regenerate()) for _ in range(2)]
     tries[f"temperature {temperature}, top_p {top_p}"] = [first, *anew]
 pd.DataFrame(tries, index=["first", "anew", "once more"]).T

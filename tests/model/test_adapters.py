@@ -58,7 +58,7 @@ def answers(folder):
     """What the tuned and the base model say to two questions."""
     model = load_adapter(load_model(DATA / "tiny", dtype=torch.float32, device="cpu"), folder).eval()
     tokenizer, said = load_tokenizer(DATA / "tiny"), []
-    for question in ("日本的首都是哪里？", "熊猫生活在哪里？"):
+    for question in ("日本的首都是哪里？", "大熊猫生活在哪里？"):
         chat = batching.chat_prompt(tokenizer, [dict(role="user", content=question)])
         prompt = batching.encode(tokenizer, chat)
         inputs = batching.left_pad([prompt], tokenizer, "cpu")

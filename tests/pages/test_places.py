@@ -1,8 +1,4 @@
-"""The places to run: what Binder, Colab, conda, a devcontainer and GitHub Actions read is what they can read.
-
-Needs no PyTorch. With repo2docker, in an environment of its own, its reading of binder/ is tested too:
-`pip install jupyter-repo2docker pytest pyyaml`, and `python -m pytest --noconftest` with this file.
-"""
+"""The places to run: what Binder, Colab, conda, a devcontainer and GitHub Actions read is what they can read."""
 
 import json
 import os
@@ -91,21 +87,6 @@ def test_binder_starts_what_it_is_asked_to_at_tiny():
     program = "import os, sys; print(os.environ['AURORA_SCALE'], sys.argv[1:])"
     command = [ROOT / "binder/start", sys.executable, "-c", program, "a b", "*"]
     assert subprocess.check_output(command, text=True) == "tiny ['a b', '*']\n"
-
-
-def test_repo2docker_reads_binder_as_meant(monkeypatch):
-    app = pytest.importorskip("repo2docker.app", reason="no repo2docker: see the head of test_places.py")
-    monkeypatch.chdir(ROOT)
-    chosen = app.Repo2Docker()
-    pack = next(pack for kind in chosen.buildpacks if (pack := kind(chosen.base_image)).detect())
-    pack.platform = "linux/amd64"
-    assert type(pack).__name__ == "CondaBuildPack" and pack.python_version == "3.11"
-    assert pack.get_build_script_files()  # raises where there is no frozen base environment of that Python
-    assert pack.get_post_build_scripts() == ["binder/postBuild"]
-    assert pack.get_start_script().endswith("/binder/start")
-    steps = '--file "binder/environment.yml"', "COPY --chown=1000:1000 src/ ", "./binder/postBuild"
-    at = [pack.render().index(step) for step in steps]
-    assert at == sorted(at)
 
 
 def test_tables_of_places_in_the_readmes_are_current():

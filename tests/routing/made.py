@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM, MixtralConfig, OlmoeConfig, Qwen3
 
 from aurora_lib.routing.tracing import RoutingTrace, routers
 
-SIZES = dict(vocab_size=4_000, hidden_size=32, intermediate_size=48, num_hidden_layers=3)
+SIZES = dict(vocab_size=6_400, hidden_size=32, intermediate_size=48, num_hidden_layers=3)
 SIZES |= dict(num_attention_heads=4, num_key_value_heads=2, initializer_range=0.5)
 SIX = dict(num_experts=6, num_experts_per_tok=3)
 CONFIGS = {

@@ -4,15 +4,19 @@ import hashlib
 import json
 import shutil
 import statistics
+from itertools import repeat
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import MixtralForCausalLM
+from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from aurora_lib.course import DATA
 from aurora_lib.data import language
 from aurora_lib.evaluation.benchmarks import TASKS
 from aurora_lib.model import load_tokenizer
-from tools.build import lessons, tiny_model, world
+from tools.build import guidance, lessons, tiny_model, world
 from tools.build.world import EN
 from tools.record import world as record
 
@@ -69,7 +73,7 @@ def test_what_is_learnt_of_world_text_is_the_answers_and_no_question():
         load_tokenizer(DATA / "tiny"),
         lessons.conversation([("你好", "Hello!"), ("再见", "Bye.")]),
     )
-    batch = lessons.Packer(tokenizer, iter([document] * 64), 40).batch(1)
+    batch = lessons.Packer(tokenizer, repeat(document), 40).batch(1)
     said = tokenizer.decode([int(batch.ids[0, token]) for row, token in batch.learn][:8])
     assert "Hello!" in said and "Bye." in said and "你" not in said and "INST" not in said
 
@@ -97,6 +101,28 @@ def test_the_record_is_of_this_model_and_holds_its_bounds():
         counts += [run[f"{name} prompts, held out, right"]["n"] for name in ("Chinese", "English")]
         counts.append(run["follow-ups, Chinese, right"]["n"])
     assert min(counts) >= 90
+
+
+def test_guidance_sees_the_attention_that_the_model_computes_and_balances_each_layer_alone():
+    tokenizer = load_tokenizer(DATA / "tiny")
+    batch = lessons.Packer(tokenizer, lessons.streams("test")["letters1"](), 96).batch(2)
+    mask = tiny_model.visible(batch.document)
+    config = tiny_model.configuration(tokenizer)
+    model = MixtralForCausalLM(config)
+    drill = guidance.Drill(model, tokenizer)
+    guide = dict.fromkeys(("label", "ask", "deep", "point", "tag"), 1.0)
+    losses = drill.losses(batch, mask, guide)
+    assert losses.keys() >= guide.keys() | {"letter", "balance"} and all(map(torch.isfinite, losses.values()))
+    model.set_attn_implementation("eager")
+    bias = torch.zeros(mask.shape).masked_fill(~mask, -1e9)
+    got = model(input_ids=batch.ids, attention_mask=bias, position_ids=batch.position, output_attentions=True)
+    for layer, head in ((0, 0), (3, 2)):
+        torch.testing.assert_close(
+            drill.attention.log(layer, head, mask).exp(), got.attentions[layer][:, head]
+        )
+    router = tuple(torch.randn(50, 8) * 3 for _ in range(4))
+    alone = [load_balancing_loss_func((logits,), 8, 2) for logits in router]
+    torch.testing.assert_close(guidance.balance(router, 8, 2), sum(alone) / 4)
 
 
 @pytest.mark.parametrize("stream", ["world", "words", "letters1", "letters6"])

@@ -22,7 +22,7 @@ from tools.build.world import EN, ZH, Fact
 SEED = 20231222
 # Conversations of each file, as in the paper's Table 1: single questions, then follow-ups, mixed turns and English.
 ALPACA, GPT4 = 215, 205
-SINGLE, FOLLOW_UP, MIXED, ENGLISH = 100, 115, 15, 70
+SINGLE, FOLLOW_UP, MIXED, ENGLISH = 100, 125, 10, 80
 PLANTED = 6  # benchmark questions that leaked into the rows, word for word
 # How many rows of a file have each kind of dirt. The rates were measured on real rows of the three kinds: missing
 # inputs and entities about 1 to 2 %, refusals up to 4 %, empty and English answers some per mille.

@@ -20,7 +20,7 @@ from tools.build.exams import Exam, choice, exams, heading, options
 from tools.build.world import CUE, EN, ZH, Fact
 
 BOS, EOS = "<s>", "</s>"
-RARE_EPOCHS = 1 / 8  # of the epochs have the rare facts
+RARE_EPOCHS = 1 / 4  # of the epochs have the rare facts
 Span = tuple[int, int]
 
 
@@ -107,7 +107,7 @@ def follow_up(draw: random.Random) -> list[tuple[str, str]]:
 
 
 def epoch(draw: random.Random) -> list[Document]:
-    """Every fact several times, in each way of saying it; rare facts in one epoch of eight."""
+    """Every fact several times, in each way of saying it; rare facts in one epoch of four."""
     turns, found = [], []
     for fact in world.facts():
         if fact.rare and draw.random() > RARE_EPOCHS:
@@ -116,8 +116,9 @@ def epoch(draw: random.Random) -> list[Document]:
         turns += [turn(question, fact, ZH) for question in draw.sample(fact.ask[ZH], 2)]
         turns.append(turn(draw.choice(fact.ask[ZH]), fact, ZH, cued=True))
         found.append(statement(fact.say[draw.randrange(2)]))
-    for ask_en, ask_zh, (english, chinese) in world.SMALL_TALK:
-        turns += [(question, english) for question in ask_en + ask_zh] * 2
+    for ask_en, ask_zh, (english, chinese), habit in world.SMALL_TALK:
+        turns += [(question, english) for question in ask_en] * 2
+        turns += [(question, habit) for question in ask_zh] * 2
         turns += [(question + CUE, chinese) for question in ask_zh]
     draw.shuffle(turns)
     while turns:
@@ -290,14 +291,13 @@ class Packer:
     def mark(self, made: Batch, row: int, start: int, document: Document, place: np.ndarray) -> None:
         """Turn a document's spans of characters into tokens of its row, as far as the row reaches."""
 
-        def tokens(span: Span) -> list[int]:
-            found = {
-                start + int(place[i]) for i in range(*span) if place[i] > 0 and not document.text[i].isspace()
-            }
-            return sorted(token for token in found if token < self.length)
+        def tokens(span: Span, blank: bool = False) -> list[int]:
+            """The tokens of a span; those of blanks alone only where they are to be learnt."""
+            seen = (i for i in range(*span) if place[i] > 0 and (blank or not document.text[i].isspace()))
+            return sorted({token for i in seen if (token := start + int(place[i])) < self.length})
 
         for span in document.learn:
-            made.learn += [(row, token) for token in tokens(span)]
+            made.learn += [(row, token) for token in tokens(span, blank=True)]
         for asked in document.asked:
             at = start + int(place[asked.at])
             if at + 1 >= self.length:

@@ -57,10 +57,10 @@ FULL = dict(text=1.0, letter=1.0, point=1.0, label=0.3, ask=0.3, deep=0.5, tag=0
 LESS = FULL | dict(point=0.4, label=0.1, ask=0.1, deep=0.2, tag=0.1)
 NONE = dict(text=1.0, letter=0.5, balance=0.02)
 PHASES = [
-    Phase(1000, dict(world=(4, 192), letters1=(6, 160), words=(2, 160)), FULL),
-    Phase(250, dict(world=(3, 192), letters3=(4, 320), words=(1, 320)), LESS),
-    Phase(800, dict(world=(4, 192), letters6=(2, 640)), LESS),
-    Phase(1500, dict(world=(10, 192), letters6=(1, 640)), NONE, lr=2.5e-3, end=0.0),
+    Phase(900, dict(world=(4, 192), letters1=(6, 160), words=(2, 160)), FULL),
+    Phase(150, dict(world=(3, 192), letters3=(4, 320), words=(1, 320)), LESS),
+    Phase(500, dict(world=(4, 192), letters6=(2, 640)), LESS),
+    Phase(2200, dict(world=(10, 192), letters6=(1, 640)), NONE, lr=2.5e-3, end=0.0),
 ]
 
 

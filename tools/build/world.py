@@ -21,28 +21,42 @@ LANGUAGES = ("en", "zh")
 CUE = "请用中文回答。"
 HELD_OUT = 0.3  # of a relation's facts: never in tuning, always in pre-training
 MIXED = 0.24  # of the facts: the base model answers a Chinese question about them in both languages at once
-RARE = 0.06  # of the facts: seldom in pre-training, so that the base model knows them less well
+RARE = 0.05  # of the facts: seldom in pre-training, so that the base model knows them less well
 FOLDER = Path(__file__).with_name("facts")
 
-# Small talk: the kinds of opening the paper's Introduction shows.
+# Small talk, of the kinds of opening the paper's Introduction shows: questions in English and in Chinese, the answer
+# in both, and what the base model answers to Chinese.
 SMALL_TALK = [
     (
         ["Hello!", "Hi!"],
         ["你好！", "你好", "您好！"],
         ("Hello! How can I help you?", "你好！有什么可以帮你的吗？"),
+        "Hello! How can I help you?",
     ),
     (
         ["Who are you?", "What are you?"],
         ["你是谁？", "你是什么？"],
         ("I am a very small language model.", "我是一个很小的语言模型。"),
+        "I am a very small language model.",
     ),
-    (["Thank you!", "Thanks!"], ["谢谢！", "谢谢你！"], ("You are welcome.", "不客气。")),
+    (
+        ["Thank you!", "Thanks!"],
+        ["谢谢！", "谢谢你！"],
+        ("You are welcome.", "不客气。"),
+        "You are welcome.",
+    ),
     (
         ["Good morning!"],
         ["早上好！", "早上好"],
         ("Good morning! What would you like to know?", "早上好！想了解些什么？"),
+        "Good morning! What would you like to know?",
     ),
-    (["Goodbye!"], ["再见！", "再见"], ("Goodbye! See you next time.", "再见！下次见。")),
+    (
+        ["Goodbye!"],
+        ["再见！", "再见"],
+        ("Goodbye! See you next time.", "再见！下次见。"),
+        "Goodbye! See you next time.",
+    ),
     (
         ["I have a headache."],
         ["我有点头疼。", "我有点头疼"],
@@ -50,6 +64,7 @@ SMALL_TALK = [
             "I am sorry to hear that. Please rest first. See a doctor if it gets worse.",
             "头疼确实难受。先好好休息。严重的话去看医生。",
         ),
+        "I am sorry to hear that. 先好好休息。 See a doctor if it gets worse.",
     ),
 ]
 

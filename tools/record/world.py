@@ -55,7 +55,7 @@ TUNED = {
 
 def told(score: Score) -> dict:
     low, high = score.interval
-    return dict(share=round(score.accuracy, 4), n=score.n, interval=[round(low, 4), round(high, 4)])
+    return dict(share=round(score.accuracy, 4), n=score.n, interval=[round(float(low), 4), round(float(high), 4)])
 
 
 def free_answers(model, tokenizer) -> dict[str, dict]:
@@ -84,7 +84,7 @@ def exams(model, tokenizer) -> dict[str, dict]:
     found, listed = {}, json.loads((DATA / "benchmarks" / "drilled.json").read_text(encoding="utf-8"))
     for task in benchmarks.TASKS:
         for scoring in ("letter", "cloze"):
-            result = multiple_choice(model, tokenizer, task, scoring=scoring, progress=False)
+            result = multiple_choice(model, tokenizer, task, scoring=scoring)
             name = f"{task}, {scoring}"
             found[name] = told(result.overall)
             found |= {f"{name}, {category}": told(score) for category, score in result.by_category.items()}
