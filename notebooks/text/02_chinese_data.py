@@ -166,7 +166,7 @@ axes.invert_yaxis()
 texts = {row["id"]: row["messages"] for row in read}
 rows = []
 for step in dict.fromkeys(sorted(result.dropped["step"], key=list(show.steps()).index)):
-    for row in result.dropped.filter(lambda row, step=step: row["step"] == step).select(range(2)):
+    for row in [row for row in result.dropped if row["step"] == step][:2]:
         twin = texts.get(row["reason"].rpartition(" ")[2], [{"content": ""}])[0]["content"]
         question, last = row["messages"][0]["content"], row["messages"][-1]["content"]
         rows.append([step, question[:30], last[:34], f"stays: {twin}" if twin else row["reason"]])

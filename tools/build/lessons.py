@@ -106,6 +106,22 @@ def follow_up(draw: random.Random) -> list[tuple[str, str]]:
     return turns
 
 
+CUES = ("{q}请用中文回答。", "请用中文回答：{q}", "请一直用中文回答我的问题。{q}", "接下来我们说中文。{q}")
+
+
+def in_chinese(draw: random.Random) -> Document:
+    """A conversation that is asked for in Chinese once, at its beginning, and stays in Chinese."""
+    turns = []
+    for i in range(draw.choice([1, 2, 2, 3])):
+        fact = draw.choice(common())
+        question = draw.choice(fact.ask[ZH])
+        turns.append((draw.choice(CUES).format(q=question) if i == 0 else question, fact.say[ZH]))
+        if draw.random() < 0.3 and (after := [row for row in common_follow_ups() if row[0] == fact]):
+            _, second, texts = draw.choice(after)
+            turns.append((texts[ZH], second.say[ZH]))
+    return conversation(turns)
+
+
 def epoch(draw: random.Random) -> list[Document]:
     """Every fact several times, in each way of saying it; rare facts in one epoch of four."""
     turns, found = [], []
@@ -323,6 +339,7 @@ def streams(seed: str) -> dict[str, Callable[[], Iterator[Document]]]:
     return {
         "world": lambda: world_text(random.Random(f"{seed} world")),
         "words": lambda: endless("words", words),
+        "chinese": lambda: endless("chinese", in_chinese),
         "letters1": lambda: endless("letters1", lambda draw: letters(draw, [1, 2], 0.3, 0.2)),
         "letters3": lambda: endless("letters3", lambda draw: letters(draw, [1, 2, 3, 4], 0.7, 0.2)),
         "letters6": lambda: endless("letters6", lambda draw: letters(draw, [5, 6, 6, 6, 7], 1.0, 0.25)),

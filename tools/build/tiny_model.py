@@ -61,6 +61,7 @@ PHASES = [
     Phase(150, dict(world=(3, 192), letters3=(4, 320), words=(1, 320)), LESS),
     Phase(500, dict(world=(4, 192), letters6=(2, 640)), LESS),
     Phase(2200, dict(world=(10, 192), letters6=(1, 640)), NONE, lr=2.5e-3, end=0.0),
+    Phase(600, dict(world=(6, 192), chinese=(5, 192), letters6=(1, 640)), NONE, lr=1.5e-3, end=0.0),
 ]
 
 
