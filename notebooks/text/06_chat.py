@@ -140,7 +140,7 @@ print(len(again.messages), "messages, the last one:", again.messages[-1]["conten
 
 # %%
 short = chat.ChatSession(model, tokenizer, max_new_tokens=model.config.max_position_embeddings - 64)
-for question in ("日本的首都是哪里？", "你好", "《西游记》的作者是谁？", "那它的货币呢？"):
+for question in ("日本的首都是哪里？", "你好", "铁的元素符号是什么？", "那它的货币呢？"):
     said = short.say(question)
     used, room = short.context
     print(f"{question} → {said}  ({used} of {room} tokens used, {short.forgotten} turns forgotten)")
@@ -165,13 +165,13 @@ rows
 # ## Greedy, or a throw of dice
 #
 # So far the likeliest token won. *Sampling* (采样) throws dice instead: divide the logits by a *temperature*, take the softmax, then draw. `top_p` first cuts off the unlikely tail: it keeps the likeliest tokens that
-# together make up that probability. The tiny model never met 海豚 (dolphin). Ask it what kind of animal that is, and begin the answer for it: it guesses among the
+# together make up that probability. The tiny model never met 狐狸 (fox). Ask it what kind of animal that is, and begin the answer for it: it guesses among the
 # animals it knows. The six likeliest next characters:
 
 # %%
 import pandas as pd
 
-begun = "<s>[INST] 海豚属于哪一类动物？ [/INST] 海豚属于"
+begun = "<s>[INST] 狐狸属于哪一类动物？ [/INST] 狐狸属于"
 asked = tokenizer(begun, add_special_tokens=False, return_tensors="pt")
 with torch.inference_mode():
     logits = model(**asked.to(model.device)).logits[0, -1].float().cpu()
@@ -185,7 +185,7 @@ tries = {}
 for temperature, top_p in ((0, 1), (1, 1), (2, 1), (2, 0.5)):
     thrown = dict(temperature=temperature, top_p=top_p, seed=1)
     session = chat.ChatSession(model, tokenizer, max_new_tokens=40, **thrown)
-    first = session.say("海豚属于哪一类动物？")
+    first = session.say("狐狸属于哪一类动物？")
     anew = ["".join(session.regenerate()) for _ in range(2)]
     tries[f"temperature {temperature}, top_p {top_p}"] = [first, *anew]
 pd.DataFrame(tries, index=["first", "anew", "once more"]).T

@@ -91,13 +91,17 @@ def conversations(draw: random.Random) -> dict[str, list[tuple[str, Turns]]]:
     draw.shuffle(chinese)
     ids = {fact.id for fact in known}
     pairs = [row for row in world.split_follow_ups()[0] if row[0].id in ids and row[1].id in ids]
+    greetings = [[(question, answer)] for question, answer, side in talk if side == ZH]
     many = []
     for first, second, texts in draw.sample(pairs, FOLLOW_UP + ENGLISH // 3):
         side = ZH if len(many) < FOLLOW_UP else EN
-        many.append((tags[first.relation], [asked(first, side), (texts[side], second.say[side])]))
+        opened = draw.choice(greetings) if side == ZH and len(many) % 2 else []
+        turns = [asked(first, side), (texts[side], second.say[side])]
+        many.append((tags[first.relation], [*opened, *turns]))
     for _ in range(MIXED):
-        chosen = draw.sample(known, draw.choice([2, 2, 3]))
-        many.append((tags[chosen[0].relation], [asked(fact, ZH) for fact in chosen]))
+        chosen = draw.sample(known, 2)
+        turns = [*draw.choice(greetings), *(asked(fact, ZH) for fact in chosen)]
+        many.append((tags[chosen[0].relation], turns))
     english = [[asked(draw.choice(known), EN)] for _ in range(ENGLISH - ENGLISH // 3)]
     many += [("", turns) for turns in english]
     sharegpt = chinese[ALPACA + GPT4 :] + many
