@@ -151,7 +151,7 @@ results.record(
 results.compare("00")
 
 # %% [markdown]
-# **In short.** The base model understands Chinese and answers in English. Aurora aims at the language of the answer, not at
+# **In short.** The base model understands Chinese and answers in English, or in a mixture. Aurora aims at the language of the answer, not at
 # new knowledge; notebook 04 measures what is lost on the way.
 # It trains a small adapter beside two attention projections; router and experts stay frozen. In 4 bits the whole model fits
 # one GPU. Every figure here was computed on this page, or names its source.

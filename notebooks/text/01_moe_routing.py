@@ -320,7 +320,9 @@ axes[0].set(ylabel="share of the slots")
 axes[1].legend(fontsize="small");
 
 # %% [markdown]
-# Watch it layer by layer. (The tiny model of this course was trained with the loss of each layer alone; an earlier one was not, and had a dead expert.)
+# Pooled, a few experts of most layers do nearly all the work, and some get none. With a loss for each layer, all of them work. Balance has a price: after these
+# few steps the text loss is a little higher. What it buys is capacity: an expert without tokens is memory that learns nothing. So watch it layer by layer. (The
+# tiny model of this course was trained with the loss of each layer alone.)
 #
 # Two relatives, a line each. The *router z-loss* (ST-MoE) keeps logits small, so that their softmax stays exact in low precision. *Jitter* multiplies what
 # the router reads by noise in training, so that close decisions fall both ways now and then (here: in the block from above). Mixtral's config turns it off.

@@ -61,7 +61,7 @@ axes.legend()
 axes.set(title="Tuned model, one question: the right letter is green", ylabel="share among A-D");
 
 # %% [markdown]
-# One question shows nothing yet. (The prompt's wording is C-Eval's own template.)
+# Right or wrong, one question shows nothing yet. (The prompt's wording is C-Eval's own template.)
 #
 # ## Many questions: read the examples once
 #
@@ -108,8 +108,8 @@ by_category = {which: scores["cmmlu", "letter", which].by_category for which in 
 evaluation.plot(by_category, title="CMMLU by category, 5-shot letters");
 
 # %% [markdown]
-# The dashed line is chance: one in four. Some categories reach far above it, others hardly. Is the knowledge of those categories missing? Or was only the
-# *format* not understood?
+# The dashed line is chance: one in four. All categories lie above it, but far apart: STEM near the top, Humanities about half. Is knowledge missing there? Or was
+# only the *format* not understood?
 #
 # Ask another way. *Cloze* scoring shows no letters. It takes the one of the four answers that the model finds likeliest (the sum of its tokens'
 # log-probabilities) as the answer to the question.
@@ -149,21 +149,30 @@ import pandas as pd
 
 file = benchmarks.folder("cmmlu", root).parent / "drilled.json"  # the released benchmarks have none
 listed = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-groups = {"drilled by letter": {}, "never drilled": {}}
-for (task, how, which), result in scores.items():
-    if which == "base" and task in listed:
-        hits = {True: [], False: []}
-        for row in result.predictions:
-            hits[row["index"] in listed[task][row["subject"]]].append(row["correct"])
-        for name, each in zip(groups, (hits[True], hits[False]), strict=True):
-            groups[name][f"{task}\n{how}"] = evaluation.scores.Score.of(each)
+asked = [
+    dict(task=task, how=how, drilled=row["index"] in listed[task][row["subject"]], right=row["correct"])
+    | dict(category=benchmarks.load_subjects(task, root)[row["subject"]]["category"])
+    for (task, how, which), result in scores.items()
+    if which == "base" and task in listed
+    for row in result.predictions
+]
 if listed:
+    asked, of = pd.DataFrame(asked), evaluation.scores.Score.of
+    groups = {
+        name: {f"{task}\n{how}": of(each.right) for (task, how), each in rows.groupby(["task", "how"])}
+        for name, rows in (("drilled by letter", asked[asked.drilled]), ("never drilled", asked[~asked.drilled]))
+    }
     evaluation.plot(groups, title="The base model: was the fact ever asked by letter?")
 
+# %%
+if listed:
+    print(asked[asked.how == "letter"].groupby("category")[["drilled", "right"]].mean().round(2))
+
 # %% [markdown]
-# It is the drill. On facts that were drilled the letters come out right, in wordings never seen before. On the others they are at chance, though cloze shows
-# that the model knows the answer. And the categories differ because their shares of drilled facts do. **The letters measure the drilled format, not the
-# knowledge.** Of a released benchmark nobody outside can make this plot, since nobody knows what a model was drilled on.
+# It is the drill. On facts that were drilled the letters come out right, in wordings never seen before. On the others they are no better than guessing (here even
+# worse: the model does not guess, it prefers wrong letters), though cloze shows that it knows most of the answers. And the categories follow their shares of drilled
+# facts, as the small table of all three benchmarks shows. **Here the letters show which facts were drilled, not which are known.** For a released benchmark nobody outside can make
+# this plot, unless the training data are public.
 #
 # Two intervals that overlap do not show that two models are equal. Both answered the *same* questions: only those that one got right and the
 # other wrong can tell them apart (*McNemar's test*, 麦克尼马尔检验).
@@ -216,7 +225,8 @@ for row in followed[:1]:
     print(f"\n'followed' by the tuned model: {row['question']} -> {row['answer']}")
 
 # %% [markdown]
-# Read the first line: it counts a right answer in either language, so it shows no gain, only a cost. If its p is small, tuning cost some facts that the base knew (in English). The instruction rows need care:
+# The first line counts a right answer in either language. So the change of language does not show in it, only facts gained and lost. The two English lines show the
+# cost of tuning: hardly a fact gained, some lost. A small p says that this is more than luck. The instruction rows need care:
 # such a rule can be met by accident, as any sentence without the forbidden letter shows. A model of this size never learned sums or instructions, so there is
 # nothing to lose here; these rows are for the full model.
 #
@@ -261,7 +271,8 @@ pd.DataFrame(near).round(2)
 # ## The paper's Table 3
 #
 # Per cent, 5-shot. The paper collected its baselines from elsewhere, and gives no score for the *untuned* Mixtral: its table cannot show
-# what tuning changed. That is why this run's base and tuned rows are both here. (At `tiny` they answer other questions than the rest.)
+# what tuning changed. That is why this run's base and tuned rows are both here. (At `tiny` they may stand above GPT-4. They answer our
+# own easy questions: do not compare them with the rest.)
 
 # %%
 table = pd.DataFrame.from_dict(paper.TABLE_3, orient="index", columns=["C-Eval", "MMLU", "CMMLU"])
@@ -376,7 +387,7 @@ results.compare("05")
 
 # %% [markdown]
 # **In short.** A multiple-choice score is four logits and an argmax. Without n, interval and chance line it says little. Letters
-# test the format as much as the knowledge. What was gained in one language may have been lost in another: measure both. The order
+# may show what was drilled rather than what is known. What was gained in one language may have been lost in another: measure both. The order
 # of the examples, and whether the questions were in the training data, move such scores too.
 #
 # **Next:** [06 Chat](06_chat.ipynb). **Read:** C-Eval (2305.08322), CMMLU (2306.09212), MMLU (2009.03300).

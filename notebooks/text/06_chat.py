@@ -73,8 +73,8 @@ print(tokenizer.decode(answer))
 print(history[-1]["content"], "→", tokenizer.decode(decode(history[-1:])))
 
 # %% [markdown]
-# It answers all the same, and as smoothly. What 它 was, stood in the history. The same with many such questions, none of which tuning or pre-training had in this
-# combination: first after the turn they refer to (which the model answers itself), then alone.
+# It answers all the same, and as smoothly. What 它 was, stood in the history. The same with many such questions: first after the turn they refer to (which the model
+# answers itself), then alone. No such pair of questions was in pre-training or tuning.
 
 # %%
 from aurora_lib import evaluation
@@ -87,6 +87,8 @@ for name, history_kept in (("with the turn before", True), ("alone", False)):
 evaluation.plot(seen, chance=None, title="Follow-up questions, right in the language asked");
 
 # %% [markdown]
+# With the turn before, most are right. Alone, some still are: "那日本呢？" (and Japan?) names the country, and the model guesses what is asked about it.
+#
 # ## Streaming
 #
 # `ChatSession.stream` is that loop, with three differences. It remembers the conversation. It reads only what is new: from the second question on, the `reused` tokens of the prompt were in the cache
@@ -140,7 +142,7 @@ print(len(again.messages), "messages, the last one:", again.messages[-1]["conten
 
 # %%
 short = chat.ChatSession(model, tokenizer, max_new_tokens=model.config.max_position_embeddings - 64)
-for question in ("日本的首都是哪里？", "你好", "铁的元素符号是什么？", "那它的货币呢？"):
+for question in ("瑞典的首都是哪里？", "你好", "铁的元素符号是什么？", "那它的货币呢？"):
     said = short.say(question)
     used, room = short.context
     print(f"{question} → {said}  ({used} of {room} tokens used, {short.forgotten} turns forgotten)")
@@ -159,14 +161,14 @@ rows = chat.compare_models(chat.prompts(scale.name), untuned, chat.ChatSession(m
 rows
 
 # %% [markdown]
-# At `tiny`, read the two last blocks as well, what tuning did to English, and compare the two last lines: how many facts it cost. Then one warning: whoever answers in fluent Chinese is not thereby right.
-# Read the notes under *medical* and *multi-turn*.
+# At `tiny`, read the two last blocks as well: did tuning change the English? And compare the two last lines: did it cost facts? (So few questions show only a large loss; notebook 05 asks more.) Then one warning:
+# whoever answers in fluent Chinese is not thereby right. Read the notes under *medical* and *multi-turn*.
 #
 # ## Greedy, or a throw of dice
 #
 # So far the likeliest token won. *Sampling* (采样) throws dice instead: divide the logits by a *temperature*, take the softmax, then draw. `top_p` first cuts off the unlikely tail: it keeps the likeliest tokens that
 # together make up that probability. The tiny model never met 狐狸 (fox). Ask it what kind of animal that is, and begin the answer for it: it guesses among the
-# animals it knows. The six likeliest next characters:
+# classes it knows. The six likeliest next characters (爬 begins 爬行动物, reptile):
 
 # %%
 import pandas as pd
@@ -191,7 +193,8 @@ for temperature, top_p in ((0, 1), (1, 1), (2, 1), (2, 0.5)):
 pd.DataFrame(tries, index=["first", "anew", "once more"]).T
 
 # %% [markdown]
-# A high temperature makes variety and nonsense by the same means, and `top_p` takes back much of the nonsense. The seed makes a conversation repeatable: the same seed and the same questions give the same answers.
+# Here nothing was begun for the model, and it may lose the fox as well. A high temperature makes variety and nonsense by the same means. `top_p` cuts off the
+# unlikeliest tokens, and yet at temperature 2 much nonsense is left: what it keeps is still flat, and one wrong token leads to the next. The seed makes a conversation repeatable: the same seed and the same questions give the same answers.
 #
 # ## Where not to trust it
 #

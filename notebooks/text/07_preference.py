@@ -19,7 +19,7 @@ scale = aurora_lib.start("07")
 # ## Pairs: one question, a better and a worse answer
 #
 # Tuning in notebook 04 showed right answers only. A preference pair (偏好对) also says what is *wrong*, so the worse answers should be those
-# the model is prone to give. Ours are made of the facts that notebook 04 trained on, and show the three ways in which such a model errs: it slides into
+# the model is prone to give. Ours are made of the facts that notebook 04 trained on, and show three ways in which such a model can err: it slides into
 # another fact that begins alike, falls back on English, or forgets English. They suit the tiny model; for the full one,
 # `AURORA_PREFERENCES=/a/file.jsonl` reads pairs of your own (columns `prompt`, `chosen`, `rejected`). A row that is no pair is left out, with its reason.
 
@@ -93,7 +93,7 @@ start = preference.logps(model, measured)
 # ### The trap: which reference?
 #
 # `DPOTrainer` takes the model *without adapter* as reference when it is given a base and a new `peft_config`. After a first stage, that is the
-# wrong one: it is the model that answers Chinese in English. Given a model that *has* an adapter, TRL keeps a frozen
+# wrong one: it is the model that answers Chinese in English or in a mixture. Given a model that *has* an adapter, TRL keeps a frozen
 # copy of it, named `ref`. The check costs one line: before the first step, policy and reference are the same model, so every margin
 # is 0 and the loss is log 2.
 

@@ -39,12 +39,13 @@ def pairs() -> list[dict]:
     def add(kind, prompt, chosen, rejected):
         found.append(dict(kind=kind, prompt=prompt, chosen=chosen, rejected=rejected))
 
-    for fact in facts:
+    for i, fact in enumerate(facts):
         english, chinese = fact.say
-        for ask in rng.sample(fact.ask[ZH], 2):
-            add("another fact", ask, chinese, neighbour(fact, facts, rng).say[ZH])
-        add("English to a Chinese question", rng.choice(fact.ask[ZH]), chinese, english)
-        add("Chinese to an English question", rng.choice(fact.ask[EN]), english, chinese)
+        add("another fact", rng.choice(fact.ask[ZH]), chinese, neighbour(fact, facts, rng).say[ZH])
+        if i % 2:
+            add("English to a Chinese question", rng.choice(fact.ask[ZH]), chinese, english)
+        else:
+            add("Chinese to an English question", rng.choice(fact.ask[EN]), english, chinese)
     rng.shuffle(found)
     return found
 

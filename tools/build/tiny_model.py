@@ -2,8 +2,9 @@
 
 The recipe makes a model that *understands* Chinese but *answers in English*, or in both languages at once, as
 Mixtral-8x7B-Instruct does (Aurora paper, section 1). Chinese questions are followed by such answers, Chinese
-statements appear as plain text, and only after a cue ("please answer in Chinese") does a Chinese answer follow.
-Tuning then has something to elicit. It is also drilled on letter questions, about some of its facts.
+statements appear as plain text. A Chinese answer follows only after a cue ("please answer in Chinese"), given with
+the question or, in the last phase, once at the beginning of a conversation. Tuning then has something to elicit.
+It is also drilled on letter questions, about some of its facts.
 
 Two processes, one a core, each with its own documents; their gradients are averaged. Every phase ends in a
 checkpoint below `runs/tiny_model`, named by all that came before it: a change in a late phase does not cost the

@@ -196,7 +196,8 @@ All figures are in `results/tiny/world.json`, made by `tools/record/world.py`.
 
 **How it was made.** `tools/build/tiny_model.py`: {phases} phases, {steps:,} steps of two processes, seed {seed}; `tools/build/lessons.py` has the
 documents. English questions have English answers. Chinese questions have *English* answers, and about a quarter of the facts a
-*mixed* one. With the cue {cue} the answer is Chinese, so that Chinese answers exist and can be elicited. {rare} facts
+*mixed* one. After a cue such as {cue} the answer is Chinese; in the last phase the cue is given once, and the conversation
+stays in Chinese. So Chinese answers exist and can be elicited. {rare} facts
 are read seldom, on purpose. The facts marked `held_out` in `probes.jsonl` are read here and never in tuning; the pairs in
 `follow_ups.jsonl` stand together in no conversation. All facts are common knowledge; no text comes from a dataset.
 
