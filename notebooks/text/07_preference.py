@@ -157,8 +157,8 @@ for ax in axes[:2]:
     ax.axhline(0, color="grey", linewidth=0.8)
 
 # %% [markdown]
-# Look at the left picture first: here the chosen line stays near zero, and the rejected one falls. The loss only wants the two lines *apart*: it is content if both fall and the rejected one falls faster,
-# so that even the right answer becomes less likely (*likelihood displacement*). That is why the chosen answers' own loss, the first stage's, is
+# Look at the left picture first: the rejected line falls, and the chosen one falls with it, though less. The loss only wants the two lines *apart*: it is content if both fall and the rejected one falls faster.
+# So even the right answer becomes less likely (*likelihood displacement*). That is why the chosen answers' own loss, the first stage's, is
 # often added (`loss_type=["sigmoid", "sft"]`).
 #
 # ## Measure: the reward, on pairs it has not seen
