@@ -85,14 +85,14 @@ def test_command_that_cannot_be_done_says_so_and_the_talk_goes_on(line, answer):
 
 def test_piped_questions_are_answered_on_standard_output_alone(tmp_path):
     saved = tmp_path / "talk.json"
-    lines = f"日本的首都是哪里？\n/base\n日本的首都是哪里？\n/save {saved}\n".encode() + b"\xff?\n"
+    lines = f"日本的首都是哪里？\n/base\n/reset\n日本的首都是哪里？\n/save {saved}\n".encode() + b"\xff?\n"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("AURORA_")}
     environment |= dict(AURORA_ADAPTER=str(DATA / "tiny_adapter"), OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
     command = [sys.executable, "-m", "aurora_lib.chat"]
     run = subprocess.run(
         command, input=lines, env=environment, cwd=tmp_path, capture_output=True, timeout=300
     )
-    tuned, _, base, *rest = run.stdout.decode().splitlines()
+    tuned, _, _, base, *rest = run.stdout.decode().splitlines()
     assert run.returncode == 0 and tuned == "日本的首都是东京。" and base == "The capital of Japan is Tokyo."
     assert str(saved) in rest[0] and len(rest) == 2, run.stderr.decode()[-500:]
-    assert [m["content"] for m in json.loads(saved.read_text())["messages"]][1::2] == [tuned, base]
+    assert [m["content"] for m in json.loads(saved.read_text())["messages"]][1::2] == [base]

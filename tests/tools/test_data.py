@@ -83,7 +83,7 @@ def test_rows_add_up_and_have_the_papers_proportions(loaded, kept):
     }
     for name, share in (("alpaca_zh", 51461), ("alpaca_gpt4_zh", 48818), ("sharegpt_zh", 76399)):
         assert len(rounds[name]) / len(kept) == pytest.approx(share / 176678, abs=0.03)
-    assert sum(rounds["sharegpt_zh"]) / len(rounds["sharegpt_zh"]) == pytest.approx(35333 / 76399, abs=0.06)
+    assert sum(rounds["sharegpt_zh"]) / len(rounds["sharegpt_zh"]) == pytest.approx(35333 / 76399, abs=0.08)
     english = sum(row["messages"][0]["content"].isascii() for row in kept)
     assert english / len(kept) == pytest.approx(0.09, abs=0.01)
 

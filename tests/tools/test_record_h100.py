@@ -76,9 +76,9 @@ def test_the_other_ways_compute_what_ours_computes(way):
 
 def test_flops_count_the_weights_a_token_meets():
     assert tool.flops_per_token(tool.build(tool.preset("tiny"))) == 6 * (
-        2000 * 128  # head
-        + 3 * (2 * 128 * 128 + 2 * 128 * 64)  # attention
-        + 3 * 2 * 3 * 128 * 256  # two experts of three matrices
+        tool.preset("tiny").config.vocab_size * 128  # head
+        + 4 * (2 * 128 * 128 + 2 * 128 * 64)  # attention
+        + 4 * 2 * 3 * 128 * 256  # two experts of three matrices
     )
 
 

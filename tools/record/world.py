@@ -55,7 +55,9 @@ TUNED = {
 
 def told(score: Score) -> dict:
     low, high = score.interval
-    return dict(share=round(score.accuracy, 4), n=score.n, interval=[round(float(low), 4), round(float(high), 4)])
+    return dict(
+        share=round(score.accuracy, 4), n=score.n, interval=[round(float(low), 4), round(float(high), 4)]
+    )
 
 
 def free_answers(model, tokenizer) -> dict[str, dict]:
