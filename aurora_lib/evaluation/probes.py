@@ -93,7 +93,7 @@ class ProbeResult:
 def probe(model, tokenizer, probes=None, *, history=True, max_new_tokens=48, progress=True) -> ProbeResult:
     """Ask every probe in Chinese and in English (by default those held out of tuning); judge the answers.
 
-    Before a follow-up the model answers the question before it; without `history` it sees the follow-up alone.
+    Before a follow-up the model answers the question before it; without `history` it sees only the follow-up.
     """
     probes = load_probes(held_out=True) if probes is None else probes
     asked = [(item, side) for side in ("zh", "en") for item in probes]

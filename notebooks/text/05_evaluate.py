@@ -160,7 +160,8 @@ if listed:
     asked, of = pd.DataFrame(asked), evaluation.scores.Score.of
     groups = {
         name: {f"{task}\n{how}": of(each.right) for (task, how), each in rows.groupby(["task", "how"])}
-        for name, rows in (("drilled by letter", asked[asked.drilled]), ("never drilled", asked[~asked.drilled]))
+        for name, ever in (("drilled by letter", True), ("never drilled", False))
+        for rows in [asked[asked.drilled == ever]]
     }
     evaluation.plot(groups, title="The base model: was the fact ever asked by letter?")
 

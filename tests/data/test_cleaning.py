@@ -33,9 +33,9 @@ def test_the_bundled_rows_are_counted_and_cleaned_to_a_fixed_point():
     loaded = concatenate_datasets([sources.load(name) for name in sources.SOURCES])
     result = clean(loaded)
     assert sorted([*result.kept["id"], *result.dropped["id"]]) == sorted(loaded["id"])
-    taken = {"empty", "refusal", "wrong_language", "duplicate", "near_duplicate"}
+    mended = {"mojibake", "html_entities", "invisible", "no_input", "prompt_leak", "trailing_question"}
+    taken = {"empty", "refusal", "wrong_language", "truncated", "repetition", "duplicate", "near_duplicate"}
     assert taken == set(result.dropped["step"])
-    mended = {"mojibake", "html_entities", "invisible", "no_input", "trailing_question"}
     assert mended == set(result.edits["step"])
     report = result.report["total"]
     assert report["read", "read"] == len(loaded) and report["kept", "kept"] == len(result.kept)

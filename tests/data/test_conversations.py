@@ -12,7 +12,7 @@ def test_conversations_come_from_notebook_02_only_if_it_read_the_same_data(tmp_p
     tiny = choose({"AURORA_RUNS": str(tmp_path / "runs")})
     cleaned = clean_conversations(tiny)
     told = capsys.readouterr().out
-    assert "alpaca_zh: 195 rows = 4 set aside" in told and "cleaned just now" in told
+    assert "alpaca_zh: 226 rows = 3 set aside" in told and "cleaned just now" in told
     separators = cleaned[0] | dict(id="separators", messages=talk("一\u2028二\u2029三"))
     save_conversations(sources.table([*cleaned.select(range(4)), separators]), tiny, "the account")
     assert clean_conversations(tiny).to_list() == [*cleaned.select(range(4)), separators]

@@ -68,7 +68,7 @@ def test_the_committed_records_hold_time_and_memory():
 
 def test_tuning_shows_the_effect_of_the_paper_in_the_committed_record():
     values = results.recorded("04", "tiny")
-    assert values["held-out prompts per language"] == 92
+    assert values["held-out prompts per language"] == 195
     assert values["Chinese prompts answered in Chinese, base [share]"] <= 0.05
     assert values["Chinese prompts answered in Chinese, tuned [share]"] >= 0.95
     assert values["Chinese prompts right in Chinese, tuned [share]"] >= 0.60

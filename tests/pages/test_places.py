@@ -1,4 +1,4 @@
-"""The places to run: what Binder, Colab, conda, a devcontainer and GitHub Actions read is what they can read."""
+"""The places to run: what Binder, Colab, conda, a devcontainer and GitHub read is what they can read."""
 
 import json
 import os

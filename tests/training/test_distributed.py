@@ -138,7 +138,7 @@ def test_fsdp2_halves_the_packed_experts_and_trains_stops_and_resumes_as_one_pro
     again = PER_PROCESS | dict(interrupted=True, activation_checkpointing=True)
     launch("fsdp2.yaml", tmp_path, {"plain": PER_PROCESS, "resumed": again})
     (single,) = found(alone)
-    assert len(single["stacks"]) == 6 and not single["local"]
+    assert len(single["stacks"]) == 8 and not single["local"]
     for name in ("plain", "resumed"):
         assert_same_training(tmp_path / name, alone)
         for rank in found(tmp_path / name):

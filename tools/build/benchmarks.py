@@ -1,10 +1,11 @@
 """Write the bundled benchmark questions below data/benchmarks: `python -m tools.build.benchmarks`.
 
-Every question is our own, made from the facts of `world.py` as `exams.py` deals them; the file layouts, the
-subjects' names and their categories are those of the released C-Eval, CMMLU and MMLU archives, so that the
-evaluator reads both without knowing which it has. Choices are whole answer sentences: cloze scoring asks how
-likely a choice is as an answer. `drilled.json` lists the scored questions whose facts the tiny model was drilled
-on by letter in pre-training, in other words than these. Deterministic: the same bytes every time.
+Every question is our own, made from the facts of `world.py` as `exams.py` deals them; the file layouts,
+the subjects' names and their categories are those of the released C-Eval, CMMLU and MMLU archives, so
+that the evaluator reads both without knowing which it has. Choices are whole answer sentences: cloze
+scoring asks how likely a choice is as an answer. `drilled.json` lists the scored questions whose facts
+the tiny model was drilled on by letter in pre-training, in other words than these. Deterministic: the
+same bytes every time.
 """
 
 import csv

@@ -1,7 +1,8 @@
 """Write the bundled rows and probes: `python -m tools.build.data`. Deterministic: the same bytes every time.
 
-The rows have the layouts of the three released files, and the dirt those files have about as often as they have
-it, but every word is ours: questions and answers come from `world.py`. Facts held out of tuning appear in no row.
+The rows have the layouts of the three released files, and the dirt those files have about as often as
+they have it, but every word is ours: questions and answers come from `world.py`. Facts held out of
+tuning appear in no row.
 """
 
 import argparse
@@ -20,12 +21,14 @@ from tools.build.exams import exams
 from tools.build.world import EN, ZH, Fact
 
 SEED = 20231222
-# Conversations of each file, as in the paper's Table 1: single questions, then follow-ups, mixed turns and English.
+# Conversations of each file, as in the paper's Table 1: single questions, then follow-ups, mixed turns
+# and English.
 ALPACA, GPT4 = 215, 205
 SINGLE, FOLLOW_UP, MIXED, ENGLISH = 100, 125, 10, 80
 PLANTED = 6  # benchmark questions that leaked into the rows, word for word
-# How many rows of a file have each kind of dirt. The rates were measured on real rows of the three kinds: missing
-# inputs and entities about 1 to 2 %, refusals up to 4 %, empty and English answers some per mille.
+# How many rows of a file have each kind of dirt. The rates were measured on real rows of the three
+# kinds: missing inputs and entities about 1 to 2 %, refusals up to 4 %, empty and English answers some
+# per mille.
 MENDED = {  # what a step can mend
     "no_input": (3, 2, 0),
     "invisible": (2, 1, 3),
@@ -113,7 +116,7 @@ def conversations(draw: random.Random) -> dict[str, list[tuple[str, Turns]]]:
 
 
 def mend(kind: str, turns: list[list[str]], draw: random.Random) -> None:
-    """Spoil a conversation in place, in a way that a cleaning step undoes (`no_input` is a matter of layout)."""
+    """Spoil a conversation in place, so that a cleaning step can undo it (`no_input`: see `alpaca_rows`)."""
     question, answer = turns[-1]
     if kind == "invisible":
         turns[-1] = [question[:2] + "\u200b" + question[2:] + "\ufeff", answer + "\u200b"]
@@ -256,7 +259,7 @@ def probe(fact: Fact) -> dict:
 
 
 def follow_up(first: Fact, second: Fact, texts: tuple[str, str]) -> dict:
-    """The second of two turns as a probe: `before` is the question of the first. No row has this pair of facts."""
+    """The second of two turns as a probe: `before` is the first question. No row has this pair of facts."""
     asked = probe(second)
     for side, name in enumerate(world.LANGUAGES):
         asked[name] |= dict(before=first.ask[side][0], question=texts[side])

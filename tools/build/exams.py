@@ -1,8 +1,9 @@
 """Which fact is asked in which benchmark, and which facts the tiny model is drilled on by letter.
 
-Every fact belongs to one benchmark at most, so the three share no question. Some facts in every category are, on
-purpose, never asked by letter in pre-training: the model knows them, and fails them by letter. The shares differ
-by category. The questions of the benchmarks are worded in forms that the drill does not use for that fact.
+Every fact belongs to one benchmark at most, so the three share no question. Some facts in every category
+are, on purpose, never asked by letter in pre-training: the model knows them, and fails them by letter.
+The shares differ by category. The questions of the benchmarks are worded in forms that the drill does
+not use for that fact.
 """
 
 import random
@@ -28,7 +29,7 @@ SCORED_SPLIT = {"mmlu": "test", "ceval": "val", "cmmlu": "test"}
 
 @dataclass(frozen=True)
 class Exam:
-    """Where a fact is asked: `form` is the wording kept for the benchmark, `drilled` whether it was ever drilled."""
+    """Where a fact is asked: `form` is the wording kept for the benchmark; `drilled`: ever drilled."""
 
     fact: Fact
     task: str
@@ -54,7 +55,7 @@ class Exam:
 
 @cache
 def exams() -> tuple[Exam, ...]:
-    """All exams in a fixed order. A task's subjects get about equally many facts of the relations they share."""
+    """All exams in a fixed order. Subjects get about equally many facts of the relations they share."""
     relations = sorted(world.relations().values(), key=lambda relation: len(relation.subjects))
     dealt, load = defaultdict(list), Counter()
     for relation in relations:
@@ -72,7 +73,7 @@ def exams() -> tuple[Exam, ...]:
 
 
 def papers(task: str, subject: str, category: str, facts: list[Fact]) -> list[Exam]:
-    """The facts of one subject in its splits: no held-out or rare fact is an example, and no fact is in two splits."""
+    """The facts of one subject in its splits: each in one, and no held-out or rare one is an example."""
     draw = random.Random(f"{task} {subject}")
     shown = [fact for fact in facts if not fact.held_out and not fact.rare]
     draw.shuffle(shown)
@@ -119,7 +120,8 @@ def heading(exam: Exam, side: int | None = None) -> str:
 
 if __name__ == "__main__":
     table = Counter((exam.task, exam.category, exam.subject, exam.split) for exam in exams())
-    drilled = Counter((exam.task, exam.category, exam.subject) for exam in exams() if exam.split == SCORED_SPLIT[exam.task] and exam.drilled)  # fmt: skip
+    scored = [exam for exam in exams() if exam.split == SCORED_SPLIT[exam.task] and exam.drilled]
+    drilled = Counter((exam.task, exam.category, exam.subject) for exam in scored)
     for task in TASKS:
         total = ever = 0
         for (t, category, subject, split), n in table.items():

@@ -1,10 +1,10 @@
 """Losses that show a tiny model, in pre-training only, how a letter question is answered.
 
-Plain next-token training stays at chance on letters at this size. With these losses the model learns the way in
-four layers: an option's words look at their letter (`label`, layer 0) and carry it (`tag`); the place of the
-answer looks at the question (`ask`, layer 1) and holds the answer's word (`deep`, before the last layer); the last
-layer looks at the option that says it (`point`). Nothing of this is in the model afterwards: it stays a plain
-Mixtral.
+Plain next-token training stays at chance on letters at this size. With these losses the model learns the
+way in four layers: an option's words look at their letter (`label`, layer 0) and carry it (`tag`); the
+place of the answer looks at the question (`ask`, layer 1) and holds the answer's word (`deep`, before
+the last layer); the last layer looks at the option that says it (`point`). Nothing of this is in the
+model afterwards: it stays a plain Mixtral.
 """
 
 import torch
@@ -19,7 +19,7 @@ HEADS = (0, 2)  # one head of each group of queries that share keys
 
 
 class Attention:
-    """The log-probabilities with which a head looks at the tokens before, computed anew from a layer's input."""
+    """The log-probabilities with which a head looks at earlier tokens, computed from a layer's input."""
 
     def __init__(self, model):
         self.seen = {}

@@ -1,8 +1,9 @@
 """What the tiny model reads in pre-training: documents, and the rows of tokens they are packed into.
 
-Two kinds of document. *World* text: questions with answers, follow-ups, plain statements; the model learns to
-say the answers. *Drill*: multiple-choice questions, of which only the letters are learnt; marks in the document
-say where the options stand and which tokens a letter should come from (see `guidance.py`).
+Two kinds of document. *World* text: questions with answers, follow-ups, plain statements; the model
+learns to say the answers. *Drill*: multiple-choice questions, of which only the letters are learnt;
+marks in the document say where the options stand and which tokens a letter should come from (see
+`guidance.py`).
 """
 
 import random
@@ -28,8 +29,8 @@ Span = tuple[int, int]
 class Asked:
     """One question of a drill, in characters: `at` is the last one before the answer.
 
-    `right` is None where the answer is a word and not a letter; `marks`, `options` and `words` are then empty.
-    `words` are the parts of the options that tell them apart.
+    `right` is None where the answer is a word and not a letter; `marks`, `options` and `words` are then
+    empty. `words` are the parts of the options that tell them apart.
     """
 
     side: int
@@ -210,7 +211,7 @@ def letters(draw: random.Random, counts: list[int], headed: float, chatty: float
 
 
 def words(draw: random.Random) -> Document:
-    """Questions answered with one word, about any common fact: what the answer is, where a letter would stand."""
+    """Questions about any common fact, answered with one word where a letter would stand."""
     side, document = draw.randrange(2), Document()
     for i in range(draw.choice([1, 2, 4])):
         fact = draw.choice(common())
@@ -243,7 +244,7 @@ class Target:
 
 @dataclass
 class Batch:
-    """Rows of documents that do not see each other: `ids`, `document` and `position` are int64 `[rows, length]`.
+    """Rows of documents that do not see each other; `ids`, `document`, `position`: int64 `[rows, length]`.
 
     `learn` are (row, token) to predict; `marked` are (row, option token, its letter's token).
     """

@@ -1,14 +1,15 @@
 """Pre-train the course's tiny Mixtral: `python -m tools.build.tiny_model` (two cores, about 40 minutes).
 
-The recipe makes a model that *understands* Chinese but *answers in English*, or in both languages at once, as
-Mixtral-8x7B-Instruct does (Aurora paper, section 1). Chinese questions are followed by such answers, Chinese
-statements appear as plain text. A Chinese answer follows only after a cue ("please answer in Chinese"), given with
-the question or, in the last phase, once at the beginning of a conversation. Tuning then has something to elicit.
-It is also drilled on letter questions, about some of its facts.
+The recipe makes a model that *understands* Chinese but *answers in English*, or in both languages at
+once, as Mixtral-8x7B-Instruct does (Aurora paper, section 1). Chinese questions are followed by such
+answers, Chinese statements appear as plain text. A Chinese answer follows only after a cue ("please
+answer in Chinese"), given with the question or, in the last phase, once at the beginning of a
+conversation. Tuning then has something to elicit. It is also drilled on letter questions, about some of
+its facts.
 
-Two processes, one a core, each with its own documents; their gradients are averaged. Every phase ends in a
-checkpoint below `runs/tiny_model`, named by all that came before it: a change in a late phase does not cost the
-early ones.
+Two processes, one a core, each with its own documents; their gradients are averaged. Every phase ends in
+a checkpoint below `runs/tiny_model`, named by all that came before it: a change in a late phase does not
+cost the early ones.
 """
 
 import argparse
@@ -143,7 +144,7 @@ def configuration(tokenizer) -> MixtralConfig:
 
 @cache
 def checkpoint(done: int) -> Path:
-    """The file for the state after the first `done` phases; another recipe or other documents have another name."""
+    """The file for the state after the first `done` phases; another recipe has another name."""
     digest = hashlib.sha256(str(SEED).encode())
     for number, phase in enumerate(PHASES[:done]):
         sources = lessons.streams(f"{SEED} {number} 0")
@@ -170,7 +171,7 @@ def average_gradients(model) -> None:
 
 
 def step_losses(drill: Drill, batches: list[Batch], guide: dict[str, float]) -> tuple[torch.Tensor, dict]:
-    """The weighted sum over the batches, and every loss by name; text counts by its tokens, the rest by batch."""
+    """The weighted sum over the batches, and every loss by name; text counts by its tokens."""
     learnt, total, seen = sum(len(batch.learn) for batch in batches), 0.0, {}
     for batch in batches:
         found = drill.losses(batch, visible(batch.document), guide)

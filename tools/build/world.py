@@ -1,9 +1,9 @@
 """The tiny model's whole world: true facts, to ask and to answer in English and in Chinese.
 
-All that the tiny model ever reads comes from here: pre-training text, tuning rows, benchmark questions, probes
-and preferences. The facts themselves are the tables in `facts/`, a file a domain; this module reads them, and
-`python -m tools.build.world` checks them. The facts are true, so the same probes can be put to the full-size
-model.
+All that the tiny model ever reads comes from here: pre-training text, tuning rows, benchmark questions,
+probes and preferences. The facts themselves are the tables in `facts/`, a file a domain; this module
+reads them, and `python -m tools.build.world` checks them. The facts are true, so the same probes can be
+put to the full-size model.
 """
 
 import random
@@ -24,8 +24,8 @@ MIXED = 0.24  # of the facts: the base model answers a Chinese question about th
 RARE = 0.05  # of the facts: seldom in pre-training, so that the base model knows them less well
 FOLDER = Path(__file__).with_name("facts")
 
-# Small talk, of the kinds of opening the paper's Introduction shows: questions in English and in Chinese, the answer
-# in both, and what the base model answers to Chinese.
+# Small talk, of the kinds of opening the paper's Introduction shows: questions in English and in
+# Chinese, the answer in both, and what the base model answers to Chinese.
 SMALL_TALK = [
     (
         ["Hello!", "Hi!"],
@@ -135,7 +135,7 @@ def statement(relation: Relation, subject: tuple[str, str], answer: str, side: i
 
 
 def mixture(relation: Relation, subject, answer, draw: random.Random) -> str | None:
-    """An English sentence with Chinese words in it, as the real base model says them; None if there is none."""
+    """An English sentence with Chinese words in it, as the real base says them; None if there is none."""
     (s, s_zh), (a, a_zh) = subject, answer
     pairs = [(s_zh, a), (s, a_zh), (s_zh, a_zh), (s, f"{a} ({a_zh})")]
     said = [sentence(relation.say[EN].format(s=one, a=two)) for one, two in pairs]

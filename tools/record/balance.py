@@ -1,9 +1,9 @@
-"""Record what the pooled load-balancing loss lets happen: `python -m tools.record.balance` (one core, 5 minutes).
+"""Record what the pooled load-balancing loss allows: `python -m tools.record.balance` (one core, 5 minutes).
 
-Two small Mixtrals read the same documents in the same order, from the same start. They differ in one thing: the
-loss that should keep the experts busy is computed over all layers together, as transformers does it, or for each
-layer on its own, as the bundled model was trained. `results/tiny/balance.json` has each layer's load, on text that
-neither has read. Notebook 01 shows it.
+Two small Mixtrals read the same documents in the same order, from the same start. They differ in one
+thing: the loss that should keep the experts busy is computed over all layers together, as transformers
+does it, or for each layer on its own, as the bundled model was trained. `results/tiny/balance.json` has
+each layer's load, on text that neither has read. Notebook 01 shows it.
 """
 
 import argparse
@@ -31,7 +31,7 @@ LOSSES = {"pooled over layers": pooled, "each layer alone": guidance.balance}
 
 
 def train(loss, steps: int) -> dict:
-    """A model from seed 0 trained with this loss: its load `[layer][expert]` (shares) and its loss on new text."""
+    """A model from seed 0 trained with this loss: its load `[layer][expert]`, its loss on new text."""
     torch.manual_seed(0)
     tokenizer = load_tokenizer(DATA / "tiny")
     model = MixtralForCausalLM(tiny_model.configuration(tokenizer))

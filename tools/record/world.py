@@ -1,9 +1,9 @@
-"""Record what the tiny model can do, before tuning and after: `python -m tools.record.world` (one core, minutes).
+"""Record what the tiny model can do, before tuning and after: `python -m tools.record.world` (8 minutes).
 
-Everything is measured through the calls that the notebooks use, and written to `results/tiny/world.json`: the base
-once, and the recipe of notebook 04 at three seeds, each in a process of its own, the first of them twice (the same
-seed must give the same bytes). `BOUNDS` says what the medians must reach. `--model FOLDER` measures another base;
-its record is printed and not kept.
+Everything is measured through the calls that the notebooks use, and written to
+`results/tiny/world.json`: the base once, and the recipe of notebook 04 at three seeds, each in a process
+of its own, the first of them twice (the same seed must give the same bytes). `BOUNDS` says what the
+medians must reach. `--model FOLDER` measures another base; its record is printed and not kept.
 """
 
 import argparse
@@ -136,7 +136,7 @@ def tuned_bounds(runs: list[dict]) -> dict[str, list[float]]:
 
 
 def tune(seed: int, with_exams: bool) -> None:
-    """In a process of its own: tune by the recipe, print the adapter's digest and what the model then says."""
+    """In a process of its own: tune by the recipe, print the adapter's digest and what was measured."""
     from aurora_lib.training import build_trainer, sft_config
 
     scale = choose()
@@ -178,17 +178,18 @@ library_name: transformers
 ---
 # The tiny Mixtral of the Aurora course
 
-A `MixtralForCausalLM` of {parameters:,} parameters ({layers} layers, hidden {hidden}, {experts} experts, top-{top_k}). It was
-pre-trained from nothing on the self-written bilingual world of `tools/build/facts/`: {facts} facts in {relations} relations, as
-questions, answers, follow-ups and statements. It shows in miniature what the Aurora paper says of
-Mixtral-8x7B-Instruct: it understands Chinese, and answers in English or in a mixture of both.
+A `MixtralForCausalLM` of {parameters:,} parameters ({layers} layers, hidden {hidden}, {experts} experts,
+top-{top_k}). It was pre-trained from nothing on the self-written bilingual world of
+`tools/build/facts/`: {facts} facts in {relations} relations, as questions, answers, follow-ups and
+statements. It shows in miniature what the Aurora paper says of Mixtral-8x7B-Instruct: it understands
+Chinese, and answers in English or in a mixture of both.
 
-| measured, greedy answers, weights in fp32 | n | this model | tuned as in notebook 04 (median of seeds {seeds}) |
+| measured, greedy answers | n | this model | tuned as in notebook 04 (median of seeds {seeds}) |
 |---|---:|---:|---:|
 {free}
 
-Five-shot multiple choice. *Drilled*: questions about facts that pre-training also asked by letter, in other words. *Never*: about
-facts that it never asked so. (`../benchmarks/drilled.json` has the list.)
+Five-shot multiple choice. *Drilled*: questions about facts that pre-training also asked by letter, in
+other words. *Never*: about facts that it never asked so. (`../benchmarks/drilled.json` has the list.)
 
 | this model | n | letters | 95 % interval | drilled | never | cloze |
 |---|---:|---:|---|---:|---:|---:|
@@ -196,22 +197,26 @@ facts that it never asked so. (`../benchmarks/drilled.json` has the list.)
 
 All figures are in `results/tiny/world.json`, made by `tools/record/world.py`.
 
-**How it was made.** `tools/build/tiny_model.py`: {phases} phases, {steps:,} steps of two processes, seed {seed}; `tools/build/lessons.py` has the
-documents. English questions have English answers. Chinese questions have *English* answers, and about a quarter of the facts a
-*mixed* one. After a cue such as {cue} the answer is Chinese; in the last phase the cue is given once, and the conversation
-stays in Chinese. So Chinese answers exist and can be elicited. {rare} facts
-are read seldom, on purpose. The facts marked `held_out` in `probes.jsonl` are read here and never in tuning; the pairs in
-`follow_ups.jsonl` stand together in no conversation. All facts are common knowledge; no text comes from a dataset.
+**How it was made.** `tools/build/tiny_model.py`: {phases} phases, {steps:,} steps of two processes, seed
+{seed}; `tools/build/lessons.py` has the documents. English questions have English answers. Chinese
+questions have *English* answers, and about a quarter of the facts a *mixed* one. After a cue such as
+{cue} the answer is Chinese; in the last phase the cue is given once, and the conversation stays in
+Chinese. So Chinese answers exist and can be elicited. {rare} facts are read seldom, on purpose. The
+facts marked `held_out` in `probes.jsonl` are read here and never in tuning; the pairs in
+`follow_ups.jsonl` stand together in no conversation. All facts are common knowledge; no text comes from
+a dataset.
 
-**Letters are drilled with help.** At this size plain next-token training stays at chance on letters. The first phases therefore have
-auxiliary losses on attention and on hidden states (`tools/build/guidance.py`), and all of them a load-balancing loss for each layer on
-its own. Neither is in the model afterwards: it is a plain Mixtral.
+**Letters are drilled with help.** At this size plain next-token training stays at chance on letters. The
+first phases therefore have auxiliary losses on attention and on hidden states
+(`tools/build/guidance.py`), and all of them a load-balancing loss for each layer on its own. Neither is
+in the model afterwards: it is a plain Mixtral.
 
-**Tokenizer.** A byte-fallback BPE of {vocabulary:,} pieces in Mixtral's chat format. Every Han character stands on its own: the
-3,755 common ones (GB 2312, level 1) and those of the world; others are spelled in bytes.
+**Tokenizer.** A byte-fallback BPE of {vocabulary:,} pieces in Mixtral's chat format. Every Han character
+stands on its own: the 3,755 common ones (GB 2312, level 1) and those of the world; others are spelled in
+bytes.
 
-**Use.** For teaching. It knows these facts and nothing else, says something wrong about everything else, and matches letters to
-answers only for the facts it was drilled on.
+**Use.** For teaching. It knows these facts and nothing else, says something wrong about everything else,
+and matches letters to answers only for the facts it was drilled on.
 """
 FREE = {
     "Chinese questions, answered purely in Chinese": "Chinese prompts, in Chinese",
@@ -232,8 +237,9 @@ def write_card(folder: Path, record: dict) -> None:
     config, tokenizer = load_model(folder).config, load_tokenizer(folder)
     base, runs = record["base"], [run["measured"] for run in record["tuned"]]
     free = [
-        f"| {label} | {base[name]['n']} | {base[name]['share']:.3f} | {statistics.median(run[name]['share'] for run in runs):.3f} |"
+        f"| {label} | {base[name]['n']} | {base[name]['share']:.3f} | {median:.3f} |"
         for label, name in FREE.items()
+        for median in [statistics.median(run[name]["share"] for run in runs)]
     ]
     asked = []
     for task, name in (("ceval", "C-Eval"), ("mmlu", "MMLU"), ("cmmlu", "CMMLU")):
@@ -249,9 +255,11 @@ def write_card(folder: Path, record: dict) -> None:
     text = CARD.format(
         parameters=record["parameters"], layers=config.num_hidden_layers, hidden=config.hidden_size,
         experts=config.num_local_experts, top_k=config.num_experts_per_tok, vocabulary=len(tokenizer),
-        facts=len(world.facts()), relations=len(world.relations()), rare=sum(fact.rare for fact in world.facts()),
-        seeds=", ".join(str(run["seed"]) for run in record["tuned"]), free="\n".join(free), exams="\n".join(asked),
-        phases=len(tiny_model.PHASES), steps=sum(phase.steps for phase in tiny_model.PHASES), seed=tiny_model.SEED,
+        facts=len(world.facts()), relations=len(world.relations()),
+        rare=sum(fact.rare for fact in world.facts()),
+        seeds=", ".join(str(run["seed"]) for run in record["tuned"]),
+        free="\n".join(free), exams="\n".join(asked), seed=tiny_model.SEED,
+        phases=len(tiny_model.PHASES), steps=sum(phase.steps for phase in tiny_model.PHASES),
         cue=world.CUE,
     )  # fmt: skip
     write_whole(folder / "README.md", text)
@@ -287,7 +295,7 @@ def main(model: str | None, seeds: tuple[int, ...]) -> None:
 def show(title: str, measured: dict, values: dict[str, list[float]], bounds: dict[str, tuple]) -> None:
     for name, one in measured.items():
         print(
-            f"{title:6} {name:60} {one['share']:.3f}  [{one['interval'][0]:.3f}, {one['interval'][1]:.3f}]  n={one['n']}"
+            f"{title:6} {name:60} {one['share']:.3f}  [{', '.join(map(str, one['interval']))}]  n={one['n']}"
         )
     for name, (low, high) in bounds.items():
         got = values[name]
