@@ -35,7 +35,7 @@ def test_bundled_questions_are_right_balanced_and_enough(task):
         for question in found:
             fact = fact_of(task, question)
             right = question.choices["ABCD".index(question.answer)]
-            assert fact.say[side].startswith(right) and world.says(fact.answer[side], right)
+            assert fact.say[side].startswith(right) and world.stands_in(fact.answer[side], right)
         seen[split] = {fact_of(task, question).id for question in found}
         counts = Counter(question.answer for question in found)
         assert len(counts) == 4 and max(counts.values()) - min(counts.values()) <= len(load_subjects(task))

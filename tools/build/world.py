@@ -259,16 +259,16 @@ def faults() -> list[str]:
                 found.append(f"{where}: a template in {code} lacks {{s}} or {{a}}")
             if len(answers) < 6:
                 found.append(f"{where}: only {len(answers)} different answers in {code}")
-            inside = [(a, b) for a in answers for b in answers if a != b and says(a, b)]
+            inside = [(a, b) for a in answers for b in answers if a != b and stands_in(a, b)]
             if inside and where != "symbol":
                 found.append(f"{where}: answers inside answers in {code}: {inside[:5]}")
         for (english, chinese), answer, note in relation.rows:
             if language(chinese) == "en" and language(answer[ZH]) == "en" and where != "formula":
                 found.append(f"{where}: {english}: no Chinese in subject and answer")
             for side, subject in ((EN, english), (ZH, chinese)):
-                if says(answer[side], subject):
+                if stands_in(answer[side], subject):
                     found.append(f"{where}: {subject}: the answer {answer[side]} is in the question")
-                if note[side] and says(answer[side], note[side]):
+                if note[side] and stands_in(answer[side], note[side]):
                     found.append(f"{where}: {subject}: the note has the answer")
                 limit = 12 if side == ZH else 9
                 if len(answer[side].split() if side == EN else answer[side]) > limit:
@@ -298,7 +298,7 @@ def faults() -> list[str]:
     return found
 
 
-def says(word: str, text: str) -> bool:
+def stands_in(word: str, text: str) -> bool:
     """Whether `text` has `word` in it, an English one as a whole word."""
     return re.search(rf"(?<![A-Za-z]){re.escape(word)}(?![A-Za-z])", text, re.IGNORECASE) is not None
 
