@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from functools import cache
 
 from aurora_lib.evaluation import fewshot
-from aurora_lib.evaluation.benchmarks import LETTERS, released
+from aurora_lib.evaluation.benchmarks import TASKS, released
 from tools.build import world
-from tools.build.world import EN, ZH, Fact
+from tools.build.world import Fact
 
-TASKS = {"mmlu": EN, "ceval": ZH, "cmmlu": ZH}  # and the language of each
 DRILLED = {"STEM": 0.95, "Social Sciences": 0.8, "Other": 0.6, "Humanities": 0.4}  # of the scored facts
 SHOTS, SPARE, SCORED = (
     5,
@@ -24,7 +23,8 @@ SHOTS, SPARE, SCORED = (
     16,
 )  # questions per subject: examples, the unscored split, the most that are scored
 UNSCORED = {"mmlu": "val", "ceval": "test", "cmmlu": None}
-SCORED_SPLIT = {"mmlu": "test", "ceval": "val", "cmmlu": "test"}
+SCORED_SPLIT = {task: about["split"] for task, about in TASKS.items()}
+SIDE = {task: world.LANGUAGES.index(about["language"]) for task, about in TASKS.items()}
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Exam:
 
     @property
     def side(self) -> int:
-        return TASKS[self.task]
+        return SIDE[self.task]
 
     @property
     def question(self) -> str:
@@ -87,7 +87,7 @@ def papers(task: str, subject: str, category: str, facts: list[Fact]) -> list[Ex
     drilled = set(draw.sample(range(len(rest)), round(DRILLED[category] * len(rest))))
     made = [(fact, "dev", True) for fact in dev] + [(fact, UNSCORED[task], True) for fact in unscored]
     made += [(fact, SCORED_SPLIT[task], i in drilled) for i, fact in enumerate(rest)]
-    forms = [draw.randrange(len(fact.ask[TASKS[task]])) for fact, _, _ in made]
+    forms = [draw.randrange(len(fact.ask[SIDE[task]])) for fact, _, _ in made]
     return [
         Exam(fact, task, subject, category, split, form, ever)
         for (fact, split, ever), form in zip(made, forms, strict=True)
@@ -129,4 +129,4 @@ if __name__ == "__main__":
                 dev, ever_here = table[t, category, subject, "dev"], drilled[t, category, subject]
                 print(f"{task:6} {category:16} {subject:36} dev {dev} scored {n:3} drilled {ever_here:3}")
                 total, ever = total + n, ever + ever_here
-        print(task, "scored", total, "drilled", ever, LETTERS)
+        print(task, "scored", total, "drilled", ever)
