@@ -4,11 +4,11 @@
 - `paper`: every number of the paper and its repository, each with its source.
 - `results`: what a notebook measured, recorded and set beside the paper.
 - `rows`: the rows of any file of JSON or Parquet, whatever state it is in. `hub`: what may ask the hub.
-- `html`: a conversation as a page that needs no kernel. `machine`: memory used, files written whole.
+- `html`: a conversation as a page that needs no kernel. `machine`: memory used, now and over time.
 """
 
-from aurora_lib.course import html, paper, results, rows
+from aurora_lib.course import html, machine, paper, results, rows
 from aurora_lib.course.hub import asking_hub
-from aurora_lib.course.machine import GIB, write_whole
+from aurora_lib.course.machine import write_whole
 from aurora_lib.course.notebook import start
 from aurora_lib.course.scale import DATA, Scale, ScaleError, choose

@@ -1,9 +1,15 @@
-"""What the course asks of the machine: the memory it used, and files that are there whole or not at all."""
+"""What the course asks of the machine: memory used, over time too, and files written whole or not at all."""
 
 import sys
+import threading
+import time
+import weakref
 from pathlib import Path
 
 import psutil
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 GIB = 2**30
 
@@ -31,3 +37,89 @@ def write_whole(path: Path, text: str) -> Path:
     except OSError:
         unfinished.unlink(missing_ok=True)
         raise
+
+
+class Tensors(TorchDispatchMode):
+    """Counts the bytes of the tensors made under it, as CUDA's allocator does: `now` and `peak`.
+
+    `held`: tensors made before, which are not counted. Workspaces that a kernel takes are not seen.
+    """
+
+    def __init__(self, held=()):
+        super().__init__()
+        self.now = self.peak = 0
+        self._known = {tensor.untyped_storage()._cdata for tensor in held}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor) and tensor.device.type != "meta":
+                self._count(tensor.untyped_storage())
+        return out
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self._known:
+            self._known.add(key)
+            self.now += size
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._gone, key, size)
+
+    def _gone(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
+
+
+class profile:
+    """Memory over time: `with machine.profile("cpu") as timeline: ...; timeline.mark("load"); ...`.
+
+    On CUDA allocated and reserved bytes; on a CPU those of the tensors made meanwhile, which is what
+    `memory.predict` predicts. `seconds`, `used` and `reserved` (bytes) grow while it runs, `marks` is a list
+    of (seconds, phase).
+    """
+
+    def __init__(self, device: str | torch.device, interval: float = 0.02):
+        self.cuda = torch.device(device).type == "cuda"
+        self.interval, self._tensors = interval, Tensors()
+        self.seconds, self.used, self.reserved, self.marks = [], [], [], []
+
+    def __enter__(self) -> "profile":
+        if self.cuda:
+            torch.cuda.init()
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            self._tensors.__enter__()
+        self._begin, self._stop = time.perf_counter(), threading.Event()
+        self._sample()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        if not self.cuda:
+            self._tensors.__exit__(*exception)
+        self._stop.set()
+        self._thread.join()
+        self._sample()
+
+    def _run(self) -> None:
+        while not self._stop.wait(self.interval):
+            self._sample()
+
+    def _sample(self) -> None:
+        if self.cuda:
+            used, reserved = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
+        else:
+            used = reserved = self._tensors.now
+        self.seconds.append(time.perf_counter() - self._begin)
+        self.used.append(used)
+        self.reserved.append(reserved)
+
+    def mark(self, phase: str) -> None:
+        """A phase begins now."""
+        self.marks.append((time.perf_counter() - self._begin, phase))
+
+    @property
+    def peak(self) -> float:
+        """Highest use in GiB, whatever was sampled: the count of CUDA's allocator, or of `Tensors`."""
+        return (torch.cuda.max_memory_allocated() if self.cuda else self._tensors.peak) / GIB

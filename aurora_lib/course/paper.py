@@ -38,14 +38,8 @@ GENERATION_SCORES = {int(step): tuple(scores) for step, scores in _stated["GENER
 CMB: dict[str, float] = _stated["CMB"]
 
 # The figures a notebook's closing table sets beside its own, by the label the notebook records them under.
-COMPARED = {
-    "conversations": CONVERSATIONS["total"],
-    "Mixtral-8x7B training memory, predicted [GiB]": MEMORY["training"],
-    "Mixtral-8x7B inference memory, predicted [GiB]": MEMORY["inference"],
-    "learning rate": TRAINING["learning rate"],
-    "epochs": TRAINING["epochs"],
-    "training time [s]": RUN["training time"],
-} | {
+COMPARED = {label: Figure(**_stated[table][name]) for label, (table, name) in _stated["COMPARED"].items()}
+COMPARED |= {
     f"{task}, 5-shot letters, tuned [share]": Figure(round(figure.value / 100, 4), "share", figure.source)
     for task, figure in AURORA.items()
 }

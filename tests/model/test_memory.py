@@ -1,5 +1,4 @@
 import re
-import threading
 import tomllib
 from pathlib import Path
 
@@ -10,8 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig, OlmoeConfig, Qwen3MoeConfig
 
-from aurora_lib.course import GIB
-from aurora_lib.course.machine import peak_rss
+from aurora_lib.course.machine import GIB, Tensors
 from aurora_lib.model import memory, random_model
 from aurora_lib.model.memory import MIXTRAL_8X7B, predict
 
@@ -25,7 +23,7 @@ SMALL = {
     "olmoe": OlmoeConfig(**SIZES, **SIX),
     "llama": LlamaConfig(**SIZES, tie_word_embeddings=True),
 }
-LORA = ["q_proj", "v_proj"]
+LORA = dict(target_modules=["q_proj", "v_proj"], lora_dropout=0.1)
 
 
 def test_mixtral_8x7b_trains_and_answers_within_the_expected_memory():
@@ -74,8 +72,12 @@ STEPS = [(family, settings) for family, steps in STEPS.items() for settings in s
 
 
 @pytest.mark.parametrize("family, settings", STEPS, ids=str)
-def test_predicted_weights_and_total_are_those_of_a_real_model_and_training_step(family, settings):
+def test_predicted_weights_and_total_are_those_of_a_real_model_and_training_step(
+    family, settings, monkeypatch
+):
     """Weights, adapters, Adam, and the peak of forward and backward; CUDA's workspaces are not seen here."""
+    # as on CUDA: a mask of one byte
+    monkeypatch.setattr(torch.nn.functional, "dropout", lambda x, p, *_: torch.native_dropout(x, p, True)[0])
     sizes = SIZES | dict(hidden_size=256, intermediate_size=256, moe_intermediate_size=256, head_dim=64)
     sizes |= dict(num_experts_per_tok=2, **{"num_local_experts" if family == "mixtral" else "num_experts": 8})
     config, dtype = FAMILIES[family](**sizes), getattr(torch, settings.get("dtype", "float32"))
@@ -84,7 +86,7 @@ def test_predicted_weights_and_total_are_those_of_a_real_model_and_training_step
     assert budget.weights * GIB == pytest.approx(real_bytes(model), rel=0.05)
     if settings.get("checkpointing", True):
         model.activation_checkpointing_enable(dict(use_reentrant=False))
-    tuned = get_peft_model(model, LoraConfig(r=settings.get("rank", 8), target_modules=LORA)).train()
+    tuned = get_peft_model(model, LoraConfig(r=settings.get("rank", 8), **LORA)).train()
     trainable = [p for p in tuned.parameters() if p.requires_grad]
     assert budget.adapter_parameters == sum(p.numel() for p in trainable)
     optimizer = torch.optim.AdamW(trainable)
@@ -99,21 +101,12 @@ def test_predicted_weights_and_total_are_those_of_a_real_model_and_training_step
     optimizer.step()
     extra = [value for state in optimizer.state.values() for value in state.values()]
     extra += [p.grad for p in trainable]
-    live = memory.Tensors([*tuned.parameters(), *tuned.buffers(), *extra, ids])
+    live = Tensors([*tuned.parameters(), *tuned.buffers(), *extra, ids])
     with live:
         step()
     real = real_bytes(tuned) + sum(tensor.nbytes for tensor in extra) + live.peak
+    print(budget.total * GIB / real - 1)
     assert budget.total * GIB == pytest.approx(real, rel=0.05)
-
-
-def test_sharded_weights_halve_but_absmax_and_two_layers_stay_whole():
-    whole = predict(MIXTRAL_8X7B, batch=1)
-    halves, one = (whole.sharded(n, layers=32) for n in (2, 1))
-    nf4 = whole.parts["experts"] + whole.parts["attention"]
-    packed = nf4 * 0.5 / memory.nf4_bytes()
-    assert halves.total == pytest.approx(whole.total - packed / 2 + packed / 16)
-    assert one.weights == pytest.approx(whole.weights)
-    assert whole.parts["rest"] == halves.parts["rest"]
 
 
 @pytest.mark.parametrize("config", [MIXTRAL_8X7B, SMALL["mixtral"]], ids=["GiB", "MiB"])
@@ -140,46 +133,3 @@ def test_unknown_quantization_is_refused_and_so_is_a_small_device_with_the_table
     if not torch.cuda.is_available():
         with pytest.raises(memory.DoesNotFit, match="no CUDA GPU"):
             predict(SMALL["mixtral"]).require("cuda")
-
-
-def test_counted_tensors_are_their_bytes_while_they_live():
-    old = torch.ones(1000)
-    with memory.Tensors([old]) as seen:
-        held = torch.ones(1000) + old
-        view = held[:500]
-        assert seen.now == held.nbytes
-        del held
-        assert seen.now == view.untyped_storage().nbytes()
-        del view
-    assert seen.now == 0 and seen.peak == 2 * old.nbytes
-
-
-def test_profile_sees_an_allocation_its_phases_and_the_prediction():
-    with memory.profile("cpu", interval=0.001) as seen:
-        seen.mark("allocate")
-        held = torch.ones(50_000_000)  # 200 MB
-        seen.mark("done")
-    assert seen.peak * GIB - seen.used[0] > 0.9 * held.nbytes
-    assert [phase for _, phase in seen.marks] == ["allocate", "done"]
-    assert len(seen.seconds) == len(seen.used) == len(seen.reserved) > 2
-    assert peak_rss() >= 0.95 * seen.peak
-    budget = predict(SMALL["mixtral"])
-    axes = seen.plot(budget)
-    assert [text.get_text().strip() for text in axes.texts] == ["allocate", "done"]
-    unit = 1 if axes.get_ylabel() == "GiB" else 1024
-    assert any(list(line.get_ydata()) == [budget.total * unit] * 2 for line in axes.lines)
-    matplotlib.pyplot.close(axes.figure)
-
-
-def test_profile_counts_the_tensors_of_a_block():
-    with memory.profile("cpu", tensors=True) as seen:
-        torch.ones(1000) + torch.ones(1000)
-    assert seen.peak * GIB == 3 * 4000 and seen.used[-1] == 0
-
-
-def test_profile_stops_its_thread_on_an_exception():
-    before = threading.active_count()
-    with pytest.raises(KeyError), memory.profile("cpu"):
-        assert threading.active_count() == before + 1
-        raise KeyError
-    assert threading.active_count() == before

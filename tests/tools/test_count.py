@@ -1,0 +1,71 @@
+"""Full-size training steps, counted on the meta device beside `memory.predict` and the committed record."""
+
+import pytest
+import torch
+
+from aurora_lib.course import results
+from aurora_lib.course.machine import GIB
+from aurora_lib.model import memory
+from tools.record import count
+
+RECORD = results.recorded("mixtral_8x7b", "counted")
+STACKS = {"training": (count.today, memory.TODAY)}
+STACKS["training, the stack of 2023"] = (lambda batch: count.of_2023(batch, (1024, 1024)), memory.OF_2023)
+MIB = 2**20
+
+
+@pytest.mark.parametrize("part", STACKS)
+@pytest.mark.parametrize("batch", [2, 4, 8, 16])
+def test_predicted_memory_of_mixtral_is_what_a_count_of_all_its_tensors_gives(part, batch):
+    step, stack = STACKS[part]
+    seen = step(batch)
+    predicted = memory.predict(memory.MIXTRAL_8X7B, batch=batch, stack=stack)
+    assert predicted.total * GIB == pytest.approx(seen.peak, rel=0.02)
+    assert predicted.weights * GIB == pytest.approx(seen.weights, rel=0.001)
+    label = f"{part}: batch {batch}, {{}} [GiB]"
+    assert RECORD[label.format("allocated")] == pytest.approx(seen.peak / GIB, abs=0.01)
+    reserved = count.Allocator().play(seen.events)
+    assert seen.peak <= reserved
+    assert RECORD[label.format("reserved")] == pytest.approx(reserved / GIB, abs=0.05)
+
+
+def test_inference_and_the_other_settings_are_predicted_too():
+    seen = count.prompt_today(1, 2048)
+    inference = memory.predict(memory.MIXTRAL_8X7B, train=False, batch=1, length=2048)
+    assert inference.total * GIB == pytest.approx(seen.peak, rel=0.02)
+    changes = {"32-bit absmax": dict(double_quant=False), "no checkpointing": dict(checkpointing=False)}
+    changes["FlashAttention"] = dict(stack=memory.Stack(expert_layers=True, whole_logits=True))
+    for what, settings in changes.items():
+        for batch in (2, 16):
+            settings = dict(stack=memory.OF_2023) | settings
+            counted = RECORD[f"training, the stack of 2023: batch {batch}, {what}, allocated [GiB]"]
+            predicted = memory.predict(memory.MIXTRAL_8X7B, batch=batch, **settings).total
+            assert predicted == pytest.approx(counted, rel=0.02), (what, batch)
+
+
+def test_storages_are_counted_while_they_live_and_rounded_as_on_cuda():
+    with count.Storages() as seen:
+        one = torch.empty(100, device="meta")  # 400 bytes
+        view, two = one[:50], one + 1
+        assert seen.now == 2 * 512
+        del one, two
+        assert seen.now == 512
+        del view
+    assert seen.now == 0 and seen.peak == 1024
+    assert [size for _, size in seen.events] == [512] * 4
+
+
+@pytest.mark.parametrize(
+    "events, reserved",
+    [
+        ([(1, 512), (2, MIB)], 2 * MIB),  # small ones share a segment of 2 MiB
+        ([(1, 3 * MIB), (2, 9 * MIB)], 20 * MIB),  # middling ones one of 20 MiB
+        ([(1, 30 * MIB + 512)], 32 * MIB),  # a large one has its own, in steps of 2 MiB
+        ([(1, 32 * MIB), (-1, 32 * MIB), (2, 20 * MIB), (3, 12 * MIB)], 32 * MIB),  # split and used again
+        ([(1, 32 * MIB), (2, 40 * MIB), (-2, 0), (-1, 0), (3, 30 * MIB), (4, 40 * MIB)], 72 * MIB),
+        ([(1, 12 * MIB), (2, 12 * MIB), (-1, 0), (-2, 0), (3, 24 * MIB)], 48 * MIB),  # segments do not merge
+        ([(1, 64 * MIB), (-1, 0), (2, 32 * MIB), (3, 32 * MIB), (-2, 0), (-3, 0), (4, 64 * MIB)], 64 * MIB),
+    ],
+)
+def test_the_allocator_reserves_as_pytorchs_does(events, reserved):
+    assert count.Allocator().play(events) == reserved
