@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+KERNELS := .venv/.kernels
 BOOK := .venv-book/bin
 
 # TORCH=cpu adds PyTorch's own index of CPU-only builds: a far smaller download for laptops, where it can be reached.
@@ -20,7 +21,7 @@ course: $(READY)
 	$(BIN)/python -m tools.build.course
 
 # Unit tests, then each notebook once as it is and once solved, two processes at a time; the book where a browser is.
-test: $(READY)
+test: $(READY) $(KERNELS)
 	@mkdir -p runs && date +%s > runs/.test-began
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -76,6 +77,12 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH_INDEX) -c constraints.txt -e '.[dev]'
 	@touch $@
+
+# Triton, for the tests of one kernel: large, and nothing else wants it. A CUDA build of PyTorch has brought its own.
+$(KERNELS): $(READY)
+	@{ $(BIN)/python -c 'import triton' 2>/dev/null || $(BIN)/python -m pip install --quiet \
+	--disable-pip-version-check $(TORCH_INDEX) -c constraints.txt -e '.[kernels]'; } && touch $@ \
+	|| echo "Triton cannot be installed from here: tests/model/test_kernels.py skips two tests, and fails under CI."
 
 .venv-book/.ready: book/requirements.txt constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else "Python 3.11 to 3.13 is needed, this is %d.%d. Try: make PYTHON=python3.12 ..." % v)'

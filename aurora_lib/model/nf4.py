@@ -7,27 +7,27 @@ only. So those stacks, 97 % of Mixtral-8x7B, silently stay 16-bit.
 The one idea: NF4 (QLoRA, arXiv 2305.14314, section 3) quantizes blocks of 64 neighbouring weights, each with
 a scale of its own, its absmax. No block reaches from one expert into the next. So a whole stack is packed as
 if it were one matrix, and each expert still is a *contiguous part* of the packed bytes, which runs alone.
-
-In reading order: `pack` makes the bytes, `select` takes one expert's part, `experts_forward` runs the experts
-that were hit, `ExpertQuantizer` brings all this into loading, `load_model` and `random_model` load.
 """
 
 import ctypes
 import sys
-from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import bitsandbytes as bnb
 import torch
-from bitsandbytes.functional import QuantState, get_4bit_type, quantize_blockwise
+from bitsandbytes.functional import QuantState, dequantize_4bit, get_4bit_type, quantize_blockwise
 from torch import Tensor, nn
+from torch.nn.functional import grouped_mm
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
+from transformers.activations import SiLUActivation
 from transformers.integrations.bitsandbytes import Bnb4bitQuantize
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, _default_apply_gate
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 from transformers.quantizers.quantizers_utils import get_module_from_name
 
+from aurora_lib.model import kernels, memory
 from aurora_lib.model.files import local, reaching, read_config, said, skeleton
 
 NAME = "nf4"  # under which transformers finds `experts_forward`
@@ -35,10 +35,7 @@ BLOCK = 64  # weights that share one absmax
 NESTED_BLOCK = 256  # absmax values that share one second-level absmax (double quantization)
 PIECE = 2**20  # weights quantized at a time on a CPU, and 64 times as many on a GPU; a multiple of BLOCK
 FEW_SLOTS = 16  # token-slots (tokens x top_k) up to which nobody asks the device which experts were hit
-
-# For `load_model` where FSDP2 will split the model: no GPU may hold it whole; accelerate splits floats only;
-# bytes called bf16 that look like NaN are damaged, as CUDA copies bf16 via fp32 (bitsandbytes issue 1945).
-SHARDED = dict(device="cpu", storage=torch.float32)
+GROUPED = 2**30  # bytes that a stack may take unpacked to 16 bits, to run as one product; not measured yet
 
 
 def pack(stack: Tensor, config: BitsAndBytesConfig) -> bnb.nn.Params4bit:
@@ -47,10 +44,6 @@ def pack(stack: Tensor, config: BitsAndBytesConfig) -> bnb.nn.Params4bit:
     Piece by piece and each into its place: on a CPU bitsandbytes works in fp32 copies, many times the size of
     what comes out, and results kept between them would leave holes that no later copy fits.
     """
-    home, storage = stack.device, config.bnb_4bit_quant_storage
-    if storage.is_floating_point and torch.cuda.is_available():
-        # loaded on the CPU to be sharded, where packing a large model would take an hour
-        stack = stack.cuda()
     kind = dict(blocksize=BLOCK, quant_type=config.bnb_4bit_quant_type)
     codes = torch.empty(stack.numel() // 2, dtype=torch.uint8, device=stack.device)
     absmax = torch.empty(stack.numel() // BLOCK, device=stack.device)
@@ -66,8 +59,7 @@ def pack(stack: Tensor, config: BitsAndBytesConfig) -> bnb.nn.Params4bit:
     absmax, nested = quantize_blockwise(absmax - offset, blocksize=NESTED_BLOCK)
     levels = get_4bit_type(kind["quant_type"], device=stack.device)
     state = QuantState(absmax, stack.shape, levels, dtype=stack.dtype, offset=offset, state2=nested, **kind)
-    kind |= dict(quant_state=state, quant_storage=storage)
-    return bnb.nn.Params4bit(codes.view(storage).unsqueeze(1), bnb_quantized=True, **kind).to(home)
+    return bnb.nn.Params4bit(codes.unsqueeze(1), bnb_quantized=True, quant_state=state, **kind)
 
 
 def select(stack: tuple[Tensor, QuantState], expert: int | Tensor) -> tuple[Tensor, QuantState]:
@@ -92,35 +84,69 @@ def select(stack: tuple[Tensor, QuantState], expert: int | Tensor) -> tuple[Tens
 def experts_forward(self, hidden_states, top_k_index, top_k_weights):
     """Run the hit experts on their rows: hidden `[tokens, hidden]`, index and weights `[tokens, top_k]`."""
     stacks = [(getattr(self, key).detach(), self.quant_states[key]) for key in ("gate_up_proj", "down_proj")]
-    learning = torch.is_grad_enabled() and hidden_states.requires_grad
-    path = _many_rows if learning or top_k_index.numel() > FEW_SLOTS else _few_rows
+    learning, slots = torch.is_grad_enabled() and hidden_states.requires_grad, top_k_index.numel()
+    # without the kernel experts are copied: at most as many as there are
+    few = slots <= FEW_SLOTS and (slots <= self.num_experts or _has_kernel(self, hidden_states))
+    path = _few_rows if few and not learning else _many_rows
     return path(self, stacks, hidden_states, top_k_index, top_k_weights).to(hidden_states.dtype)
 
 
 def _many_rows(self, stacks, hidden, index, weights):
     """Sort the rows by expert, and run each hit expert once, on all of its rows (training, prompts)."""
-    order = index.flatten().argsort(stable=True)  # token-slots, grouped by expert
-    counts = torch.bincount(index.flatten(), minlength=self.num_experts).tolist()  # waits for the device
-    rows = hidden[order // index.shape[1]].split(counts)
-    outputs = torch.cat([_expert(self, stacks, e, part) for e, part in enumerate(rows) if len(part)])
+    experts, order = index.flatten().sort(stable=True)  # token-slots, grouped by expert
+    rows = hidden[order // index.shape[1]]
+    if _is_grouped(stacks, hidden):
+        numbers = torch.arange(self.num_experts, device=experts.device)
+        ends = torch.searchsorted(experts, numbers, right=True, out_int32=True)  # waits for nothing
+        inner = self._apply_gate(_Grouped.apply(rows, ends, *stacks[0]))
+        outputs = _Grouped.apply(inner, ends, *stacks[1])
+    else:
+        counts = torch.bincount(experts, minlength=self.num_experts).tolist()  # waits for the device
+        parts = enumerate(rows.split(counts))
+        outputs = torch.cat([_expert(self, stacks, e, part) for e, part in parts if len(part)])
     weighted = outputs * weights.flatten()[order, None]
     back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
     return weighted[back].view(*index.shape, -1).sum(dim=1)
 
 
-def _few_rows(self, stacks, hidden, index, weights):
-    """Shapes that do not depend on the routing: CUDA graphs and `torch.compile` can capture this (decoding).
+def _is_grouped(stacks, hidden) -> bool:
+    """Whether whole stacks are unpacked for one product: small ones, where PyTorch's waits for nothing."""
+    fit = all(2 * s.shape.numel() <= GROUPED and s.dtype == hidden.dtype == torch.bfloat16 for _, s in stacks)
+    return hidden.is_cuda and fit and torch.cuda.get_device_capability(hidden.device)[0] in (9, 10)
 
-    Up to as many token-slots as experts, the hit experts are copied, one for each slot, and run on one row.
-    With more, copying would move more bytes than there are: every expert runs on every row, at weight 0 too.
-    """
-    if index.numel() <= self.num_experts:
+
+class _Grouped(torch.autograd.Function):
+    """Rows `[slots, in]` times their experts, whose rows end at `ends`; unpacks again for the gradient."""
+
+    @staticmethod
+    def forward(ctx, rows, ends, *stack):
+        ctx.kept = ends, *stack
+        return grouped_mm(rows, dequantize_4bit(*stack).mT, offs=ends)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        ends, *stack = ctx.kept
+        return grouped_mm(gradient.contiguous(), dequantize_4bit(*stack), offs=ends), None, None, None
+
+
+def _few_rows(self, stacks, hidden, index, weights):
+    """Shapes that do not depend on the routing, as CUDA graphs and `torch.compile` need them (decoding)."""
+    if _has_kernel(self, hidden):
+        outputs = hidden
+        for (data, s), parts in zip(stacks, (2, 1), strict=True):
+            stack = [data, s.code, s.absmax, s.state2.code, s.state2.absmax, s.offset]
+            outputs = kernels.product(outputs, index, stack, s.shape[1] // parts, parts)
+    else:  # the hit experts are copied, one for each token-slot
         hit = [select(stack, index.flatten()) for stack in stacks]
         rows = hidden.repeat_interleave(index.shape[1], dim=0).split(1)
         outputs = torch.cat([_expert(self, hit, slot, row) for slot, row in enumerate(rows)])
-        return (outputs.view(*index.shape, -1) * weights.unsqueeze(-1)).sum(dim=1)
-    share = weights.new_zeros(len(hidden), self.num_experts).scatter_(1, index, weights)
-    return sum(_expert(self, stacks, e, hidden) * share[:, e, None] for e in range(self.num_experts))
+    return (outputs.view(*index.shape, -1) * weights.unsqueeze(-1)).sum(dim=1)
+
+
+def _has_kernel(self, hidden) -> bool:
+    whole = not any(width % BLOCK for width in self.quant_states["down_proj"].shape[1:])  # blocks in a row
+    silu = isinstance(self.act_fn, SiLUActivation) and type(self)._apply_gate is _default_apply_gate
+    return hidden.is_cuda and kernels.READY and whole and silu
 
 
 def _expert(self, stacks, expert: int, rows: Tensor) -> Tensor:
@@ -193,7 +219,7 @@ class ExpertQuantizer(Bnb4BitHfQuantizer):
             if getattr(stack, "quant_state", None) is None:
                 raise ValueError(f"{name} was not quantized: it still is {stack.dtype} {tuple(stack.shape)}.")
             owner, key = get_module_from_name(model, name)
-            # Kept on the module, because FSDP2 hands a plain parameter back to the forward.
+            # `experts_forward` reads it from the module, beside the stack
             owner.quant_states = getattr(owner, "quant_states", {}) | {key: stack.quant_state}
         for module in model.modules():
             # On CPUs with AVX512_BF16 an eval-mode forward repacks Linear4bit; training then has no gradient.
@@ -202,13 +228,10 @@ class ExpertQuantizer(Bnb4BitHfQuantizer):
         return model
 
 
-def config(dtype: torch.dtype = torch.bfloat16, storage: torch.dtype = torch.uint8) -> BitsAndBytesConfig:
-    """QLoRA's quantization (section 3 there): NF4 weights, double quantization, `dtype` for the arithmetic.
-
-    `storage` is what the packed bytes call themselves; for FSDP2 see SHARDED.
-    """
+def config(dtype: torch.dtype = torch.bfloat16) -> BitsAndBytesConfig:
+    """QLoRA's quantization (section 3 there): NF4, double quantization, `dtype` for the arithmetic."""
     paper = dict(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
-    return BitsAndBytesConfig(**paper, bnb_4bit_compute_dtype=dtype, bnb_4bit_quant_storage=storage)
+    return BitsAndBytesConfig(**paper, bnb_4bit_compute_dtype=dtype)
 
 
 def load_model(
@@ -216,19 +239,21 @@ def load_model(
     *,
     device: str | None = None,
     dtype: torch.dtype = torch.bfloat16,
-    storage: torch.dtype = torch.uint8,
     revision: str | None = None,
 ) -> PreTrainedModel:
     """A causal language model, attention *and* experts in NF4, streamed: no whole 16-bit model ever exists.
 
     `path_or_id` is a local folder or a hub id, `dtype` that of the arithmetic and of what stays unquantized
-    (embeddings, head, norms, router). Raises ModelFileError as `files.read_config` does, and ValueError for
+    (embeddings, head, norms, router). Raises ModelFileError as `files.read_config` does, `memory.DoesNotFit`
+    before anything is loaded where a CUDA device is too small to answer 512 tokens, and ValueError for
     experts that cannot be packed.
     """
-    read_config(path_or_id, revision)
+    found = read_config(path_or_id, revision)
     source, device = local(path_or_id), device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if torch.device(device).type == "cuda":
+        memory.predict(found, train=False, batch=1, length=512, dtype=dtype).require(device)
     try:
-        return _stream(AutoModelForCausalLM, source or path_or_id, device, dtype, storage, revision=revision)
+        return _stream(AutoModelForCausalLM, source or path_or_id, device, dtype, revision=revision)
     except OSError as error:
         with reaching(path_or_id, "weights"):
             raise error
@@ -244,32 +269,26 @@ def random_model(
     """
     empty = skeleton(model_config, dtype)
     generator = torch.Generator(device).manual_seed(seed)
-    how = dtype, model_config.initializer_range, generator
-    weights = {name: _Drawn(parameter.shape, *how) for name, parameter in empty.named_parameters()}
+    how = dict(dtype=dtype, std=model_config.initializer_range, generator=generator)
+    weights = {name: _Drawn(shape=p.shape, **how) for name, p in empty.named_parameters()}
     return _stream(type(empty), None, device, dtype, config=model_config, state_dict=weights)
 
 
-@dataclass
-class _Drawn:
+class _Drawn(SimpleNamespace):
     """A tensor that exists once it is read, with `tensor[...]`, as the loader reads a file's."""
-
-    shape: torch.Size
-    dtype: torch.dtype
-    std: float
-    generator: torch.Generator
 
     def __getitem__(self, _) -> Tensor:
         tensor = torch.empty(self.shape, dtype=self.dtype, device=self.generator.device)
         return tensor.fill_(1) if tensor.dim() == 1 else tensor.normal_(0, self.std, generator=self.generator)
 
 
-def _stream(model_class, source, device: str, dtype, storage=torch.uint8, **settings) -> PreTrainedModel:
+def _stream(model_class, source, device: str, dtype, **settings) -> PreTrainedModel:
     stock = AUTO_QUANTIZER_MAPPING["bitsandbytes_4bit"]
     # `register_quantizer` refuses a name that exists, and under a new name PEFT, TRL and Trainer would not
     # see a bitsandbytes 4-bit model. So the stock class is replaced for the length of this call.
     AUTO_QUANTIZER_MAPPING["bitsandbytes_4bit"] = ExpertQuantizer
     try:
-        settings |= dict(dtype=dtype, quantization_config=config(dtype, storage), device_map={"": device})
+        settings |= dict(dtype=dtype, quantization_config=config(dtype), device_map={"": device})
         settings |= dict(experts_implementation=NAME, trust_remote_code=False, use_safetensors=True)
         return model_class.from_pretrained(source, **settings)
     finally:
