@@ -1,53 +1,59 @@
 """Record what full-size Mixtral-8x7B in 4 bits takes and does on one GPU: `python -m tools.record.h100`.
 
 Needs no network and no weights: the model is randomly initialised as NF4 on the GPU, so that memory and speed
-are true and nothing else is. Takes under nine minutes on an H100 and writes `results/h100/mixtral_8x7b.json`,
-again after every part, each of which has a process and a time limit of its own. Without a GPU the same code
-runs at `tiny`, into `runs/`.
+are true and nothing else is. Takes at most nine minutes on an H100 and writes
+`results/h100/mixtral_8x7b.json`, again after every part, each of which has a process and a time limit of its
+own. Without a GPU the same code runs at `tiny`, into `runs/`. `RECORD_LAYERS=2` rehearses: as many layers at
+full width, in two processes.
 
-Training here is a plain loop (the paper's LoRA, fp32 AdamW, checkpointing, a chunked loss as in TRL) rather
-than `training.build_trainer`: there are no conversations to load, and every step has the same shape.
+Training is a plain loop (the paper's LoRA, fp32 AdamW, checkpointing, a chunked loss as in TRL), in which
+every step has the same shape; one part goes through `training.build_trainer`, as the course does.
 """
 
 import argparse
 import dataclasses
 import gc
 import json
+import math
 import os
 import platform
+import random
 import re
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # also where the course is not installed
 
 import bitsandbytes as bnb
 import torch
 from bitsandbytes.functional import dequantize_4bit
-from bitsandbytes.nn.parametrize import replace_parameter_4bit
 from datasets import Dataset
 from peft import get_peft_model
 from torch import nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, linear
 from torch.utils.checkpoint import checkpoint
 from transformers import MixtralConfig, PreTrainedConfig, TrainerCallback
 
 from aurora_lib import training
 from aurora_lib.chat.decoding import FixedCache, GrowingCache
-from aurora_lib.course import GIB, results, write_whole
-from aurora_lib.course.machine import peak_rss
+from aurora_lib.course import machine, results, write_whole
+from aurora_lib.course.machine import GIB, peak_rss
 from aurora_lib.course.scale import DATA, FULL, ROOT, TINY, Scale
-from aurora_lib.model import load_tokenizer, memory, nf4, random_model
+from aurora_lib.model import kernels, load_tokenizer, memory, nf4, random_model
 
+BEGAN = time.perf_counter()
 SEED = 0
 LABEL = "randomly initialised weights: true for memory and speed, says nothing about quality"
-BUDGET = 500  # seconds for all parts, so that the whole stays under nine minutes
+BUDGET = 525  # seconds until the last part is stopped: with imports, the whole takes at most nine minutes
 ALLOCATOR = "expandable_segments:True"
 
 
@@ -66,26 +72,27 @@ class Preset:
     matmul: int  # side of the square matrices that measure the ceiling
     compile: dict  # arguments of torch.compile
     groups: tuple[tuple[str, ...], ...]  # parts that share a process
+    best: int  # batch that trained fastest, once a part has found it
 
 
 def preset(scale: str) -> Preset:
     """The sizes of `scale`: "full" is Mixtral-8x7B on CUDA, "tiny" the course's tiny model on the CPU."""
     if scale == "full":
-        each = tuple((part,) for part in PARTS)
-        fast = dict(mode="reduce-overhead")
-        whole = Preset(
-            "mixtral_8x7b", memory.MIXTRAL_8X7B, "cuda", torch.bfloat16, 2048, 64, 1024, 64, 8192, fast, each
-        )
+        each, fast = tuple((part,) for part in PARTS), dict(mode="reduce-overhead")
+        sizes = (2048, 64, 1024, 32, 8192, fast, each, 32)
+        whole = Preset("mixtral_8x7b", memory.MIXTRAL_8X7B, "cuda", torch.bfloat16, *sizes)
         if not os.environ.get("RECORD_LAYERS"):
             return whole
-        # a rehearsal: every kernel at its full width, in one process
+        # a rehearsal: every kernel at its full width; the two newest ways apart, as they might end a process
         values = memory.MIXTRAL_8X7B.to_dict() | dict(num_hidden_layers=int(os.environ["RECORD_LAYERS"]))
-        few = dict(new_tokens=8, largest_batch=4, groups=(tuple(PARTS),))
+        newest = ("inference, Triton kernel", "inference, torch.compile")
+        groups = (tuple(part for part in PARTS if part not in newest), newest)
+        few = dict(new_tokens=8, largest_batch=4, groups=groups, best=4)
         return dataclasses.replace(whole, name="rehearsal", config=MixtralConfig(**values), **few)
     config = MixtralConfig.from_pretrained(DATA / "tiny")
     # in fp32, because CPUs are slower in bf16; in one process, because imports would take most of the time
     once = (tuple(PARTS),)
-    return Preset("tiny", config, "cpu", torch.float32, 64, 4, 64, 4, 512, dict(backend="eager"), once)
+    return Preset("tiny", config, "cpu", torch.float32, 64, 4, 64, 4, 512, dict(backend="eager"), once, 4)
 
 
 class Recorder:
@@ -111,13 +118,15 @@ class Recorder:
             traceback.print_exc()
             return None
 
-    def memory(self, label: str) -> None:
+    def memory(self, label: str) -> dict[str, float]:
         """Memory at its highest since `fresh`: allocated, reserved and nvidia-smi on CUDA, RSS on the CPU."""
-        if not torch.cuda.is_available():
-            return self.value(f"{label}, resident [GiB]", peak_rss())
-        self.value(f"{label}, allocated [GiB]", torch.cuda.max_memory_allocated() / GIB)
-        self.value(f"{label}, reserved [GiB]", torch.cuda.max_memory_reserved() / GIB)
-        self.value(f"{label}, nvidia-smi [GiB]", nvidia_smi())
+        found = dict(resident=peak_rss())
+        if torch.cuda.is_available():
+            peaks = torch.cuda.max_memory_allocated() / GIB, torch.cuda.max_memory_reserved() / GIB
+            found = dict(allocated=peaks[0], reserved=peaks[1]) | {"nvidia-smi": nvidia_smi()}
+        for name, value in found.items():
+            self.value(f"{label}, {name} [GiB]", value)
+        return found
 
 
 def nvidia_smi() -> float:
@@ -129,6 +138,16 @@ def nvidia_smi() -> float:
     except (OSError, ValueError, subprocess.CalledProcessError):
         free, total = torch.cuda.mem_get_info()
         return (total - free) / GIB
+
+
+def in_use_before() -> float | None:
+    """GiB in use before any part, and so in every later figure: other programs', or this process's own."""
+    ask = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    try:
+        subprocess.run(ask[:1])
+        return float(subprocess.check_output(ask, text=True).split()[0]) / 1024
+    except (OSError, ValueError, IndexError, subprocess.CalledProcessError):
+        return None
 
 
 def fresh() -> None:
@@ -149,6 +168,25 @@ def seconds(function, times: int = 1) -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - began
+
+
+@contextmanager
+def way(*, kernel: bool = True, grouped: bool | None = None):
+    """How `nf4` runs experts: few rows with the Triton kernel or without, many rows as one product or not."""
+    ready, largest = kernels.READY and kernel, {True: math.inf, False: 0, None: nf4.GROUPED}[grouped]
+    with patch.object(kernels, "READY", ready), patch.object(nf4, "GROUPED", largest):
+        yield
+
+
+@torch.no_grad()
+def difference(chosen: Preset, model, *size: int, **changes) -> float:
+    """Mean difference of the logits of a way to those of bitsandbytes' kernels, in percent of their mean."""
+    ids = torch.randint(chosen.config.vocab_size, size, device=chosen.device)
+    with way(kernel=False, grouped=False):
+        usual = model(ids, use_cache=False).logits.float()
+    with way(**changes):
+        other = model(ids, use_cache=False).logits.float()
+    return 100 * float((other - usual).abs().mean() / usual.abs().mean())
 
 
 # Inference
@@ -213,7 +251,7 @@ def decode_compiled(chosen: Preset, model, batch: int) -> float:
 
 @torch.no_grad()
 def inference(chosen: Preset, note: Recorder) -> None:
-    """Load, prefill and decode at the context of the preset."""
+    """Load, prefill and decode at the context of the preset, with bitsandbytes' kernels only."""
     fresh()
     began = time.perf_counter()
     model = build(chosen).eval()
@@ -224,19 +262,34 @@ def inference(chosen: Preset, note: Recorder) -> None:
         note.value("loaded, allocated [GiB]", torch.cuda.memory_allocated() / GIB)
         note.value("loaded, reserved [GiB]", torch.cuda.memory_reserved() / GIB)
     note.value("weights, predicted [GiB]", memory.predict(chosen.config).weights)
+    with way(kernel=False):
+        for batch in (1, 8):
+            fresh()
+            speed = note.attempt(f"batch {batch}, eager", decode_eager, chosen, model, batch)
+            if speed:
+                note.value(f"batch {batch}, prefill [tokens/s]", speed[0])
+                note.value(f"batch {batch}, decode, eager [tokens/s]", speed[1])
+            note.memory(f"batch {batch}")
+        graph(chosen, note, model, 1)
+
+
+@torch.no_grad()
+def triton_kernel(chosen: Preset, note: Recorder) -> None:
+    """Decoding with the Triton kernel where there is one (not on a CPU), replayed as a CUDA graph."""
+    if chosen.device == "cuda" and not kernels.READY:
+        raise RuntimeError("the Triton kernel cannot be built here")
+    model = build(chosen).eval()
+    note.value("difference to bitsandbytes [%]", difference(chosen, model, 1, 1))
     for batch in (1, 8):
-        fresh()
-        speed = note.attempt(f"batch {batch}, eager", decode_eager, chosen, model, batch)
-        if speed:
-            note.value(f"batch {batch}, prefill [tokens/s]", speed[0])
-            note.value(f"batch {batch}, decode, eager [tokens/s]", speed[1])
-        note.memory(f"batch {batch}")
-    for batch in (1, 8):
-        fresh()
-        speed = note.attempt(f"batch {batch}, CUDA graph", decode_graph, chosen, model, batch)
-        if speed:
-            note.value(f"batch {batch}, decode, static cache and CUDA graph [tokens/s]", speed)
-        note.memory(f"batch {batch}, CUDA graph")
+        graph(chosen, note, model, batch)
+
+
+def graph(chosen: Preset, note: Recorder, model, batch: int) -> None:
+    fresh()
+    speed = note.attempt(f"batch {batch}, CUDA graph", decode_graph, chosen, model, batch)
+    if speed:
+        note.value(f"batch {batch}, decode, static cache and CUDA graph [tokens/s]", speed)
+    note.memory(f"batch {batch}, CUDA graph")
 
 
 @torch.no_grad()
@@ -255,9 +308,9 @@ def build(chosen: Preset):
     return random_model(chosen.config, device=chosen.device, dtype=chosen.dtype, seed=SEED)
 
 
-def learner(model):
+def learner(model, reentrant: bool = False):
     """The model with the paper's adapter in fp32 and checkpointing, and its optimizer."""
-    model.activation_checkpointing_enable(dict(use_reentrant=False))
+    model.activation_checkpointing_enable(dict(use_reentrant=reentrant))
     tuned = get_peft_model(model, training.lora_config()).train()
     training.adapters_in_fp32(tuned)
     return tuned, torch.optim.AdamW([p for p in tuned.parameters() if p.requires_grad], lr=5e-5)
@@ -286,18 +339,23 @@ def optimizer_step(chosen: Preset, tuned, optimizer, batch: int, accumulation: i
     optimizer.zero_grad()
 
 
-def train(chosen: Preset, note: Recorder, tuned, optimizer, label: str, batch: int, accumulation: int):
-    """Tokens per second of optimizer steps after one to warm up; speed and memory are recorded."""
+def train(chosen: Preset, note: Recorder, learned, batch: int, accumulation: int = 1):
+    """Tokens per second and memory of optimizer steps of this shape."""
 
     def step():
-        optimizer_step(chosen, tuned, optimizer, batch, accumulation)
+        optimizer_step(chosen, *learned, batch, accumulation)
 
+    label = f"batch {batch}, accumulation {accumulation}" if accumulation > 1 else f"batch {batch}"
+    return measured(note, label, step, batch * accumulation * chosen.length)
+
+
+def measured(note: Recorder, label: str, step, tokens: int) -> tuple[float, dict[str, float]]:
+    """Tokens per second of `step` after one to warm up, and memory; both are recorded."""
     fresh()
     step()
-    speed = batch * accumulation * chosen.length / seconds(step)
+    speed = tokens / seconds(step)
     note.value(f"{label} [tokens/s]", speed)
-    note.memory(label)
-    return speed
+    return speed, note.memory(label)
 
 
 def matmul_ceiling(chosen: Preset) -> float:
@@ -316,31 +374,29 @@ def flops_per_token(model) -> float:
     return 6 * (linear + experts * model.config.num_experts_per_tok / model.config.num_local_experts)
 
 
-def paper_batch(chosen: Preset, note: Recorder, model):
-    """Train at the paper's batch, 2 sequences and 4 accumulated; returns learner, optimizer and speed."""
-    tuned, optimizer = learner(model)
-    return tuned, optimizer, train(chosen, note, tuned, optimizer, "batch 2, accumulation 4", 2, 4)
-
-
 def qlora(chosen: Preset, note: Recorder) -> None:
-    """Training at the paper's batch, then with doubled batches until memory ends."""
+    """Training at the paper's batch, 2 sequences and 4 accumulated; then doubled batches while they fit."""
     ceiling = matmul_ceiling(chosen)
     note.value(f"ceiling, {str(chosen.dtype).removeprefix('torch.')} [TFLOP/s]", ceiling)
     model = build(chosen)
     flops = flops_per_token(model)
     note.value("predicted at batch 2 [GiB]", memory.predict(chosen.config, length=chosen.length).total)
-    tuned, optimizer, speed = paper_batch(chosen, note, model)
+    learned = learner(model)
+    speed, taken = train(chosen, note, learned, 2, 4)
     note.value("batch 2, accumulation 4, share of the ceiling [%]", 100 * speed * flops / 1e12 / ceiling)
-    batch, best = 4, (speed, 2)
-    while batch <= chosen.largest_batch:
-        arguments = (chosen, note, tuned, optimizer, f"batch {batch}", batch, 1)
-        speed = note.attempt(f"batch {batch}", train, *arguments)
-        if speed is None:
+    batch, best = 2, (speed, 2, taken)
+    while 2 * batch <= chosen.largest_batch:
+        batch *= 2
+        found = note.attempt(f"batch {batch}", train, chosen, note, learned, batch)
+        if found is None:
             break
-        best, batch = max(best, (speed, batch)), 2 * batch
-    note.value("best batch [sequences]", best[1])
-    note.value("best batch [tokens/s]", best[0])
-    note.value("best batch, share of the ceiling [%]", 100 * best[0] * flops / 1e12 / ceiling)
+        best = max(best, (found[0], batch, found[1]), key=lambda entry: entry[0])
+    speed, batch, taken = best
+    note.value("best batch [sequences]", batch)
+    note.value("best batch [tokens/s]", speed)
+    note.value("best batch, share of the ceiling [%]", 100 * speed * flops / 1e12 / ceiling)
+    for name, value in taken.items():
+        note.value(f"best batch, {name} [GiB]", value)
 
 
 def sft_trainer(chosen: Preset, note: Recorder) -> None:
@@ -349,10 +405,11 @@ def sft_trainer(chosen: Preset, note: Recorder) -> None:
     Every conversation is longer than the cutoff, so that every batch has the shape of the plain loop's.
     """
     fresh()
-    with tempfile.TemporaryDirectory() as folder, memory.profile(chosen.device, interval=0.05) as watch:
+    with tempfile.TemporaryDirectory() as folder, machine.profile(chosen.device, interval=0.05) as watch:
         watch.mark("load")
         model = build(chosen)
         watch.mark("trainer")
+        fresh()  # what loading took is no part of training
         tokenizer = load_tokenizer(None if chosen.device == "cuda" else DATA / "tiny")
         text = (ROOT / "data" / "topics.jsonl").read_text(encoding="utf-8")[: 8 * chosen.length]
         talk = [dict(role="user", content="你好"), dict(role="assistant", content=text)]
@@ -361,8 +418,7 @@ def sft_trainer(chosen: Preset, note: Recorder) -> None:
         scale, rows = Scale(chosen.name, **shared), Dataset.from_dict(dict(messages=[talk] * 24))
         args = training.sft_config(scale, max_steps=3, logging_steps=1, save_strategy="no")
         trainer = training.build_trainer(model, tokenizer, rows, args)
-        for name in ("step_begin", "substep_end", "step_end"):
-            trainer.add_callback(Marks(watch, name))
+        trainer.add_callback(Marks(watch))
         trainer.train()
     speed = next(entry for entry in trainer.state.log_history[::-1] if "tokens_per_second" in entry)
     note.value("batch 2, accumulation 4 [tokens/s]", speed["tokens_per_second"])
@@ -373,22 +429,37 @@ def sft_trainer(chosen: Preset, note: Recorder) -> None:
 
 
 class Marks(TrainerCallback):
-    """Marks an event of the trainer in a memory profile."""
+    """Marks the trainer's steps, and the batches within one, in a memory profile."""
 
-    def __init__(self, watch, name: str):
-        setattr(self, f"on_{name}", lambda *args, **kwargs: watch.mark(name.replace("_", " ")))
+    def __init__(self, watch):
+        for name in ("step_begin", "substep_end", "step_end"):
+            phase = name.replace("_", " ")
+            setattr(self, f"on_{name}", lambda *args, phase=phase, **kwargs: watch.mark(phase))
+
+
+def grouped_product(chosen: Preset, note: Recorder) -> None:
+    """Each layer's stacks unpacked whole and multiplied in one grouped product, which waits for nothing."""
+    learned = learner(build(chosen))
+    changed = difference(chosen, learned[0].eval(), 2, chosen.length, grouped=True)
+    note.value("difference to bitsandbytes [%]", changed)
+    learned[0].train()
+    with way(grouped=True):
+        train(chosen, note, learned, 2, 4)
+        note.attempt(f"batch {chosen.best}", train, chosen, note, learned, chosen.best)
 
 
 def expandable(chosen: Preset, note: Recorder) -> None:
     """The paper's batch again, with the allocator that the parent chose in the environment."""
-    paper_batch(chosen, note, build(chosen))
+    train(chosen, note, learner(build(chosen)), 2, 4)
 
 
-# The other two ways
+# The paper's stack
 
 
 class ExpertLoop(nn.Module):
     """A layer's experts as the paper's stack had them: three Linear4bit modules each, in a Python loop."""
+
+    lists = False  # whether rows are chosen by lists on the CPU, as transformers 4.36 did
 
     def __init__(self, experts):
         super().__init__()
@@ -405,13 +476,15 @@ class ExpertLoop(nn.Module):
         )
 
     def forward(self, hidden, index, weights):
-        out = torch.zeros_like(hidden)
+        out, weights = torch.zeros_like(hidden), weights.to(hidden.dtype)
         chosen = torch.nn.functional.one_hot(index, len(self.experts)).permute(2, 1, 0)
         for (gate, up, down), mask in zip(self.experts, chosen, strict=True):
             slot, row = torch.where(mask)
-            rows = hidden[row]
-            rows = down(self.act_fn(gate(rows)) * up(rows)) * weights[row, slot, None]
-            out.index_add_(0, row, rows.to(out.dtype))
+            if not len(row):
+                continue
+            place = (row.tolist(), slot.tolist()) if self.lists else (row, slot)
+            rows, share = hidden[place[0]], weights[place][:, None]
+            out.index_add_(0, row, share * down(self.act_fn(gate(rows)) * up(rows)))
         return out
 
 
@@ -433,71 +506,108 @@ def per_expert(model):
     return model
 
 
-def paper_stack(chosen: Preset, note: Recorder) -> None:
-    """Memory of the paper's stack: per-expert layers, eager attention, all logits in fp32; a step a batch."""
-    model = per_expert(build(chosen))
-    model.set_attn_implementation("eager")
-    tuned, optimizer = learner(model)
+def one_expert_at_a_time(chosen: Preset, note: Recorder) -> None:
+    """The way of the paper's stack to run the experts; everything else is today's."""
+    model = per_expert(build(chosen).eval())
+    with torch.no_grad():
+        speed = note.attempt("batch 1, eager", decode_eager, chosen, model, 1)
+    if speed:
+        note.value("batch 1, prefill [tokens/s]", speed[0])
+        note.value("batch 1, decode, eager [tokens/s]", speed[1])
+    train(chosen, note, learner(model), 2, 4)
 
-    def step(batch: int) -> None:
-        ids = torch.randint(chosen.config.vocab_size, (batch, chosen.length), device=chosen.device)
-        with torch.autocast(chosen.device, dtype=chosen.dtype, enabled=chosen.device == "cuda"):
-            loss = tuned(input_ids=ids, labels=ids, use_cache=False).loss
-        loss.backward()
-        optimizer.step()
+
+class UnpackedProduct(torch.autograd.Function):
+    """The 4-bit product of bitsandbytes 0.41: it unpacks the whole matrix and keeps its input."""
+
+    @staticmethod
+    def forward(ctx, rows, packed, state):
+        ctx.kept = rows, packed, state  # an attribute, as there: it lives as long as the graph
+        return linear(rows, dequantize_4bit(packed, state).to(rows.dtype))
+
+    @staticmethod
+    def backward(ctx, gradient):
+        _, packed, state = ctx.kept
+        return gradient @ dequantize_4bit(packed, state).to(gradient.dtype), None, None
+
+
+class Linear2023(bnb.nn.Linear4bit):
+    def forward(self, x):
+        return UnpackedProduct.apply(x, self.weight.data, self.weight.quant_state)
+
+
+def stack_of_2023(chosen: Preset, note: Recorder) -> None:
+    """The authors' stack as far as today's libraries can: memory and speed at four batches.
+
+    It was LLaMA-Factory of December 2023 on transformers 4.36, PEFT 0.7 and bitsandbytes 0.41. Like there:
+    fp16 under autocast with a gradient scaler, eager attention (softmax in fp32), a reentrant checkpoint
+    around each layer, every expert three Linear4bit, whose rows the CPU picks, LoRA in fp32, all logits in
+    fp32 and a shifted copy of them, gradients clipped, no cache. Unlike there: the router is not quantized,
+    expert weights are views of one stack and share its table of levels, LoRA's output is added out of place,
+    and bitsandbytes' kernels for unpacking are today's.
+
+    Last, batches as long as their longest conversation of random length: holes in the allocator's blocks are
+    part of what nvidia-smi showed. The authors ran 1.968 conversations a second, likely at 16 x 2.
+    """
+    model = per_expert(build(dataclasses.replace(chosen, dtype=torch.float16)))
+    model.set_attn_implementation("eager")
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            module.__class__ = Linear2023
+        elif isinstance(module, ExpertLoop):
+            module.lists = True
+    model.enable_input_require_grads()  # else reentrant checkpoints have no gradient to hand on
+    tuned, optimizer = learner(model, reentrant=True)
+    scaler = torch.amp.GradScaler(chosen.device)
+
+    def loss_of_2023(ids: torch.Tensor) -> torch.Tensor:
+        logits = tuned(input_ids=ids, use_cache=False).logits.float()
+        return cross_entropy(logits[:, :-1].contiguous().flatten(0, 1), ids[:, 1:].flatten())
+
+    def step(batch: int, lengths: list[int]) -> None:
+        for length in lengths:
+            ids = torch.randint(chosen.config.vocab_size, (batch, length), device=chosen.device)
+            with torch.autocast(chosen.device, dtype=torch.float16):
+                loss = loss_of_2023(ids)
+            scaler.scale(loss / len(lengths)).backward()
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(tuned.parameters(), 1.0)
+        scaler.step(optimizer)
+        scaler.update()
         optimizer.zero_grad()
 
-    for batch in (2, 4, 8, 16) if chosen.device == "cuda" else (2, 4):
-        fresh()
-        note.attempt(f"batch {batch}", step, batch)
-        note.memory(f"batch {batch}")
+    batches, steps = ((2, 4, 8, 16), 4) if chosen.name == "mixtral_8x7b" else ((2, 4), 1)
+    for batch in batches:
+        whole = partial(step, batch, [chosen.length])
+        note.attempt(f"batch {batch}", measured, note, f"batch {batch}", whole, batch * chosen.length)
+    note.attempt("varied lengths", varied, chosen, note, step, batches[-1], steps)
 
 
-def grouped(model):
-    """The dequantized stacks in one grouped matrix product, PyTorch's own."""
-    model = parametrized(model)
-    model.set_experts_implementation("grouped_mm")
-    return model
-
-
-def parametrized(model):
-    """The same weights through `bitsandbytes.nn.parametrize`: a whole stack dequantized at every access."""
-    for layer in model.model.layers:
-        experts = layer.mlp.experts
-        states = experts.__dict__.pop("quant_states")
-        for key, state in states.items():
-            stack = dequantize_4bit(getattr(experts, key).data, state).view(state.shape)
-            setattr(experts, key, nn.Parameter(stack, requires_grad=False))
-            replace_parameter_4bit(experts, key, compress_statistics=True, quant_type="nf4")
-    model.set_experts_implementation("eager")
-    return model
-
-
-def other_way(rebuild):
-    def part(chosen: Preset, note: Recorder) -> None:
-        model = rebuild(build(chosen).eval())
-        with torch.no_grad():
-            speed = note.attempt("batch 1, eager", decode_eager, chosen, model, 1)
-        if speed:
-            note.value("batch 1, prefill [tokens/s]", speed[0])
-            note.value("batch 1, decode, eager [tokens/s]", speed[1])
-        paper_batch(chosen, note, model)
-
-    return part
+def varied(chosen: Preset, note: Recorder, step, batch: int, steps: int) -> None:
+    """Optimizer steps of two batches, padded to their longest conversation of about 220 tokens (median)."""
+    draw = random.Random(SEED)
+    longest = [max(draw.lognormvariate(math.log(220), 0.95) for _ in range(batch)) for _ in range(2 * steps)]
+    lengths = [min(chosen.length, 8 * math.ceil(length / 8)) for length in longest]  # multiples of 8
+    fresh()
+    taken = seconds(lambda: [step(batch, lengths[i : i + 2]) for i in range(0, len(lengths), 2)])
+    label = f"batch {batch}, accumulation 2, varied lengths"
+    note.value(f"{label} [conversations/s]", batch * len(lengths) / taken)
+    note.memory(label)
 
 
 # name: (function, limit in seconds); in the order of what would be missed most
 PARTS = {
-    "inference": (inference, 120),
-    "training, SFTTrainer": (sft_trainer, 120),
-    "training": (qlora, 200),
-    "training, the stack of 2023": (paper_stack, 90),
-    "training, per-expert Linear4bit": (other_way(per_expert), 120),
-    "training, expandable segments": (expandable, 90),
-    "training, replace_parameter_4bit": (other_way(parametrized), 120),
-    "training, replace_parameter_4bit and grouped_mm": (other_way(grouped), 120),
+    "inference": (inference, 100),
+    "training, SFTTrainer": (sft_trainer, 90),
+    "training": (qlora, 130),
+    "training, the stack of 2023": (stack_of_2023, 110),
+    "training, grouped product": (grouped_product, 70),
+    "inference, Triton kernel": (triton_kernel, 70),
+    "training, per-expert Linear4bit": (one_expert_at_a_time, 80),
+    "training, expandable segments": (expandable, 60),
     "inference, torch.compile": (compiled, 150),
 }
+BEST = "training: best batch [sequences]"
 
 
 def run_group(chosen: Preset, parts: tuple[str, ...], limit: float, record: dict) -> None:
@@ -511,16 +621,21 @@ def run_group(chosen: Preset, parts: tuple[str, ...], limit: float, record: dict
     with tempfile.TemporaryDirectory() as folder:
         notes, problem = Path(folder) / "notes.jsonl", None
         command = [sys.executable, __file__, "--scale", "full" if chosen.device == "cuda" else "tiny"]
+        command += ["--best", str(int(record["values"].get(BEST, chosen.best)))]
         command += ["--notes", str(notes), "--parts", *parts]
         began = time.perf_counter()
-        try:
-            ran = subprocess.run(command, env=environ, timeout=limit, stderr=subprocess.PIPE, text=True)
-            sys.stderr.write(ran.stderr[-6000:])
-            if ran.returncode:
-                problem = (ran.stderr.strip().splitlines() or ["no message"])[-1][:500]
-        except subprocess.TimeoutExpired:
-            problem = f"stopped at its limit of {limit:.0f} s"
-        whose = parts[0] if len(parts) == 1 else "all parts"
+        # errors go to a file: a pipe would be waited for while any process of torch.compile still holds it
+        with (Path(folder) / "stderr").open("w+", encoding="utf-8", errors="replace") as errors:
+            try:
+                code = subprocess.run(command, env=environ, timeout=limit, stderr=errors).returncode
+            except subprocess.TimeoutExpired:
+                code, problem = 0, f"stopped at its limit of {limit:.0f} s"
+            errors.seek(0)
+            said = errors.read().strip()
+        print(said[-6000:], file=sys.stderr, flush=True)
+        if code:
+            problem = (said.splitlines() or ["no message"])[-1][:500]
+        whose = parts[0] if len(parts) == 1 else f"{len(parts)} parts together"
         record["values"][f"{whose}: time [s]"] = round(time.perf_counter() - began, 1)
         for line in notes.read_text(encoding="utf-8").splitlines() if notes.is_file() else []:
             for kind, entry in json.loads(line).items():
@@ -563,12 +678,14 @@ def main() -> int:
     found = "full" if torch.cuda.is_available() else "tiny"
     parser.add_argument("--scale", choices=["tiny", "full"], default=found, help=f"here: {found}")
     parser.add_argument("--out", type=Path, help="folder of the record (default: results/h100, or runs/)")
+    parser.add_argument("--best", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--notes", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--parts", nargs="+", choices=PARTS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     chosen = preset(options.scale)
     if options.notes:
         torch.manual_seed(SEED)
+        chosen = dataclasses.replace(chosen, best=options.best or chosen.best)
         for part in options.parts:
             note = Recorder(options.notes, part)
             note.attempt("stopped", PARTS[part][0], chosen, note)
@@ -576,6 +693,7 @@ def main() -> int:
     if options.scale == "full":
         if not torch.cuda.is_available():
             parser.error("--scale full needs a CUDA GPU, and this machine has none")
+        before = in_use_before()
         device, gib, cuda = gpu()
         try:
             memory.predict(chosen.config).require(gib)
@@ -589,22 +707,26 @@ def main() -> int:
         if folder.resolve() == (results.RECORDED / "h100").resolve():
             parser.error("a record made at tiny does not belong into results/h100")
     folder.mkdir(parents=True, exist_ok=True)
-    file, record, began = folder / f"{chosen.name}.json", header(chosen, device, cuda), time.perf_counter()
+    file, record = folder / f"{chosen.name}.json", header(chosen, device, cuda)
+    if options.scale == "full" and before is not None:
+        record["values"]["before any part, nvidia-smi [GiB]"] = before
     print(f"{chosen.name} on {record['device']}: {LABEL}", flush=True)
     for parts in chosen.groups:
-        left = BUDGET - (time.perf_counter() - began)
-        print(f"{time.perf_counter() - began:5.0f} s  {'; '.join(parts)}", flush=True)
+        passed = time.perf_counter() - BEGAN
+        left = BUDGET - passed
+        print(f"{passed:5.0f} s  {'; '.join(parts)}", flush=True)
         if left < 30:
             record["errors"]["; ".join(parts)] = f"not begun: the budget of {BUDGET} s was spent"
         else:
             run_group(chosen, parts, min(left, sum(PARTS[part][1] for part in parts)), record)
-        write_whole(file, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+        write_whole(file, re.sub(r"(?<=\d),\s+(?=[\d.]+[,\s])", ", ", text))  # series in few lines
     width = max(map(len, record["values"]), default=0)
     for label, value in record["values"].items():
         print(f"{label:<{width}}  {value:>14,.2f}")
     for label, text in record["errors"].items():
         print(f"{label}: {text}")
-    print(f"\n{time.perf_counter() - began:.0f} s; written to {os.path.relpath(file)}")
+    print(f"\n{time.perf_counter() - BEGAN:.0f} s; written to {os.path.relpath(file)}")
     return 0 if record["values"] else 1
 
 
