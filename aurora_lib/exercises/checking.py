@@ -1,14 +1,18 @@
 """How an answer is checked: say what is likely wrong, greet an untouched stub (`...`), and raise nothing.
 
 A checker takes the answer and yields, look by look, None or a sentence that helps; the first one is told.
-Typical mistakes are known by their results, `{sentence: result}`.
+Typical mistakes are known by their results, `{sentence: result}`. Exercises that ask for one number have no
+checker of their own: they are tables in `numbers.toml`.
 """
 
 import copy
 import math
+import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from numbers import Real
+from pathlib import Path
 
 import torch
 
@@ -119,3 +123,16 @@ def number(answer, right: float, mistakes: dict[str, float], tolerance: float = 
     too = "small" if answer < right else "large"
     otherwise = f"{float(answer):g} is too {too}. Write out the formula term by term."
     return compare(answer, right, mistakes, otherwise, lambda a, b: math.isclose(a, b, rel_tol=tolerance))
+
+
+def _one_number(answer, right, mistakes, tolerance=1e-3, unit=None):
+    """The checker of an exercise in `numbers.toml`; a count is taken for a number of `unit`s too."""
+    if unit and isinstance(answer, Real) and answer > unit / 1000:
+        answer = answer / unit
+    yield number(answer, right, {why: wrong for wrong, why in mistakes}, tolerance)
+
+
+_numbers = Path(__file__).with_name("numbers.toml").read_text(encoding="utf-8")
+for _id, _about in tomllib.loads(_numbers).items():
+    _task = exercise(_id, *(_about.pop(name) for name in ("difficulty", "minutes", "trains")))
+    _task(partial(_one_number, **_about))

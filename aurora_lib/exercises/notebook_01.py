@@ -1,10 +1,8 @@
 """Checkers of notebook 01: the router."""
 
-from numbers import Real
-
 import torch
 
-from aurora_lib.exercises.checking import close, compare, exercise, normal, number
+from aurora_lib.exercises.checking import close, compare, exercise, normal
 
 
 @exercise("01.1", 1, 8, "softmax, top-k, renormalisation")
@@ -37,23 +35,6 @@ def top2(route):
         if not close(weights.float().sum(-1), torch.ones(len(logits))):
             otherwise = "the weights of each token should sum to one."
         yield compare(weights, right, mistakes, otherwise)
-
-
-@exercise("01.2", 2, 8, "stored and active parameters")
-def active_parameters(billions):
-    if isinstance(billions, Real) and billions > 1e6:
-        billions = billions / 1e9
-    mistakes = {
-        "those are all stored parameters; a token passes through 2 of 8 experts.": 46.70,
-        "only the experts come in at 2 of 8; attention and embeddings are used whole.": 46.70 / 4,
-        "that is with one expert; each token takes two.": 7.24,
-        "2 x 7B counts attention and embeddings twice: only the experts are multiplied.": 14.0,
-        "those are the two experts alone; attention, embeddings and head are missing.": 11.27,
-        "embedding and head are two matrices of 32,000 x 4096: count both.": 12.75,
-        "embedding and head are missing.": 12.62,
-        "8 x 7B is the name, not the size: attention is shared by the experts.": 56.0,
-    }
-    yield number(billions, 12.88, mistakes, tolerance=4e-3)
 
 
 @exercise("01.3", 3, 12, "the load-balancing loss")

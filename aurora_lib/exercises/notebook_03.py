@@ -2,54 +2,69 @@
 
 import torch
 
-from aurora_lib.exercises.checking import compare, exercise, normal, number
+from aurora_lib.course import DATA
+from aurora_lib.exercises.checking import compare, exercise
+from aurora_lib.model import memory
 
 
-@exercise("03.1", 2, 10, "absmax and nearest level")
-def quantize_block(quantize):
-    from bitsandbytes.functional import get_4bit_type
+@exercise("03.2", 2, 10, "asking the budget")
+def largest_batch(largest):
+    def fitting(gib, length):
+        batch = 0
+        while memory.predict(memory.MIXTRAL_8X7B, batch=batch + 1, length=length).total <= gib:
+            batch += 1
+        return batch
 
-    levels = get_4bit_type("nf4", device="cpu")
-
-    def nearest(scaled):
-        return (scaled[:, None] - levels).abs().argmin(1)
-
-    for block in (torch.tensor([0.6, -1.2, 0.05, 0.0, 1.4, -2.4]), normal(64), 0.02 * normal(128)):
-        codes = torch.as_tensor(quantize(block, levels))
-        if codes.shape != block.shape:
-            yield f"one code per weight is wanted: shape {tuple(block.shape)}, not {tuple(codes.shape)}."
-        right = nearest(block / block.abs().max())
-        if torch.is_floating_point(codes) and not torch.equal(codes.long(), right):
-            yield "return the numbers of the levels (0 to 15), not their values."
-        mistakes = {
-            "divide the block by its absmax first: the levels reach from -1 to 1.": nearest(block),
-            "is your scale the largest *absolute* value?": nearest(block / block.max()),
+    for gib, length in ((80, 1024), (40, 700), (32, 2048), (24, 512), (16, 256)):
+        made = largest(gib, length)
+        if made is True or made is False or not isinstance(made, int):
+            yield "a batch is a whole number of sequences."
+        right = fitting(gib, length)
+        none = {"not even one sequence fits there: return 0. A loop must not count one unasked.": 1}
+        mistakes = (none if right == 0 else {}) | {
+            "that is the first batch that does not fit. Go one back.": right + 1,
+            "it ignores `length`: give it to `memory.predict`.": fitting(gib, 1024),
         }
-        yield compare(codes.long(), right, mistakes, "some codes are not the nearest level.", torch.equal)
+        yield compare(made, right, mistakes, f"in {gib} GiB at {length} tokens {right} fit, not {made}.")
 
 
-@exercise("03.2", 2, 6, "what double quantization saves")
-def bits_per_weight(bits):
-    right = 4 + 8 / 64 + 32 / (64 * 256)
-    mistakes = {
-        "that is without double quantization: the absmax values themselves take 8 bits, not 32.": 4 + 32 / 64,
-        "that is the codes alone; each block of 64 also stores its absmax.": 4.0,
-        "nearly: 256 absmax values share one 32-bit scale of their own.": 4 + 8 / 64,
-        "the 32-bit scale serves 256 absmax values, and each of those 64 weights.": 4 + 8 / 64 + 32 / 256,
-        "that is what comes on top; add the 4 bits of the code itself.": right - 4,
-        "that is in bytes; the question is in bits.": right / 8,
-    }
-    yield number(bits, right, mistakes, tolerance=1e-4)
+@exercise("03.3", 2, 8, "checking a budget")
+def adapter_bytes(count):
+    for rank, layers, hidden, keys in ((8, 32, 4096, 1024), (5, 3, 64, 16), (16, 7, 96, 96)):
+        narrow, wide = (rank * layers * (2 * hidden + hidden + out) for out in (keys, hidden))
+        mistakes = {
+            "these are the two bugs, still there.": 12 * wide,
+            "one bug is left: how wide is what v_proj returns?": 16 * wide,
+            "one bug is left: weight, gradient, and how many running means of Adam?": 12 * narrow,
+            "that is the number of parameters; each takes four numbers of four bytes.": narrow,
+            "that is one copy of the weights; count gradient and Adam too.": 4 * narrow,
+        }
+        apart = hidden != keys  # else nobody can tell the two bugs apart
+        sizes = f"rank {rank} and {layers} layers of {hidden} and {keys}"
+        otherwise = f"expected {16 * narrow:,} bytes for {sizes}."
+        yield compare(count(rank, layers, hidden, keys), 16 * narrow, mistakes if apart else {}, otherwise)
 
 
-@exercise("03.3", 2, 8, "counting an adapter")
-def lora_parameters(count):
-    # q_proj is 4096 -> 4096 and v_proj 4096 -> 1024, in 32 layers, at rank 8
-    mistakes = {
-        "v_proj gives 8 key-value heads of 128: its output is 1024 wide, not 4096.": 32 * 8 * 4 * 4096,
-        "that is one layer; Mixtral has 32.": 8 * (3 * 4096 + 1024),
-        "those are the full matrices; LoRA trains r x in + out x r instead.": 32 * 4096 * (4096 + 1024),
-        "each adapter has two matrices, A [r, in] and B [out, r]; A is missing.": 32 * 8 * (4096 + 1024),
-        "each adapter has two matrices, A [r, in] and B [out, r]; B is missing.": 32 * 8 * (4096 + 4096),
-    }
-    yield number(count, 32 * 8 * (3 * 4096 + 1024), mistakes, tolerance=1e-9)
+@exercise("03.4", 3, 20, "levels made for these weights")
+def levels(levels):
+    from bitsandbytes.functional import get_4bit_type
+    from safetensors.torch import load_file
+
+    levels = torch.as_tensor(levels).float().flatten().sort().values
+    if len(levels) != 16:
+        yield f"16 levels are wanted, one for each number of 4 bits; these are {len(levels)}."
+    if levels.abs().max() > 1.5:
+        yield "weights are divided by their absmax: useful levels lie between -1 and 1."
+    stored = load_file(DATA / "tiny" / "model.safetensors")
+    quantized = [w for name, w in stored.items() if "_proj" in name or ".experts." in name]
+    blocks = torch.cat([w.float().flatten() for w in quantized]).view(-1, 64)
+    scaled, size = blocks / blocks.abs().amax(1, keepdim=True), blocks.abs().amax(1, keepdim=True)
+
+    def error(of):
+        nearest = of[torch.bucketize(scaled, (of[1:] + of[:-1]) / 2)]
+        return (((nearest - scaled) * size).norm() / blocks.norm()).item()
+
+    mine, nf4 = error(levels), error(get_4bit_type("nf4", device="cpu"))
+    if mine >= nf4:
+        remedy = "Move each level to the mean of its weights."
+        yield f"their error is {mine:.2%}, and NF4's is {nf4:.2%}. {remedy}"
