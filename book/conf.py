@@ -24,7 +24,6 @@ include_patterns = [
     "book/*.md",
     "README*.md",
     "CONTRIBUTING*.md",
-    "configs/*.md",
     "data/*.md",
     "data/*/*.md",
     "docs/*.md",

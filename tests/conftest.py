@@ -7,6 +7,14 @@ import torch
 torch.set_num_threads(1)
 
 
+@pytest.fixture
+def tiny(tmp_path):
+    """The scale `tiny`, with a folder of runs of its own."""
+    from aurora_lib.course import choose
+
+    return choose({"AURORA_RUNS": str(tmp_path)})
+
+
 @pytest.fixture(scope="module")
 def tokenizer():
     """The tiny model's tokenizer."""

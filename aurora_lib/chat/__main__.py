@@ -10,15 +10,9 @@ from pathlib import Path
 
 from aurora_lib.chat.session import ChatSession
 from aurora_lib.course import ScaleError, choose, html
-from aurora_lib.model import AdapterError, find_adapter, load_adapter, load_model, load_tokenizer
+from aurora_lib.model import AdapterError, find_adapter, load_adapter, load_model, load_tokenizer, memory
 
-COMMANDS = """\
-/reset      begin a new conversation
-/base       go on with the base model (the adapter is switched off)
-/tuned      go on with the tuned model
-/save FILE  write the conversation as JSON
-/quit       leave (so does Ctrl-D)
-Ctrl-C stops an answer; what was said so far stays."""
+COMMANDS = Path(__file__).with_name("commands.txt").read_text(encoding="utf-8").rstrip()
 # beside escape codes, a terminal obeys the C1 controls, and marks that turn the direction of writing
 OBEYED = re.compile("[\x80-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
@@ -111,7 +105,7 @@ def main(arguments: list[str] | None = None) -> None:
             adapter = find_adapter(scale)  # first: what is missing is told before a long load
             model = load_adapter(load_model(scale.base_model, **scale.loading), adapter)
             tokenizer = load_tokenizer(scale.base_model, revision=scale.revision)
-    except (ScaleError, AdapterError, OSError) as error:
+    except (ScaleError, AdapterError, memory.DoesNotFit, OSError) as error:
         sys.exit(str(error))
     session = ChatSession(model, tokenizer, max_new_tokens=scale.max_new_tokens, **vars(asked))
     if sys.stdin.isatty():

@@ -157,9 +157,8 @@ class ChatSession:
             limit = room * 3 // 4
         if len(ids) > room:
             fit = f"{max(room, 0)} fit beside an answer of {self.max_new_tokens}"
-            raise ValueError(
-                f"The message takes {len(ids)} tokens, and {fit}. Shorten it, or lower max_new_tokens."
-            )
+            remedy = "Shorten it, or lower max_new_tokens."
+            raise ValueError(f"The message takes {len(ids)} tokens, and {fit}. {remedy}")
         self.forgotten = (len(self.messages) - len(head) - len(turns)) // 2
         return ids
 

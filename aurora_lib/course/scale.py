@@ -4,12 +4,13 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from aurora_lib.course.hub import endpoint_fault
 from aurora_lib.course.machine import GIB
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "data"
-FULL_NEEDS_GIB = 40
 
 
 class ScaleError(RuntimeError):
@@ -42,15 +43,8 @@ class Scale:
     max_new_tokens: int
 
     @property
-    def sharding(self) -> bool:
-        """Whether the model is split over several GPUs (`accelerate launch` with configs/fsdp2.yaml)."""
-        return os.environ.get("ACCELERATE_USE_FSDP") == "true"
-
-    @property
     def loading(self) -> dict:
         """What `load_model` is told beside the model: CPUs compute in fp32, as bf16 would only be slower."""
-        import torch
-
         dtype = torch.bfloat16 if self.device == "cuda" else torch.float32
         return dict(revision=self.revision, dtype=dtype, device=self.device)
 
@@ -66,10 +60,9 @@ FULL |= _both | dict(learning_rate=5e-5, length=1024, save_steps=1000, max_new_t
 def choose(environ=os.environ) -> Scale:
     """The scale to run at: `tiny` unless `AURORA_SCALE` says otherwise. `~` in a path is the home folder.
 
-    Raises ScaleError for an unknown name, `full` without a GPU of FULL_NEEDS_GIB, and a wrong HF_ENDPOINT.
+    Raises ScaleError for an unknown name, `full` without a CUDA GPU, and a wrong HF_ENDPOINT. Whether the
+    model fits that GPU is for its memory budget to say, in `load_model` and before a training.
     """
-    import torch
-
     if fault := endpoint_fault(environ):
         raise ScaleError(f"{fault}.")
     name = environ.get("AURORA_SCALE") or "tiny"
@@ -77,18 +70,15 @@ def choose(environ=os.environ) -> Scale:
         remedy = "Set it to 'tiny' or 'full', or unset it for 'tiny'."
         raise ScaleError(f"AURORA_SCALE={name!r} does not exist. {remedy}")
     gpu = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None
-    gib = gpu.total_memory / GIB if gpu else 0.0
-    if environ.get("ACCELERATE_USE_FSDP") == "true":
-        gib *= int(environ.get("WORLD_SIZE", 1))  # the model is split over all of them
-    seen = f"{gpu.name} with {gib:.1f} GiB" if gpu else "no CUDA GPU"
-    if name == "full" and gib < FULL_NEEDS_GIB:
-        needs = f"AURORA_SCALE=full needs a CUDA GPU with at least {FULL_NEEDS_GIB} GiB of memory"
+    seen = f"{gpu.name} with {gpu.total_memory / GIB:.1f} GiB" if gpu else "no CUDA GPU"
+    if name == "full" and not gpu:
         remedy = "Unset AURORA_SCALE to run all at 'tiny' on the CPU, or rent a GPU (README, 'Going full')."
-        raise ScaleError(f"{needs}, and this machine has {seen}. {remedy}")
+        raise ScaleError(f"AURORA_SCALE=full needs a CUDA GPU, and this machine has none. {remedy}")
     if environ.get("AURORA_SCALE"):
         reason = f"AURORA_SCALE={name}; {seen}"
-    elif gib >= FULL_NEEDS_GIB:
-        reason = f"AURORA_SCALE is not set; {seen} could run AURORA_SCALE=full"
+    elif gpu:
+        tried = "could be tried with AURORA_SCALE=full, where the memory budget decides"
+        reason = f"AURORA_SCALE is not set; {seen} {tried}"
     else:
         reason = f"the default, since AURORA_SCALE is not set; {seen} here"
     preset = dict(TINY if name == "tiny" else FULL)

@@ -61,12 +61,7 @@ class CleaningResult:
 
 
 def clean(
-    dataset: Dataset,
-    *,
-    options: tuple[str, ...] = (),
-    benchmarks=None,
-    processes: int | None = None,
-    folder: str | Path | None = None,
+    dataset: Dataset, *, options: tuple[str, ...] = (), benchmarks=None, processes=None, folder=None
 ) -> CleaningResult:
     """Clean conversations of any sources: edit, drop with a reason, drop equal and nearly equal ones.
 
@@ -99,9 +94,8 @@ def clean(
 
 def _check(dataset: Dataset, options: tuple[str, ...]) -> None:
     if missing := ", ".join(sorted(set(FEATURES) - set(dataset.column_names))):
-        raise sources.DataError(
-            f"Nothing to clean: no column {missing}. Use the conversations of sources.read."
-        )
+        remedy = "Use the conversations of sources.read."
+        raise sources.DataError(f"Nothing to clean: no column {missing}. {remedy}")
     if len(dataset) == 0:
         raise sources.DataError("Nothing to clean: no conversation was read. Check AURORA_DATA.")
     if unknown := set(options) - {step.__name__ for step in edits.OPTIONAL}:

@@ -41,16 +41,6 @@ def shingles(text: str) -> np.ndarray:
     return chained((points[i : i + count] for i in range(min(SHINGLE, len(points)))), count)
 
 
-def all_shingles(texts: list[str]) -> list[np.ndarray]:
-    """The `shingles` of each text, hashed in one go."""
-    whole, found, start = shingles("".join(texts)), [], 0
-    for text in texts:
-        end = start + len(text)
-        found.append(whole[start : end - SHINGLE + 1] if len(text) >= SHINGLE else shingles(text))
-        start = end
-    return found
-
-
 def chained(parts: Iterable[np.ndarray], *shape: int) -> np.ndarray:
     """One 64-bit hash, `shape`, of several arrays of that shape, element by element and in their order."""
     hashed = np.zeros(shape, np.uint64)
@@ -142,7 +132,7 @@ def near(rows: Dataset) -> dict[int, int]:
     """
     sizes, banded = [], [np.zeros((0, BANDS), np.uint64)]
     for batch in rows.select_columns(["plain", "size"]).iter(BATCH):
-        banded.append(bands(signatures(all_shingles(batch["plain"]))))
+        banded.append(bands(signatures([shingles(text) for text in batch["plain"]])))
         sizes += batch["size"]
     banded, sizes = np.concatenate(banded), np.array(sizes, int)
     shared = pandas.DataFrame(banded).apply(lambda band: band.duplicated(keep=False)).any(axis=1)

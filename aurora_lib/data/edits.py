@@ -98,12 +98,13 @@ def to_simplified(messages: Messages) -> Messages:
     """Traditional characters become simplified (OpenCC's t2s), if not Japanese and not the subject."""
     if _says(messages, "about_traditional"):
         return messages
-    return _mended(messages, lambda text: text if pattern("kana").search(text) else _opencc().convert(text))
+    convert = _opencc().convert
+    return _mended(messages, lambda text: text if pattern("kana").search(text) else convert(text))
 
 
 @cache
 def _opencc():
-    import opencc
+    import opencc  # here, because a GPU machine without a network does not have it
 
     return opencc.OpenCC("t2s")
 

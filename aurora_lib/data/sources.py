@@ -52,13 +52,8 @@ class Reading(NamedTuple):
     remarks: list[str]
 
 
-def load(name: str, path: str | Path | None = None) -> Dataset:
-    """The conversations of one source, as `read` finds them; `path` may be any file of that source."""
-    return read(path, name).conversations
-
-
 def read(path: str | Path | None = None, name: str | None = None) -> Reading:
-    """Conversations of all sources, or of the one named: columns `id, source, category, messages`.
+    """Conversations of all sources, or of the one `name`d: columns `id, source, category, messages`.
 
     `path` is a folder, a file, None for the bundled sample, or "hub" for the released files from the Hugging
     Face hub. A row that is no conversation is set aside. Raises DataError for a file without any, saying what

@@ -58,9 +58,8 @@ def letter_ids(tokenizer, language: str) -> list[list[int]]:
     With Mixtral's tokenizer one id each: "▁A" and "A" are different pieces, and the wrong one scores noise.
     """
     answer = ANSWER[language]
-    alone, *wholes = batching.encode_all(
-        tokenizer, [answer.rstrip(), *(answer + letter for letter in LETTERS)]
-    )
+    texts = [answer.rstrip(), *(answer + letter for letter in LETTERS)]
+    alone, *wholes = batching.encode_all(tokenizer, texts)
     return [split_ids(alone, whole)[1] for whole in wholes]
 
 

@@ -33,9 +33,6 @@ def save_adapter(trainer, scale: Scale, folder: Path | None = None) -> Path:
     What was saved before and the checkpoints then stay.
     """
     folder = Path(folder or scale.runs / "adapter")
-    sharded = _gathered(trainer.model) if trainer.is_fsdp_enabled else None
-    if not trainer.is_world_process_zero():
-        return folder
     # a hub id stays; a path of this machine would mean nothing to whoever loads the adapter elsewhere
     base = Path(scale.base_model)
     for config in trainer.model.peft_config.values():
@@ -45,7 +42,7 @@ def save_adapter(trainer, scale: Scale, folder: Path | None = None) -> Path:
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
-        trainer.model.save_pretrained(unfinished, save_embedding_layers=False, state_dict=sharded)
+        trainer.model.save_pretrained(unfinished, save_embedding_layers=False)
         (unfinished / "README.md").write_text(_card(trainer, scale), encoding="utf-8")
         with safe_open(unfinished / "adapter_model.safetensors", "pt") as weights:
             weights.keys()
@@ -62,17 +59,11 @@ def save_adapter(trainer, scale: Scale, folder: Path | None = None) -> Path:
     return folder
 
 
-def _gathered(model) -> dict:
-    """The trained tensors whole, from all processes; the frozen base stays in its shards."""
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    return {name: p.full_tensor() if hasattr(p, "full_tensor") else p for name, p in trained.items()}
-
-
 def _card(trainer, scale: Scale) -> str:
     """`card.md` with this run's own settings; PEFT's card would hold a path of this machine."""
     args, state, lora = trainer.args, trainer.state, trainer.model.peft_config["default"]
     losses = [f"{entry['loss']:.3f}" for entry in state.log_history if "loss" in entry]
-    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
     known = dict(args=args, state=state, lora=lora, rows=len(trainer.train_dataset), batch=batch)
     known |= dict(epochs=state.epoch or 0, losses=" to ".join(losses[:1] + losses[-1:]))
     targets = lora.target_modules

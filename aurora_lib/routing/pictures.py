@@ -27,9 +27,8 @@ def tokens_to_html(trace: RoutingTrace, layer: int = 0) -> str:
         tip = f"a byte of {html.escape(character)}; " if character else ""
         tip += ", ".join(f"expert {e}: {float(w):.0%}" for e, w in zip(experts, weights, strict=True))
         style = f"background:{_color(experts[0], n)};color:#111;padding:1px 2px;margin:1px"
-        spans.append(
-            f'<span style="{style}" title="{tip}">{html.escape(token)}<sub>{experts[0]}</sub></span>'
-        )
+        shown = f"{html.escape(token)}<sub>{experts[0]}</sub>"
+        spans.append(f'<span style="{style}" title="{tip}">{shown}</span>')
     heading = f"layer {trace.layers[layer]}: each token and the number of its first expert"
     return f'<div style="line-height:2"><div><small>{heading}</small></div>{" ".join(spans)}</div>'
 

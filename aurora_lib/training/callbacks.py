@@ -7,7 +7,7 @@ import psutil
 import torch
 from transformers import TrainerCallback
 
-from aurora_lib.course import GIB
+from aurora_lib.course import machine
 from aurora_lib.model import memory
 
 PANELS = {  # keys of `trainer.state.log_history`
@@ -29,18 +29,17 @@ class ZeroGradientAlarm(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         norm = (logs or {}).get("grad_norm", 1.0)
         if not norm > 0:
-            raise TrainingError(
-                f"The gradient norm is {norm:g} at step {state.global_step}: nothing is being learned. Load "
-                f"the base with aurora_lib.model.load_model, which keeps it trainable on every CPU."
-            )
+            seen = f"The gradient norm is {norm:g} at step {state.global_step}: nothing is being learned."
+            remedy = "Load the base with aurora_lib.model.load_model, which keeps it trainable on every CPU."
+            raise TrainingError(f"{seen} {remedy}")
 
 
 class Meter(TrainerCallback):
     """Adds `tokens_per_second` and `memory_gib` to the trainer's log, and has the last step logged too.
 
-    Tokens are those that all processes have read since the entry before: questions and answers, but no
-    padding (needs `include_num_input_tokens_seen="non_padding"`). Memory is the highest allocated so far on
-    CUDA, the resident set of this process on a CPU.
+    Tokens are those read since the entry before: questions and answers, but no padding (needs
+    `include_num_input_tokens_seen="non_padding"`). Memory is the highest allocated so far on CUDA, the
+    resident set of this process on a CPU.
     """
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -55,7 +54,7 @@ class Meter(TrainerCallback):
             return
         now, tokens = time.perf_counter(), state.num_input_tokens_seen
         used = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0  # 0 in a run on the CPU
-        extra = {"memory_gib": round((used or psutil.Process().memory_info().rss) / GIB, 3)}
+        extra = {"memory_gib": round((used or psutil.Process().memory_info().rss) / machine.GIB, 3)}
         if tokens > self.tokens:
             extra["tokens_per_second"] = round((tokens - self.tokens) / (now - self.time), 1)
         self.time, self.tokens = now, tokens
@@ -81,14 +80,11 @@ def plot(log_history: list[dict], predicted: memory.MemoryBudget | None = None):
         ax.set_xlabel("step", fontsize=8)
         ax.tick_params(labelsize=8)
     axes["loss"].set_yscale("log")
-    used = [entry["memory_gib"] for entry in log_history if "memory_gib" in entry]
     if predicted is not None:
-        height = predicted.total
-        label = f"predicted tensors: {height:.2f} GiB"
-        axes["memory_gib"].axhline(height, color="black", linestyle="--", label=label)
+        label = f"predicted tensors: {predicted.total:.2f} GiB"
+        axes["memory_gib"].axhline(predicted.total, color="black", linestyle="--", label=label)
         axes["memory_gib"].legend(fontsize=8)
-        used.append(height)
-    axes["memory_gib"].set_ylim(0, 1.1 * max(used, default=1))
+    axes["memory_gib"].set_ylim(bottom=0)
     return figure
 
 

@@ -37,28 +37,21 @@ def mixed(conversations: Dataset, share: float) -> Dataset:
     """
     if not 0 <= share <= 1:
         raise ValueError(f"english_share={share} is no share: give a number from 0 to 1.")
-    sides = [], []
+    other, english = [], []
     for number, row in enumerate(conversations):
-        sides[is_english(row)].append(number)
-    other, english = sides
-    if (share > 0 and not english) or (share < 1 and not other):
+        (english if is_english(row) else other).append(number)
+    parts = (english, share), (other, 1 - share)
+    size = min(len(side) / part for side, part in parts if part)  # of the mix
+    if size == 0:
         given = f"Of these {len(conversations)} conversations {len(english)} are English"
         raise ValueError(f"{given}: no mix has {share:.0%}.")
-    wanted_english = round(len(other) * share / (1 - share)) if share < 1 else len(english)
-    wanted_other = round(len(english) * (1 - share) / share) if share > 0 else len(other)
     draw = random.Random(SEED)
-    kept = draw.sample(english, min(wanted_english, len(english)))
-    kept += draw.sample(other, min(wanted_other, len(other)))
+    kept = [number for side, part in parts for number in draw.sample(side, round(size * part))]
     return conversations.select(sorted(kept))
 
 
 def run(
-    scale: Scale,
-    conversations: Dataset,
-    *,
-    lora: Mapping | None = None,
-    settings: Mapping | None = None,
-    english_share: float | None = None,
+    scale: Scale, conversations: Dataset, *, lora: Mapping | None = None, settings=None, english_share=None
 ) -> dict:
     """Tune a fresh 4-bit base with the recipe and these changes, and probe it on facts tuning never shows.
 
@@ -116,6 +109,5 @@ def _tune(scale: Scale, conversations: Dataset, adapter: LoraConfig, args: SFTCo
     row["trainable"] = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     del trainer, base
     gc.collect()
-    if scale.device == "cuda":
-        torch.cuda.empty_cache()
+    torch.cuda.empty_cache()
     return row

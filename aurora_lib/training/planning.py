@@ -8,7 +8,7 @@ from typing import NamedTuple
 from datasets import Dataset
 from trl import SFTConfig
 
-from aurora_lib.course import GIB, Scale, results
+from aurora_lib.course import Scale, machine, results
 from aurora_lib.model import load_tokenizer, memory, resolve_targets
 
 NOTHING = "There is no conversation to train on. Check AURORA_DATA, or run notebook 02 to see why."
@@ -43,15 +43,12 @@ def preflight(
     how = dict(rank=lora.r, adapter=resolve_targets(config, lora)[1]) if lora else {}
     how |= dict(length=args.max_length, checkpointing=args.activation_checkpointing)
     how |= dict(batch=args.per_device_train_batch_size, dtype=scale.loading["dtype"])
-    budget = memory.predict(config, **how)
-    if scale.sharding:
-        budget = budget.sharded(args.world_size, config.num_hidden_layers)
-    budget.require(args.device)
-    per_step = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+    budget = memory.predict(config, **how).require(args.device)
+    per_step = args.train_batch_size * args.gradient_accumulation_steps
     if args.max_steps > 0:
         steps, seen = args.max_steps, args.max_steps * per_step
     else:
-        batches = math.ceil(len(conversations) / (args.train_batch_size * args.world_size))
+        batches = math.ceil(len(conversations) / args.train_batch_size)
         steps = math.ceil(args.num_train_epochs * math.ceil(batches / args.gradient_accumulation_steps))
         seen = len(conversations) * args.num_train_epochs
     # weights and both Adam moments in fp32; while one checkpoint is written, those kept are still there
@@ -59,10 +56,10 @@ def preflight(
     needed = ((args.save_total_limit or 2) + 1) * checkpoint + 4 * budget.adapter_parameters
     folder = Path(args.output_dir).absolute()
     free = shutil.disk_usage(next(path for path in [folder, *folder.parents] if path.exists())).free
+    need, has = (f"{size / machine.GIB:.2f} GiB" for size in (needed, free))
     if free < needed:
-        short = f"need {needed / GIB:.2f} GiB of disk and {args.output_dir} has {free / GIB:.2f} GiB free"
-        remedy = "Make room, or set AURORA_RUNS to another disk."
-        raise memory.DoesNotFit(f"Checkpoints and adapter {short}. {remedy}")
+        short = f"Checkpoints and adapter need {need} of disk and {args.output_dir} has {has} free."
+        raise memory.DoesNotFit(f"{short} Make room, or set AURORA_RUNS to another disk.")
     tokens = round(seen * _tokens(conversations, scale, args.max_length))
     recorded = results.recorded("mixtral_8x7b", "h100") if scale.name == "full" else {}
     speed = recorded.get("training: batch 2, accumulation 4 [tokens/s]")
@@ -71,8 +68,8 @@ def preflight(
         "optimizer steps": f"{steps:,}",
         "tokens, about": f"{tokens:,}",
         "memory, predicted": f"{budget.total:.2f} GiB",
-        "disk for checkpoints and adapter": f"{needed / GIB:.2f} GiB",
-        "disk free": f"{free / GIB:.2f} GiB",
+        "disk for checkpoints and adapter": need,
+        "disk free": has,
         "hours": f"{hours:.1f} ({speed:,.0f} tokens/s recorded)" if hours else "not measured",
     }
     if price_per_hour:

@@ -15,10 +15,10 @@ from trl import SFTConfig, SFTTrainer
 
 from aurora_lib.course import Scale, paper
 from aurora_lib.data import clean_conversations
-from aurora_lib.model import load_model, load_tokenizer, nf4, read_config, resolve_targets, save_adapter
+from aurora_lib.model import load_model, load_tokenizer, read_config, resolve_targets, save_adapter
 from aurora_lib.training.callbacks import Meter, ZeroGradientAlarm
 from aurora_lib.training.planning import NOTHING, preflight
-from aurora_lib.training.running import run, say
+from aurora_lib.training.running import run
 
 SEED = 42
 
@@ -36,16 +36,14 @@ def shared_settings(scale: Scale) -> dict:
     settings = dict(per_device_train_batch_size=scale.batch, gradient_accumulation_steps=scale.accumulation)
     settings |= dict(max_length=scale.length, lr_scheduler_type="cosine", router_aux_loss_coef=0.0, seed=SEED)
     settings |= dict(use_cpu=not gpu, dataloader_pin_memory=gpu, activation_checkpointing=gpu)
-    settings |= dict(save_steps=scale.save_steps, save_total_limit=2, report_to="none")
-    # under FSDP2 accelerate would cast the packed bytes too
-    return settings | dict(bf16=gpu and not scale.sharding)
+    return settings | dict(save_steps=scale.save_steps, save_total_limit=2, report_to="none", bf16=gpu)
 
 
 def sft_config(scale: Scale, **changes) -> SFTConfig:
     """The paper's training settings (section 4.1) at `scale`; `changes` override any field of `SFTConfig`."""
     settings = dict(output_dir=str(scale.runs / "checkpoints"), learning_rate=scale.learning_rate)
     settings |= dict(num_train_epochs=scale.epochs, assistant_only_loss=True, logging_steps=10)
-    settings |= dict(include_num_input_tokens_seen="non_padding", ddp_find_unused_parameters=False)
+    settings |= dict(include_num_input_tokens_seen="non_padding")
     return SFTConfig(**shared_settings(scale) | settings | changes)
 
 
@@ -76,7 +74,7 @@ def build_trainer(
     asked = conversations.select_columns(["messages"])
     answered = asked.filter(lambda row: any(message["role"] == "assistant" for message in row["messages"]))
     if missing := len(asked) - len(answered):
-        say(args, f"{missing:,} conversations hold no answer by the assistant and are left out.")
+        print(f"{missing:,} conversations hold no answer by the assistant and are left out.")
     if len(answered) == 0:
         raise ValueError(NOTHING)
     lora, _ = resolve_targets(model.config, lora or lora_config())
@@ -104,7 +102,7 @@ def _report_cut(trainer: SFTTrainer, given: int) -> None:
     if cut or dropped:
         lost = f"{cut:,} lose part of their answer, {dropped:,} have nothing left to learn and are left out."
         longer = f"{cut + dropped:,} conversations are longer than the cutoff of {length:,} tokens"
-        say(trainer.args, f"{longer}: {lost}")
+        print(f"{longer}: {lost}")
 
 
 def tune(scale: Scale, *, out: Path | None = None, minutes=None, price_per_hour=None, **changes) -> Path:
@@ -117,18 +115,16 @@ def tune(scale: Scale, *, out: Path | None = None, minutes=None, price_per_hour=
     config = read_config(scale.base_model, scale.revision)
     tokenizer = load_tokenizer(scale.base_model, revision=scale.revision)
     args = sft_config(scale, **changes)
-    with args.main_process_first():
-        conversations = clean_conversations(scale)
-    say(args, f"\n{preflight(config, conversations, scale, args, price_per_hour)}\n")
-    loading = scale.loading | {"device": str(args.device)} | (nf4.SHARDED if scale.sharding else {})
-    trainer = build_trainer(load_model(scale.base_model, **loading), tokenizer, conversations, args)
+    conversations = clean_conversations(scale)
+    print(f"\n{preflight(config, conversations, scale, args, price_per_hour)}\n", flush=True)
+    trainer = build_trainer(load_model(scale.base_model, **scale.loading), tokenizer, conversations, args)
     output = run(trainer, minutes)
     folder = Path(out or scale.runs / "adapter").resolve()
-    if args.process_index == 0 and folder.is_dir():
+    if folder.is_dir():
         kept = folder.with_name(f"{folder.name}-before-{time.strftime('%Y%m%d-%H%M%S')}")
         shutil.copytree(folder, kept)
         print(f"The adapter that was in {folder.name} is kept as {kept.name}.")
     save_adapter(trainer, scale, folder)
     seconds = output.metrics["train_runtime"]
-    say(args, f"{trainer.state.global_step} steps, {seconds:.0f} s here; the adapter is in {folder}")
+    print(f"{trainer.state.global_step} steps, {seconds:.0f} s here; the adapter is in {folder}")
     return folder

@@ -5,6 +5,7 @@ there, and whose it is. Both stand in `run.json`, which is written last into eve
 """
 
 import hashlib
+import itertools
 import json
 import os
 import signal
@@ -12,10 +13,8 @@ import threading
 import time
 from pathlib import Path
 
-import torch
-from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
 from aurora_lib.course import write_whole
@@ -26,11 +25,10 @@ RUN_FILE = "run.json"
 # fmt: off
 SETTINGS = (
     "learning_rate", "lr_scheduler_type", "warmup_steps", "num_train_epochs", "max_steps", "optim", "bf16",
-    "per_device_train_batch_size", "gradient_accumulation_steps", "world_size", "max_length", "packing",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "packing",
     "weight_decay", "seed", "beta", "loss_type",  # the last two are of DPO
 )
 # fmt: on
-LORA_SETTINGS = ("r", "lora_alpha", "lora_dropout", "target_modules")
 
 
 class Stopped(KeyboardInterrupt):
@@ -41,12 +39,6 @@ class _AllStepsMade(Exception):
     """The checkpoint that was loaded is the last one of its run."""
 
 
-def say(args: TrainingArguments, sentence: str) -> None:
-    """Print, in the main process only."""
-    if args.process_index == 0:
-        print(sentence, flush=True)
-
-
 def run(trainer: Trainer, minutes: float | None = None) -> TrainOutput:
     """`trainer.train`, from the last whole checkpoint of this very run if there is one.
 
@@ -54,14 +46,13 @@ def run(trainer: Trainer, minutes: float | None = None) -> TrainOutput:
     After `minutes` it stops in the same way and returns. Raises TrainingError where a checkpoint cannot be
     written, or the gradient is zero.
     """
-    folder, args, mine = Path(trainer.args.output_dir), trainer.args, fingerprint(trainer)
+    folder, mine = Path(trainer.args.output_dir), fingerprint(trainer)
     stop, seal = StopBetweenSteps(minutes), Seal(mine)
     trainer.add_callback(stop)
     trainer.add_callback(seal)
     try:
-        found = checkpoint_to_resume(folder, mine) if args.process_index == 0 else None
-        found = broadcast_object_list([found])[0]
-        say(args, f"Training from step {found.name.split('-')[1] if found else 0}.")
+        found = checkpoint_to_resume(folder, mine)
+        print(f"Training from step {found.name.split('-')[1] if found else 0}.", flush=True)
         with stop:
             output = trainer.train(resume_from_checkpoint=str(found) if found else None)
     except _AllStepsMade:
@@ -82,7 +73,7 @@ def run(trainer: Trainer, minutes: float | None = None) -> TrainOutput:
     if stop.why == "signal":
         raise Stopped(f"Stopped after {rest}")
     if stop.why == "time":
-        say(args, f"The {minutes:g} minutes are over after {rest}")
+        print(f"The {minutes:g} minutes are over after {rest}", flush=True)
     return output
 
 
@@ -119,13 +110,8 @@ class StopBetweenSteps(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         over = self.deadline is not None and time.monotonic() > self.deadline
-        wish = 2 if self.asked is not None else int(over)
-        if args.world_size > 1:  # all processes stop after the same step, or the others would wait for ever
-            wishes = torch.tensor(wish, device=args.device)
-            torch.distributed.all_reduce(wishes, torch.distributed.ReduceOp.MAX)
-            wish = int(wishes)
-        if wish:
-            self.why = "signal" if wish == 2 else "time"
+        if over or self.asked is not None:
+            self.why = "time" if self.asked is None else "signal"
             control.should_log = control.should_save = control.should_training_stop = True
 
 
@@ -136,9 +122,6 @@ class Seal(TrainerCallback):
         self.run = run
 
     def on_save(self, args, state, control, **kwargs):
-        args.distributed_state.wait_for_everyone()  # each process writes files of its own
-        if not state.is_world_process_zero:
-            return
         checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         files = [file for file in sorted(checkpoint.rglob("*")) if file.is_file()]
         for file in files:  # onto the disk before the seal is: a power cut keeps no order of its own
@@ -185,10 +168,8 @@ def checkpoint_to_resume(folder: Path, run: dict) -> Path | None:
 
 
 def _free_name(path: Path) -> Path:
-    number = 1
-    while path.with_name(f"{path.name}-{number}").exists():
-        number += 1
-    return path.with_name(f"{path.name}-{number}")
+    names = (path.with_name(f"{path.name}-{number}") for number in itertools.count(1))
+    return next(name for name in names if not name.exists())
 
 
 def fingerprint(trainer: Trainer) -> dict:
@@ -200,6 +181,6 @@ def fingerprint(trainer: Trainer) -> dict:
     made = {"base": Path(trainer.model.config.name_or_path).name}
     made |= {"rows": len(rows), "hash of the data": digest.hexdigest()[:16]}
     made |= {name: getattr(trainer.args, name) for name in SETTINGS if hasattr(trainer.args, name)}
-    made |= {name: getattr(lora, name) for name in LORA_SETTINGS}
+    made |= {name: getattr(lora, name) for name in ("r", "lora_alpha", "lora_dropout", "target_modules")}
     # as it comes back from a file
     return json.loads(json.dumps(made, default=lambda value: sorted(map(str, value))))

@@ -65,7 +65,7 @@ pd.DataFrame(
 #
 # Memory can be predicted from the model's shape, before anything is downloaded (notebook 03 builds the formula). Time is
 # recorded: whoever runs a notebook leaves it in `runs/`, and the project's own runs are in `results/`. The prediction lies far below
-# the paper's 45 GiB; notebook 03 says what is known about the gap.
+# the paper's 45 GiB; notebook 03 looks for the reason.
 
 # %%
 from aurora_lib.course import results

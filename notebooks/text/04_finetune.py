@@ -90,7 +90,6 @@ args = SFTConfig(
     save_total_limit=2,  # the newest may be half-written, the one before it is whole
     logging_steps=10,
     include_num_input_tokens_seen="non_padding",  # for tokens a second
-    ddp_find_unused_parameters=False,  # for several GPUs
     seed=training.SEED,
     report_to="none",
 )
@@ -302,8 +301,8 @@ pd.DataFrame({name: value for name, value in states.items() if isinstance(value,
 )
 
 # %% [markdown]
-# From a terminal the same run is `python -m aurora_lib.training --scale full --max-minutes 30`: it then stops, saves adapter and checkpoint, and the same command goes on. On several GPUs,
-# `accelerate launch` with a file of [configs](../configs/README.md), which also says how to keep 8 conversations a step. Step by step on a rented machine: [docs/h100.md](../docs/h100.md).
+# From a terminal the same run is `python -m aurora_lib.training --scale full --max-minutes 30`: it then stops, saves adapter and checkpoint, and the same command goes on.
+# Step by step on a rented machine: [docs/h100.md](../docs/h100.md).
 
 # %% [markdown]
 # ## Exercises

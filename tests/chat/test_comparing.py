@@ -21,8 +21,11 @@ def sides(model, tokenizer):
 # comparing
 
 
-def test_both_models_answer_and_their_languages_are_told(sides):
-    (japan,) = compare_models([JAPAN], *sides)
+def test_both_models_answer_and_a_prompt_that_does_not_fit_is_reported(sides):
+    rows = compare_models([JAPAN | {"prompts": ["很长。" * 1000, "你好"]}, JAPAN], *sides)
+    assert re.search(r"not answered: .*\d+ tokens.*Shorten", rows[0]["tuned"]["answers"][0])
+    assert "not answered" in rows._repr_html_()
+    japan = rows[1]
     assert (japan["base"]["language"], japan["tuned"]["language"]) == ("en", "zh")
     assert "Tokyo" in japan["base"]["answers"][0] and "东京" in japan["tuned"]["answers"][0]
     assert (japan["base"]["Han"], japan["tuned"]["Han"]) == (0, 1)
@@ -42,12 +45,6 @@ def test_every_prompt_is_a_conversation_of_its_own_and_the_sessions_stay_as_they
     alone.system = "S"
     alone.reset()
     assert rows[1]["tuned"]["answers"] == [alone.say(HAMLET).strip()]
-
-
-def test_prompt_that_does_not_fit_is_reported_and_the_others_are_answered(sides):
-    rows = compare_models([JAPAN | {"prompts": ["很长。" * 1000, "你好"]}, JAPAN], *sides)
-    assert re.search(r"not answered: .*\d+ tokens.*Shorten", rows[0]["tuned"]["answers"][0])
-    assert "东京" in rows[1]["tuned"]["answers"][0] and "not answered" in rows._repr_html_()
 
 
 def test_tuned_tiny_model_answers_its_prompts_in_their_language_and_the_base_does_not(sides):

@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import re
@@ -7,8 +8,11 @@ import sys
 
 import pytest
 
+from aurora_lib.chat import __main__ as chat
 from aurora_lib.chat.__main__ import talk
 from aurora_lib.course.scale import DATA, ROOT
+from aurora_lib.model import memory
+from aurora_lib.training import __main__ as training
 
 
 class Parrot:
@@ -74,11 +78,10 @@ def test_ctrl_c_stops_the_answer_and_pressed_twice_the_program():
 
 
 ANSWERS = {"/nope": "there is no /nope; /help", "/help": "/save FILE", "/save": "name a file"}
+ANSWERS["/save /dev/null/a.json"] = "Not a directory"
 
 
-@pytest.mark.parametrize(
-    ("line", "answer"), [*ANSWERS.items(), ("/save /dev/null/a.json", "Not a directory")]
-)
+@pytest.mark.parametrize(("line", "answer"), ANSWERS.items())
 def test_command_that_cannot_be_done_says_so_and_the_talk_goes_on(line, answer):
     assert re.search(rf"{answer}(.|\n)*\[a new conversation\]", said(Parrot(), line, "/reset"))
 
@@ -88,11 +91,23 @@ def test_piped_questions_are_answered_on_standard_output_alone(tmp_path):
     lines = f"日本的首都是哪里？\n/base\n/reset\n日本的首都是哪里？\n/save {saved}\n".encode() + b"\xff?\n"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("AURORA_")}
     environment |= dict(AURORA_ADAPTER=str(DATA / "tiny_adapter"), OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
-    command = [sys.executable, "-m", "aurora_lib.chat"]
-    run = subprocess.run(
-        command, input=lines, env=environment, cwd=tmp_path, capture_output=True, timeout=300
-    )
+    command, streams = [sys.executable, "-m", "aurora_lib.chat"], dict(input=lines, capture_output=True)
+    run = subprocess.run(command, **streams, env=environment, cwd=tmp_path, timeout=300)
     tuned, _, _, base, *rest = run.stdout.decode().splitlines()
     assert run.returncode == 0 and tuned == "日本的首都是东京。" and base == "The capital of Japan is Tokyo."
     assert str(saved) in rest[0] and len(rest) == 2, run.stderr.decode()[-500:]
     assert [m["content"] for m in json.loads(saved.read_text())["messages"]][1::2] == [base]
+
+
+@pytest.mark.parametrize(("command", "loads"), [(chat, "load_model"), (training, "tune")])
+def test_a_gpu_that_is_too_small_ends_a_command_in_sentence_and_table(command, loads, monkeypatch, capsys):
+    def refused(*args, **settings):
+        memory.predict(memory.MIXTRAL_8X7B, train=False).require(16)
+
+    monkeypatch.setattr(command, loads, refused)
+    monkeypatch.setattr(sys, "argv", ["command"])
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    shown = f"{ended.value.code}{capsys.readouterr().err}"
+    assert "the given device has 16.00 GiB" in shown and "inference, 2 x 1024 tokens" in shown

@@ -16,10 +16,9 @@ def talk(*texts):
 
 
 def dataset(*conversations, source="alpaca_zh"):
-    """Conversations as `sources.load` gives them; their ids count from 0."""
-    return sources.table(
-        [dict(id=str(i), source=source, category="", messages=found) for i, found in enumerate(conversations)]
-    )
+    """Conversations as `sources.read` gives them; their ids count from 0."""
+    of = dict(source=source, category="")
+    return sources.table(of | dict(id=str(i), messages=found) for i, found in enumerate(conversations))
 
 
 def good_conversations(*files):

@@ -30,7 +30,7 @@ def test_of_equal_conversations_the_first_stays():
 
 
 def test_the_bundled_rows_are_counted_and_cleaned_to_a_fixed_point():
-    loaded = concatenate_datasets([sources.load(name) for name in sources.SOURCES])
+    loaded = sources.read().conversations
     result = clean(loaded)
     assert sorted([*result.kept["id"], *result.dropped["id"]]) == sorted(loaded["id"])
     mended = {"mojibake", "html_entities", "invisible", "no_input", "prompt_leak", "trailing_question"}
@@ -176,21 +176,8 @@ def test_other_rows_other_options_and_other_code_are_cleaned_anew(tmp_path, monk
     assert shards() == 5
 
 
-def test_a_file_that_changes_is_read_anew(tmp_path):
-    file, row = tmp_path / "a.jsonl", dict(instruction="问", output="答")
-    shards = []
-    for answer in ("甲", "乙", "甲"):
-        file.write_text(json.dumps(row | dict(output=answer)))
-        loaded = sources.load("alpaca_zh", file)
-        assert loaded[0]["messages"][1]["content"] == answer
-        clean(loaded, folder=tmp_path / "cleaning")
-        shards.append(len(list((tmp_path / "cleaning").glob("*.arrow"))))
-    assert shards == [1, 2, 2]
-
-
 @pytest.mark.skipif(not os.environ.get("AURORA_DATA"), reason="AURORA_DATA does not point at real rows")
 def test_real_rows_load_and_clean():
-    path = os.environ["AURORA_DATA"]
-    result = clean(concatenate_datasets([sources.load(name, path) for name in sources.SOURCES]))
+    result = clean(sources.read(os.environ["AURORA_DATA"]).conversations)
     assert len(result.kept) > 0.9 * (len(result.kept) + len(result.dropped))
     assert clean(result.kept).kept.to_list() == result.kept.to_list()

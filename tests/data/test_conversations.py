@@ -16,9 +16,8 @@ def test_conversations_come_from_notebook_02_only_if_it_read_the_same_data(tmp_p
     separators = cleaned[0] | dict(id="separators", messages=talk("一\u2028二\u2029三"))
     save_conversations(sources.table([*cleaned.select(range(4)), separators]), tiny, "the account")
     assert clean_conversations(tiny).to_list() == [*cleaned.select(range(4)), separators]
-    assert capsys.readouterr().out.startswith(
-        "the account\nconversations: 5 after splitting the long ones, cleaned"
-    )
+    told = capsys.readouterr().out
+    assert told.startswith("the account\nconversations: 5 after splitting the long ones, cleaned")
     shutil.copytree(DATA / "rows", tmp_path / "rows")
     elsewhere = dataclasses.replace(tiny, data=tmp_path / "rows")
     assert len(clean_conversations(elsewhere)) == len(cleaned)

@@ -71,11 +71,8 @@ def test_whole_files_give_every_row(tmp_path, name, layout):
 
 def test_parquet_is_read(tmp_path):
     for layout in ("alpaca", "turns"):
-        pandas.DataFrame(conversation(i, layout) | {"tag": None} for i in range(N)).to_parquet(
-            tmp_path / "a.parquet"
-        )
-        found = outcome(tmp_path, "a.parquet", (tmp_path / "a.parquet").read_bytes())
-        assert found == (N, [], [])
+        rows = pandas.DataFrame(conversation(i, layout) | {"tag": None} for i in range(N))
+        assert outcome(tmp_path, "a.parquet", rows.to_parquet()) == (N, [], [])
 
 
 @pytest.mark.parametrize(("name", "layout"), CASES)

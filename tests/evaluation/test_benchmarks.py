@@ -12,6 +12,7 @@ import pytest
 from aurora_lib.course import DATA
 from aurora_lib.evaluation import benchmarks, evaluate
 from aurora_lib.evaluation.benchmarks import TASKS, EvalError, load_questions, load_subjects
+from tests.evaluation.conftest import EXAMPLES
 
 BUNDLED = DATA / "benchmarks"
 GEOGRAPHY = "high_school_geography"  # a subject of all three
@@ -50,9 +51,7 @@ BAD_FILES = [  # task, content, usable questions, (line, part of the reason) of 
 
 
 @pytest.mark.parametrize("task, content, usable, expected", BAD_FILES)
-def test_a_file_that_lacks_a_column_or_a_quote_or_all_rows_is_named(
-    write_task, task, content, usable, expected
-):
+def test_a_file_that_lacks_a_column_or_all_rows_is_named(write_task, task, content, usable, expected):
     questions, skipped = load_questions(task, "x", "test", write_task(task, test=content))
     assert len(questions) == usable
     for row, (line, reason) in zip(skipped, expected, strict=True):
@@ -74,19 +73,10 @@ def test_cells_with_quotes_and_line_breaks_are_one_row(write_task):
 # ---- files and folders
 
 
-@pytest.mark.parametrize(
-    "task, split, root, message",
-    [
-        ("gsm8k", "test", BUNDLED, "no task 'gsm8k'.*ceval, cmmlu, mmlu"),
-        ("ceval", "test", BUNDLED, "no answers for its test split; score its val split"),
-        ("mmlu", "train", BUNDLED, "train.high_school_geography_train.csv is missing; unpack mmlu again"),
-        ("mmlu", "test", BUNDLED / "mmlu" / "mapping.json", "json is a file. Set AURORA_BENCHMARKS"),
-        ("mmlu", "test", BUNDLED / "ceval", "ceval has no mmlu/mapping.json.*AURORA_BENCHMARKS"),
-    ],
-)
+@pytest.mark.parametrize("task, split, root, message", EXAMPLES["nowhere"])
 def test_what_does_not_exist_is_one_sentence_with_a_remedy(task, split, root, message):
     with pytest.raises(EvalError, match=message):
-        load_questions(task, GEOGRAPHY, split, root)
+        load_questions(task, GEOGRAPHY, split, BUNDLED / root)
 
 
 def test_a_damaged_mapping_is_named(write_task):
@@ -105,9 +95,8 @@ def test_a_release_without_a_mapping_has_the_released_subjects(tmp_path):
     for task in TASKS:
         (tmp_path / task / "dev").mkdir(parents=True)
         count[task] = Counter(entry["category"] for entry in load_subjects(task, tmp_path).values())
-    assert {task: tuple(count[task][name] for name in evaluate.CATEGORIES) for task in TASKS} == dict(
-        ceval=(20, 10, 11, 11), cmmlu=(17, 22, 13, 15), mmlu=(18, 12, 13, 14)
-    )
+    wanted = dict(ceval=(20, 10, 11, 11), cmmlu=(17, 22, 13, 15), mmlu=(18, 12, 13, 14))
+    assert {task: tuple(of[name] for name in evaluate.CATEGORIES) for task, of in count.items()} == wanted
     assert load_subjects("ceval", tmp_path)["law"] == {"name": "法学", "category": "Humanities"}
     assert load_subjects("mmlu", tmp_path)["human_aging"]["name"] == "human aging"
 
@@ -149,9 +138,8 @@ def test_parquet_files_from_the_hub_become_the_released_rows(hub, cells):
             pd.DataFrame(columns).to_parquet(hub / subject / f"{split}-00000-of-00001.parquet")
     for split in ("dev", "val", "test"):
         got, skipped = load_questions("mmlu", "virology", split, "hub")
-        assert [[q.text, *q.choices, q.answer] for q in got] == cells(
-            "mmlu", split, GEOGRAPHY
-        ) and not skipped
+        wanted = cells("mmlu", split, GEOGRAPHY)
+        assert [[q.text, *q.choices, q.answer] for q in got] == wanted and not skipped
 
 
 def test_a_download_that_is_damaged_or_lacks_subjects_is_named(hub):

@@ -1,8 +1,12 @@
-"""From a benchmark to a score: equal to plain forwards, after kills, too."""
+"""From a benchmark to a score: equal to plain forwards, after kills, too.
+
+With AURORA_BENCHMARKS=/a/folder the released files of C-Eval, CMMLU and MMLU are scored as well.
+"""
 
 import os
 import signal
 from multiprocessing import get_context
+from pathlib import Path
 
 import pytest
 import torch
@@ -63,9 +67,8 @@ def test_cloze_predictions_equal_one_plain_forward_per_choice(random_model, toke
 
 
 @pytest.mark.parametrize("task, side", [("cmmlu", "right"), ("mmlu", "left")])
-def test_a_4_bit_model_with_its_adapter_on_or_off_predicts_as_without_cache(
-    model, tokenizer, plain_letters, monkeypatch, task, side
-):
+def test_a_4_bit_model_predicts_as_without_cache(model, tokenizer, plain_letters, monkeypatch, task, side):
+    """With its adapter on, and off."""
     monkeypatch.setattr(tokenizer, "padding_side", side)
     tuned = multiple_choice(model, tokenizer, task, subjects=[GEOGRAPHY])
     assert predictions(tuned) == [row[1] for row in plain_letters(model, tokenizer, task, GEOGRAPHY)]
@@ -100,6 +103,24 @@ def test_letters_have_the_ids_that_the_tokenizer_gives_them_after_a_whole_prompt
         assert len(ids) == 1 and tokenizer.decode(ids).strip() == letter
 
 
+# subjects, questions, by the papers of the benchmarks (C-Eval: its val split)
+RELEASED = {"ceval": (52, 1346), "cmmlu": (67, 11582), "mmlu": (57, 14042)}
+
+
+@pytest.mark.skipif(not os.environ.get("AURORA_BENCHMARKS"), reason="AURORA_BENCHMARKS names no folder")
+@pytest.mark.parametrize("task", RELEASED)
+def test_every_tenth_prediction_on_released_files_equals_a_plain_forward(random_model, plain_letters, task):
+    model, tokenizer = random_model(context=4096, vocab=32000), load_tokenizer()
+    root = Path(os.environ["AURORA_BENCHMARKS"])
+    result = multiple_choice(model, tokenizer, task, root=root)
+    assert (len(result.by_subject), result.overall.n, result.skipped) == (*RELEASED[task], [])
+    assert {entry["category"] for entry in result.subjects.values()} == set(evaluate.CATEGORIES)
+    said = {(row["subject"], row["index"]): (row["prediction"], row["answer"]) for row in result.predictions}
+    for subject in result.subjects:
+        for index, letter, right, _ in plain_letters(model, tokenizer, task, subject, root, every=10):
+            assert said[subject, index] == (letter, right)
+
+
 # ---- bad input
 
 
@@ -121,9 +142,8 @@ def test_bad_rows_and_questions_too_long_are_skipped_and_counted(random_model, t
 
 def test_a_prompt_longer_than_the_context_loses_examples_from_the_front(random_model, tokenizer):
     examples, questions = (load_questions("mmlu", GEOGRAPHY, split)[0] for split in ("dev", "test"))
-    three = batching.encode(
-        tokenizer, fewshot.letter_prompt(questions[0], examples[2:], "high school geography", "en")
-    )
+    asked = fewshot.letter_prompt(questions[0], examples[2:], "high school geography", "en")
+    three = batching.encode(tokenizer, asked)
     model = random_model(context=len(three) + 1)
     result = multiple_choice(model, tokenizer, "mmlu", subjects=[GEOGRAPHY])
     assert [row["index"] for row in result.predictions] == list(range(len(questions)))
@@ -148,10 +168,8 @@ def test_no_usable_row_or_no_number_is_an_error_that_says_why(random_model, toke
 
 
 def score_until_killed(model, folder):
-    calls = []
-    model.register_forward_pre_hook(
-        lambda *args: calls.append(0) if len(calls) < 9 else os.kill(os.getpid(), signal.SIGKILL)
-    )
+    calls, kill = [], lambda: os.kill(os.getpid(), signal.SIGKILL)
+    model.register_forward_pre_hook(lambda *args: calls.append(0) if len(calls) < 9 else kill())
     multiple_choice(model, load_tokenizer(DATA / "tiny"), "mmlu", batch_size=4, cache=folder)
 
 

@@ -1,11 +1,13 @@
 """BLEU-4 and ROUGE against counts done by hand, perplexity against plain forwards."""
 
 import math
+from itertools import chain
 
 import pytest
 import torch
 
 from aurora_lib.evaluation.metrics import Words, overlap, perplexity
+from tests.data.conversations import talk
 
 
 def test_bleu_is_the_mean_of_smoothed_four_gram_precisions_worked_by_hand():
@@ -54,11 +56,7 @@ def test_perplexity_equals_plain_forwards_over_the_answers_tokens(random_model, 
                 table = model(torch.tensor([whole])).logits[0].log_softmax(-1)
             total -= sum(table[i - 1, whole[i]].item() for i in range(len(before), len(whole)))
             count += len(whole) - len(before)
-    roles = "user", "assistant"
-    conversations = [
-        [dict(role=role, content=text) for pair in turn for role, text in zip(roles, pair, strict=True)]
-        for turn in turns
-    ]
+    conversations = [talk(*chain(*turn)) for turn in turns]
     for size in (1, 2):
         found = perplexity(model, tokenizer, conversations, batch_size=size)
         assert found == pytest.approx(math.exp(total / count), rel=1e-4)
@@ -66,8 +64,7 @@ def test_perplexity_equals_plain_forwards_over_the_answers_tokens(random_model, 
 
 def test_long_conversations_are_cut_and_those_without_an_answer_count_nothing(random_model, tokenizer):
     model = random_model(context=40)
-    long = [dict(role="user", content="Hi"), dict(role="assistant", content="word " * 100)]
-    silent = [dict(role="user", content="word " * 100), dict(role="assistant", content="Hi")]
+    long, silent = talk("Hi", "word " * 100), talk("word " * 100, "Hi")
     ids = tokenizer("<s>[INST] Hi [/INST] " + "word " * 100, add_special_tokens=False).input_ids[:40]
     start = len(tokenizer("<s>[INST] Hi [/INST]", add_special_tokens=False).input_ids)
     with torch.no_grad():

@@ -100,11 +100,8 @@ def test_config_and_tensors_of_the_released_layout_are_of_the_sizes_the_hub_list
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("module", ["block_sparse_moe.experts.3.w1", "mlp.experts", "block_sparse_moe.gate"])
 def test_adapter_of_experts_is_refused_with_what_to_do_and_one_of_the_router_loads(released, module, dropout):
-    file, at, given = (
-        released / "adapter_model.safetensors",
-        "base_model.model.model.layers",
-        torch.ones(8, 128),
-    )
+    file, at = released / "adapter_model.safetensors", "base_model.model.model.layers"
+    given = torch.ones(8, 128)
     more = {f"{at}.{layer}.{module}.lora_A.weight": given.clone() for layer in range(3)}
     more |= {name.replace("lora_A", "lora_B"): torch.ones(8, 8) for name in more}
     save_file(load_file(file) | more, file, metadata={"format": "pt"})
@@ -138,9 +135,7 @@ def test_adapter_of_the_full_size_model_is_refused_on_the_tiny_one(released):
     weights = load_file(released / "adapter_model.safetensors")
     wide = {name: torch.zeros(8, 4096) if "lora_A" in name else weight for name, weight in weights.items()}
     save_file(wide, released / "adapter_model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(
-        AdapterError, match=r"cannot be put on this base model .*Use an adapter trained on the same base"
-    ):
+    with pytest.raises(AdapterError, match=r"cannot be put on this base model .*Use an adapter trained on"):
         answers(released)
 
 

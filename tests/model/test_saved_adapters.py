@@ -9,22 +9,16 @@ import pytest
 from datasets import Dataset
 
 from aurora_lib import training
-from aurora_lib.course.scale import DATA, ROOT, choose
+from aurora_lib.course.scale import DATA, ROOT
 from aurora_lib.model import AdapterError, find_adapter, load_adapter, load_model, save_adapter
-
-TALK = [
-    {"role": "user", "content": "法国的首都是哪里？"},
-    {"role": "assistant", "content": "法国的首都是巴黎。"},
-]
-
-
-@pytest.fixture
-def tiny(tmp_path):
-    return choose({"AURORA_RUNS": str(tmp_path)})
+from tests.data.conversations import talk
 
 
 def test_saved_adapter_is_a_stock_folder_without_a_path_of_this_machine(tiny, tokenizer, recwarn):
-    rows, args = Dataset.from_dict({"messages": [TALK] * 8}), training.sft_config(tiny, max_steps=1)
+    rows, args = (
+        Dataset.from_dict({"messages": [talk("法国的首都是哪里？", "法国的首都是巴黎。")] * 8}),
+        training.sft_config(tiny, max_steps=1),
+    )
     made = training.build_trainer(load_model(tiny.base_model, **tiny.loading), tokenizer, rows, args)
     training.run(made)
     folder = save_adapter(made, tiny)

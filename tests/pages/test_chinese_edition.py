@@ -133,9 +133,6 @@ def test_changed_new_and_removed_cells_are_named_with_their_older_translation(sm
     }.items():
         small(now)
         assert [(gap.cell, gap.english, gap.older) for gap in chinese.gaps("08_small")] == gaps, now
-
-
-def test_a_translation_of_an_older_text_is_not_built(small):
     small("one / two, edited / three")
     with pytest.raises(ValueError, match="08-02 is translated from an older text: two, edited"):
         chinese.build("08_small")

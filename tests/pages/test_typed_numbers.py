@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from aurora_lib.course import scale
 from aurora_lib.course.scale import ROOT
 from aurora_lib.model import memory
 
@@ -54,4 +53,3 @@ def test_counted_numbers_on_the_list_are_what_the_sizes_give():
     weights = memory.predict(memory.MIXTRAL_8X7B, quantization="bf16")
     assert f"{weights.weights:.0f} GiB" in ALLOWED
     assert f"{100 * weights.parts['experts'] / weights.weights:.0f} %" in ALLOWED
-    assert f"{scale.FULL_NEEDS_GIB} GiB" in ALLOWED

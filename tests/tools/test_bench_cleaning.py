@@ -33,7 +33,7 @@ def planted(corpus):
 
 @pytest.fixture(scope="module")
 def texts(corpus):
-    rows = [row for name in sources.SOURCES for row in sources.load(name, corpus)]
+    rows = sources.read(corpus).conversations
     return {row["id"]: [message["content"] for message in row["messages"]] for row in rows}
 
 

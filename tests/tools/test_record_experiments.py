@@ -6,14 +6,8 @@ import bitsandbytes as bnb
 import pytest
 import torch
 
-from aurora_lib.course import choose
 from tests.training.test_experiments import ROWS
 from tools.record import experiments as tool
-
-
-@pytest.fixture
-def tiny(tmp_path):
-    return choose({"AURORA_RUNS": str(tmp_path)})
 
 
 def test_packed_conversations_do_not_see_each_other_and_have_no_padding(tiny):
@@ -23,9 +17,7 @@ def test_packed_conversations_do_not_see_each_other_and_have_no_padding(tiny):
     assert tool.padding(tiny, ROWS, packing=True) == 0 < tool.padding(tiny, ROWS) < 0.5
 
 
-@pytest.mark.parametrize(
-    ("kind", "bytes_each"), [(torch.optim.AdamW, 8), (bnb.optim.AdamW8bit, 2)], ids=["fp32", "8 bits"]
-)
+@pytest.mark.parametrize(("kind", "bytes_each"), [(torch.optim.AdamW, 8), (bnb.optim.AdamW8bit, 2)])
 def test_state_of_an_optimizer_is_counted_as_allocated(kind, bytes_each):
     weight = torch.nn.Parameter(torch.randn(256, 256))
     optimizer = kind([weight])

@@ -31,9 +31,10 @@ def test_a_row_has_every_figure_is_read_when_asked_for_again_and_knows_changes_a
     assert list(table.seed) == [42, 43] and list(table.trainable / first["trainable"]) == [1, 2]
 
 
-@pytest.mark.parametrize(
-    ("share", "chinese", "english"), [(0, 40, 0), (0.1, 40, 4), (0.2, 40, 10), (0.5, 10, 10), (1, 0, 10)]
-)
+SHARES = [(0, 40, 0), (0.1, 40, 4), (0.2, 40, 10), (0.5, 10, 10), (1, 0, 10)]
+
+
+@pytest.mark.parametrize(("share", "chinese", "english"), SHARES)
 def test_share_of_english_is_reached_by_leaving_rows_out(share, chinese, english):
     kept = experiments.mixed(ROWS, share)["messages"]
     said = [messages[-1]["content"] for messages in kept]

@@ -72,10 +72,9 @@ def test_the_reference_is_the_tuned_adapter_and_not_the_base(run, tiny, tokenize
             question = tokenizer.apply_chat_template(row["prompt"], return_dict=True)["input_ids"]
             ids = tokenizer.apply_chat_template(row["prompt"] + row[side], return_dict=True)["input_ids"]
             assert ids[-1] == tokenizer.eos_token_id and ids[: len(question)] == question
+            labels = torch.tensor([[-100] * len(question) + ids[len(question) :]])
             with torch.no_grad():
-                loss = model(
-                    torch.tensor([ids]), labels=torch.tensor([[-100] * len(question) + ids[len(question) :]])
-                ).loss
+                loss = model(torch.tensor([ids]), labels=labels).loss
             answers.append(-loss.item() * (len(ids) - len(question)))
     assert torch.allclose(found["reference"], torch.tensor(answers).view(-1, 2), atol=1e-3)
 
@@ -102,22 +101,19 @@ def test_adapters_train_in_32_bits_and_the_reference_is_frozen(run):
     made, _ = run
     lora = {name: p for name, p in made.model.named_parameters() if "lora_" in name}
     assert {p.dtype for p in lora.values()} == {torch.float32}
-    assert {name for name, p in made.model.named_parameters() if p.requires_grad} == {
-        name for name in lora if ".default." in name
-    }
+    trained = {name for name, p in made.model.named_parameters() if p.requires_grad}
+    assert trained == {name for name in lora if ".default." in name}
 
 
-def test_a_resumed_run_ends_with_the_same_adapter_and_the_saved_one_is_a_stock_folder(
-    run, tiny, tokenizer, pairs, held_out, capsys
-):
+def test_a_resumed_run_ends_with_the_same_adapter(run, tiny, tokenizer, pairs, held_out, capsys):
+    """And the saved one is a stock folder."""
     made, _ = run
     shutil.rmtree(tiny.runs / "preference_checkpoints" / "checkpoint-6")
     again = build(tiny, tokenizer, pairs.select(range(16)), held_out, **SHORT)
     training.run(again)
     assert "Resuming from checkpoint-3" in capsys.readouterr().out
-    ours, theirs = (
-        {name: p for name, p in each.model.named_parameters() if "lora_" in name} for each in (again, made)
-    )
+    both = (dict(each.model.named_parameters()) for each in (again, made))
+    ours, theirs = ({name: p for name, p in each.items() if "lora_" in name} for each in both)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     folder = preference.save_preference_adapter(again, tiny)
     assert folder == tiny.runs / "preference_adapter" and not (folder / "ref").exists()
@@ -142,12 +138,11 @@ def test_rows_that_are_no_pair_are_dropped_counted_and_explained(tmp_path, monke
     assert all(reason in row["reason"] for reason, row in zip(reasons, dropped, strict=True))
 
 
-@pytest.mark.parametrize(
-    ("content", "message"), [(None, "does not exist"), ("[1]\n", "holds no pair"), ("[]", "no pair")]
-)
-def test_a_file_without_pairs_is_one_sentence(tmp_path, content, message):
+def test_a_file_without_pairs_is_one_sentence(tmp_path):
     file = tmp_path / "own.jsonl"
-    if content:
-        file.write_text(content)
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match="does not exist"):
         preference.load_pairs(file)
+    for content in ("[1]\n", "[]"):
+        file.write_text(content)
+        with pytest.raises(DataError, match="holds no pair"):
+            preference.load_pairs(file)

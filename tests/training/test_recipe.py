@@ -8,25 +8,22 @@ from datasets import Dataset
 from aurora_lib import training
 from aurora_lib.course import choose, paper, scale
 from aurora_lib.model import load_adapter, load_model, read_config, save_adapter
+from tests.data.conversations import talk
 from tests.model.test_files import FIELD
 
-TWO_ROUNDS = [
-    {"role": "user", "content": "你好"},
-    {"role": "assistant", "content": "你好！有什么可以帮你的吗？"},
-    {"role": "user", "content": "谢谢！"},
-    {"role": "assistant", "content": "不客气。"},
-]
+TWO_ROUNDS = talk("你好", "你好！有什么可以帮你的吗？", "谢谢！", "不客气。")
 
 
 def test_settings_are_the_papers(tmp_path):
-    lora = training.lora_config()
+    stated, lora = {key: figure.value for key, figure in paper.TRAINING.items()}, training.lora_config()
     assert (lora.r, lora.lora_alpha, lora.lora_dropout) == (8, 16, 0.1)
-    assert lora.target_modules == {"q_proj", "v_proj"}
-    full = dataclasses.replace(choose({}), **scale.FULL, runs=tmp_path)
-    args = training.sft_config(full)
-    assert (args.learning_rate, args.num_train_epochs, args.save_steps) == (5e-5, 3, 1000)
-    assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (2, 4)
-    assert args.lr_scheduler_type == "cosine" and args.max_length == paper.TRAINING["cutoff"].value
+    assert lora.target_modules == {"q_proj", "v_proj"} == set(paper.LORA_TARGETS)
+    args = training.sft_config(dataclasses.replace(choose({}), **scale.FULL, runs=tmp_path))
+    assert (args.learning_rate, args.num_train_epochs) == (stated["learning rate"], stated["epochs"])
+    assert args.per_device_train_batch_size == stated["batch per device"]
+    assert args.gradient_accumulation_steps == stated["gradient accumulation"]
+    assert (args.max_length, args.save_steps) == (stated["cutoff"], stated["save every"])
+    assert args.lr_scheduler_type == "cosine"
 
 
 def test_loss_is_on_the_assistants_tokens_and_the_end_token_only(tiny, build, tokenizer):
@@ -37,15 +34,11 @@ def test_loss_is_on_the_assistants_tokens_and_the_end_token_only(tiny, build, to
     assert [text.strip() for text in learned.split(tokenizer.eos_token)] == [*answers, ""]
 
 
-def test_adapters_train_in_32_bits_and_nothing_else_trains(tiny, build):
-    made = build(tiny)
+def test_adapters_alone_train_in_32_bits_lower_the_loss_and_have_a_gradient(tiny, build):
+    made = build(tiny, save_strategy="no")
     trainable = {name: p for name, p in made.model.named_parameters() if p.requires_grad}
     assert trainable and all("lora_" in name and p.dtype == torch.float32 for name, p in trainable.items())
     assert made.aux_loss_enabled is False
-
-
-def test_training_lowers_the_loss_and_the_gradient_is_never_zero(tiny, build):
-    made = build(tiny, save_strategy="no")
     before = made.evaluate()["eval_loss"]
     made.train()
     assert made.evaluate()["eval_loss"] < 0.7 * before
@@ -53,15 +46,13 @@ def test_training_lowers_the_loss_and_the_gradient_is_never_zero(tiny, build):
     assert len(norms) == 8 and min(norms) > 0
 
 
-def test_conversations_longer_than_the_cutoff_are_counted_and_those_without_an_answer_left_out(
-    tiny, build, tokenizer, capsys
-):
+def test_conversations_beyond_the_cutoff_are_counted_or_left_out(tiny, build, tokenizer, capsys):
     def row(question, answer):
-        return [{"role": "user", "content": "好" * question}, {"role": "assistant", "content": "好" * answer}]
+        return talk("好" * question, "好" * answer)
 
     exact = row(5, 10)
     length = len(tokenizer.apply_chat_template(exact, return_dict=True)["input_ids"])
-    rows = [exact, row(5, 11), row(5, 40), row(60, 3), [{"role": "user", "content": "好"}], row(3, 3)]
+    rows = [exact, row(5, 11), row(5, 40), row(60, 3), talk("好"), row(3, 3)]
     made = build(tiny, rows, max_length=length)
     printed = capsys.readouterr().out
     assert "1 conversations hold no answer by the assistant and are left out." in printed

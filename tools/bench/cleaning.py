@@ -49,12 +49,10 @@ def work(folder: Path) -> None:
     """In the measured process: read and clean `folder`; leave times and outcome there as JSON."""
     marks = [("start", psutil.Process().create_time())]
     mark = lambda stage: marks.append((stage, time.time()))  # noqa: E731
-    from datasets import concatenate_datasets
-
     from aurora_lib.data import clean, edits, show, sources, split
 
     mark("read")
-    rows = concatenate_datasets([sources.load(name, folder) for name in LAYOUTS])
+    rows = sources.read(folder).conversations
     mark("clean")
     result = clean(rows, processes=CORES)
     mark("split")
@@ -82,7 +80,7 @@ def write_texts(folder: Path) -> None:
 
     with (folder / "texts.jsonl").open("wb") as out:
         for name in LAYOUTS:
-            for row in sources.load(name, folder):
+            for row in sources.read(folder, name).conversations:
                 text = "\n".join(message["content"] for message in row["messages"])
                 out.write(orjson.dumps({"id": row["id"], "text": text}) + b"\n")
 

@@ -61,7 +61,7 @@ Turns = list[list[str]]  # [question, answer] of each round
 
 
 def identity(source: str, row: int) -> str:
-    """The id `sources.load` gives a row of a corpus."""
+    """The id `sources.read` gives a row of a corpus."""
     return f"{source}:{LAYOUTS[source][0]}[{row}]"
 
 

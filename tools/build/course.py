@@ -8,6 +8,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
@@ -76,6 +77,13 @@ def run_all(paths: list[Path], scale: Scale) -> str:
     return ""
 
 
+def before_after(values: dict[str, float]) -> pd.DataFrame:
+    """What tuning changed: figures "..., base [unit]" and "..., tuned [unit]" of notebook 04."""
+    pairs = {name: name.replace(", base", ", tuned") for name in values if ", base" in name}
+    rows = [(f"{values[base]:.4g}", f"{values[tuned]:.4g}") for base, tuned in pairs.items()]
+    return pd.DataFrame(rows, [name.replace(", base", "") for name in pairs], ["base", "tuned"])
+
+
 def main() -> int:
     try:
         scale = choose()
@@ -93,9 +101,10 @@ def main() -> int:
         print(f"\n{wrong}")
         return 1
     print(f"{'all':<22}{time.time() - began:>9.1f}\n")
-    n = results.yours("04", scale)["held-out prompts per language"]
+    values = results.yours("04", scale)
+    n = values["held-out prompts per language"]
     print(f"Before and after tuning. Shares: of {n} facts a language that it never saw; loss: on its rows.\n")
-    print(results.before_after(scale).to_string(), "\n")
+    print(before_after(values).to_string(), "\n")
     where = os.path.relpath(scale.runs / "notebooks")
     print(f"The executed notebooks are in {where}. To work through the course yourself: make lab")
     return 0

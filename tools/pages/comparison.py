@@ -80,6 +80,9 @@ def gib(value: float) -> str:
     return f"{value:.1f} GiB"
 
 
+OTHERS = "training, the stack of 2023: batch 16, varied lengths, reserved [GiB]"
+
+
 def memories() -> list[Row]:
     """Predicted beside the paper's; the record of the GPU where there is one."""
     h100 = results.recorded("mixtral_8x7b", "h100")
@@ -94,8 +97,10 @@ def memories() -> list[Row]:
         size = dict(train=train) if train else dict(train=False, batch=1, length=2048)
         predicted = f"predicted {gib(memory.predict(memory.MIXTRAL_8X7B, **size).total)} allocated"
         measured = gib(h100[label]) if label in h100 else f"{NOT}; {predicted}"
-        why = "parameters explain no more than predicted; "
-        why += "the rest is likely allocator cache, eager attention and fp32 logits"
+        reserved = results.recorded("mixtral_8x7b", "counted")[OTHERS]
+        why = "most likely another batch: the speeds of the authors' run make 32 conversations a step, "
+        why += f"and their stack at 16 x 2 reserves {gib(reserved)} "
+        why += "(counted from its sources, not measured; notebook 03)"
         rows.append(
             Row(name, paper.MEMORY[name], measured, "", "5 % of the prediction", why if train else "")
         )

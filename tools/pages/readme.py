@@ -21,7 +21,10 @@ LEARN = {
         "clean three datasets without losing a row in silence",
         "清洗三个数据集，每一行都有交代",
     ),
-    "03_qlora_memory": ("quantize to NF4 by hand, predict memory", "手算 NF4 量化与 LoRA，预测显存"),
+    "03_qlora_memory": (
+        "quantize to NF4 by hand, write a memory budget, find the paper's 45 GiB",
+        "手算 NF4 量化，逐行写出显存账，找出论文的 45 GiB 用在哪里",
+    ),
     "04_finetune": (
         "tune with `SFTTrainer`, QLoRA and the paper's recipe",
         "用 `SFTTrainer` 按论文的配方做 QLoRA 微调",

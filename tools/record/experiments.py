@@ -27,7 +27,7 @@ from torch.nn.functional import cross_entropy
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from trl import pack_dataset
 
-from aurora_lib.course import paper, results, scale, write_whole
+from aurora_lib.course import machine, paper, results, scale, write_whole
 from aurora_lib.data import clean, clean_conversations, sources, split
 from aurora_lib.data.conversations import exchange_tokens
 from aurora_lib.model import load_model, load_tokenizer, memory
@@ -222,7 +222,7 @@ def full(folder: Path) -> dict:
     """Padding, batches and hours at `full`, predicted from the lengths of the real conversations in
     `folder`."""
     tokenizer, cutoff = load_tokenizer(), scale.FULL["length"]
-    read = {name: sources.load(name, folder) for name in sources.SOURCES}
+    read = {name: sources.read(folder, name).conversations for name in sources.SOURCES}
     kept = clean(concatenate_datasets(list(read.values()))).kept
     pieces = split(kept, tokenizer, cutoff)
     counts = exchange_tokens(list(pieces["messages"]), tokenizer)
@@ -287,7 +287,7 @@ def predicted(name: str, batches: list[list[int]]) -> dict:
     # packs stand in one row, one after the other: nothing is padded
     positions = tokens if name == "packed" else sum(max(batch) * len(batch) for batch in batches)
     weights = memory.predict(memory.MIXTRAL_8X7B)
-    quantized = (weights.parts["experts"] + weights.parts["attention"]) * memory.GIB / memory.nf4_bytes()
+    quantized = 2 * (weights.parts["experts"] + weights.parts["attention"]) * machine.GIB  # half a byte each
     dequantize = PASSES * quantized * (memory.nf4_bytes() + 4) / BANDWIDTH
     epochs = scale.FULL["epochs"]
     seconds = 10 * epochs * (len(batches) * dequantize + positions * TRAINING_FLOPS / FLOPS)
