@@ -2,7 +2,7 @@
 
 `predict` adds up named terms, one function each, from the shapes of a model that is never allocated. The
 budget it returns is a table; its `require` refuses a device that is too small. Predicted is what is
-allocated: nvidia-smi adds PyTorch's reserve and the CUDA context, some 2 GiB. `machine.profile` measures.
+allocated: nvidia-smi adds PyTorch's reserve, half a GiB to several, and the CUDA context.
 """
 
 import html
@@ -159,16 +159,20 @@ def unpacked(shape, quantization: str, width: int, stack: Stack) -> int:
 
 
 def training_step(shape, batch, length, width, stack, matrix, checkpointing) -> dict[str, float]:
-    """What forward and backward hold at their peak, in the backward of the last layer.
+    """What a step holds at its peak: while the last layer is recomputed, or in its backward.
 
     With checkpointing every layer keeps its input only, and one layer at a time is recomputed.
     """
     tokens = batch * length
     experts = kept_by_experts(shape, tokens, width)
-    kept, flowing = kept_by_layer(shape, tokens, width, stack), gradients(shape, tokens, width, stack, matrix)
+    kept, passing = (
+        kept_by_layer(shape, tokens, width, stack),
+        passing_through(shape, tokens, width, stack, matrix),
+    )
     scores = batch * shape.heads * length**2 * stack.eager_attention  # one for each head, query and key
-    softmax, in_backward = scores * (4 + width), scores * 12  # 32 bits and a copy; three times 32 bits
-    flowing = max(flowing, in_backward - softmax - experts)  # the experts are done when attention begins
+    softmax = scores * (4 + width)  # in 32 bits, and its 16-bit copy
+    in_backward = scores * (8 + width)  # result and its gradient in 32 bits, the gradient that leaves in 16
+    passing = max(passing, in_backward - softmax - experts)  # the experts are done when attention begins
     layers = 1 if checkpointing else shape.layers
     if checkpointing:
         # in use while a layer is recomputed: the residual, and the second norm's output where it is not kept
@@ -179,9 +183,9 @@ def training_step(shape, batch, length, width, stack, matrix, checkpointing) -> 
     parts["one layer, recomputed" if checkpointing else "activations of all layers"] = layers * kept
     if stack.eager_attention:
         parts["attention scores"] = layers * softmax
-    parts["gradients, one matrix unpacked"] = flowing
+    parts["passing through"] = passing
     # logits are gone before a layer is recomputed, so only what exceeds that peak counts
-    beyond = logits(shape, tokens, width, stack) - checkpointing * (kept + softmax) - flowing
+    beyond = logits(shape, tokens, width, stack) - checkpointing * (kept + softmax) - passing
     return parts | {"logits beyond that": max(0, beyond)}
 
 
@@ -218,14 +222,19 @@ def kept_by_experts(shape, tokens: int, width: int) -> float:
     return tokens * shape.top_k * width * (3 * shape.inner + shape.hidden)
 
 
-def gradients(shape, tokens: int, width: int, stack: Stack, matrix: int) -> float:
-    """What flows back through a layer: at its end, or while one expert's matrix is unpacked."""
+def passing_through(shape, tokens: int, width: int, stack: Stack, matrix: int) -> float:
+    """What is not kept: the gradient that has come in, and the experts' rows and gradients on their way."""
     incoming, k = width * shape.hidden, shape.top_k
     if stack.expert_layers:
-        inside = 3 * width * shape.inner * k / shape.count  # gate, up and SiLU of one expert
+        inside = (
+            3 * width * shape.inner * k / shape.count
+        )  # gradients of SiLU, up and their product: one expert
         return tokens * incoming + max(matrix, tokens * inside)
-    weighted = 4 * k * shape.hidden  # expert rows times router weights, in 32 bits
-    return tokens * ((1 + k) * incoming + weighted) + max(matrix, tokens * weighted)
+    weighted = (
+        4 * k * shape.hidden
+    )  # expert rows times router weights, in 32 bits; their gradient is as large
+    rows = k * incoming  # on their way into the experts
+    return tokens * (incoming + rows + weighted) + max(matrix, tokens * weighted)
 
 
 def logits(shape, tokens: int, width: int, stack: Stack) -> float:

@@ -20,8 +20,8 @@ scale = aurora_lib.start("03")
 # %% [markdown]
 # ## The case
 #
-# The paper tuned Mixtral-8x7B in 4 bits on one GPU. Its Table 4 says how much memory that took. Here are its figures. Beside
-# them stands what this course predicts for the batch of the published command: 2 sequences of 1024 tokens.
+# The paper tuned Mixtral-8x7B in 4 bits on one GPU. Here is how much memory that took, by the paper and its README. Below
+# stands what this course predicts for the batch of the published command: 2 sequences of 1024 tokens.
 
 # %%
 from aurora_lib.course import paper
@@ -50,8 +50,8 @@ print(f"{'not explained yet':24} {missing:5.1f} GiB")
 # ## 1 · Weights: 4 bits each
 #
 # A weight in NF4 is the number of one of 16 levels. Which 16? Most trained weights are close to zero. So the levels should be
-# dense there. QLoRA puts them at the *quantiles* (分位数) of the normal distribution: each level stands for about as many
-# weights as the next.
+# dense there. QLoRA puts them at the *quantiles* (分位数) of the normal distribution. The idea: each level should stand for about as
+# many weights as the next.
 #
 # QLoRA wants zero itself as a level. That leaves 15 levels, an odd number: 7 below zero and 8 above. So NF4 is not symmetric.
 # The outermost quantile cannot be that of probability 1, since the normal distribution is infinite there. QLoRA stops about half
@@ -153,7 +153,7 @@ print(f"even levels are better in {even_wins:.0%} of {len(everything) // 64:,} b
 # ### What do 4 bits cost?
 #
 # **Before you run the cells:** at how many bits does the tiny model break: 4, 3 or 2? The loss is that of the right English answers.
-# Embeddings, output layer (head) and routers stay as they are, as in QLoRA.
+# Embeddings and the output layer (head) stay as they are, as in QLoRA. So do the routers.
 
 # %%
 import copy
@@ -360,26 +360,26 @@ show()
 pd.Series(kept, name="bytes a token").to_frame()
 
 # %% [markdown]
-# Last, what passes through: the gradients of the rows on their way back (not those of the adapter), and the one matrix that is unpacked.
-# In this course's code every expert row is multiplied by its router weight in 32 bits. One array of that size is always there. A
-# second one and the unpacked matrix are never there together: the larger one counts.
+# Last, what passes through and is not kept. A *row* is the vector of one token. The gradient of the layer's output comes in. Rows are on
+# their way into the experts. What the experts return is multiplied by the router weights in 32 bits, so its gradient has 32 bits too. Then
+# comes the larger of two things that are never there together: one unpacked matrix, or the weighted rows themselves.
 
 # %%
-incoming = 2 * H * (1 + k)  # the gradient of the layer's output, and of the rows of two experts
-weighted = 4 * k * H  # rows times router weights
+incoming = 2 * H * (1 + k)  # the gradient of the layer's output, and the rows that go into two experts
+weighted = 4 * k * H  # expert rows times router weights, in 32 bits; their gradient is as large
 unpacked = 2 * (2 * inner) * H  # gate and up of one expert, in 16 bits
-budget["gradients, one matrix unpacked"] = tokens * (incoming + weighted) + max(unpacked, tokens * weighted)
+budget["passing through"] = tokens * (incoming + weighted) + max(unpacked, tokens * weighted)
 budget["logits beyond that"] = 0  # made for some tokens at a time, and gone before a layer is recomputed
 show()
 assert abs(sum(budget.values()) / GIB - ours.total) < 0.001
 
 # %% [markdown]
-# All lines are in, and the bar ends far left of the dashed lines. Each line is a tensor that the code keeps. Section 7 counts them.
+# All lines are in, and the bar ends far left of the dashed lines. Each line is made of tensors that exist at the peak. Section 7 counts them.
 #
 # ## 5 · The suspects
 #
 # The authors used other software: LLaMA-Factory and transformers of December 2023. `memory.OF_2023` describes it. It stores all
-# attention scores, holds every expert in three small layers of its own, and makes all logits in 32 bits. We ask each suspect: how many
+# attention scores, holds every expert in three layers of its own, and makes all logits in 32 bits. We ask each suspect: how many
 # GiB do you explain at batch 2? The reserve of the allocator cannot be computed by a short formula. It was *counted*: section 7 says how.
 
 # %%
@@ -398,7 +398,7 @@ def without(**field):
     return of_2023(stack=replace(memory.OF_2023, **field))
 
 
-alibis = {
+explained = {
     "all logits, in 32 bits": of_2023() - without(whole_logits=False),
     "all attention scores": of_2023() - without(eager_attention=False),
     "a layer for every expert matrix": of_2023() - without(expert_layers=False),
@@ -409,9 +409,9 @@ alibis = {
 # %%
 label = "training, the stack of 2023: batch 2, varied lengths, {} [GiB]"
 reserved, allocated = (counted[label.format(kind)] for kind in ("reserved", "allocated"))
-alibis["reserved, not used (counted)"] = reserved - allocated
+explained["reserved, not used (counted)"] = reserved - allocated
 figure, axes = plt.subplots(figsize=(7, 2.6), layout="constrained")
-bars = axes.barh(list(alibis)[::-1], [max(size, 0) for size in alibis.values()][::-1])
+bars = axes.barh(list(explained)[::-1], [max(size, 0) for size in explained.values()][::-1])
 axes.bar_label(bars, fmt=" %.1f")
 axes.axvline(missing, color="C3", linestyle="--", label=f"missing: {missing:.1f}")
 axes.set(xlabel="GiB at batch 2, predicted; the last one counted", xlim=(-1, 40))
@@ -420,7 +420,7 @@ axes.legend();
 # %% [markdown]
 # - **Logits** explain nothing. They are large, but they are gone before a layer is recomputed. The peak is elsewhere.
 # - **A layer for every expert matrix** explains nothing either. More rows are kept, but the matrix that is unpacked is smaller.
-# - **No checkpointing** explains too much: its bar goes far past the line. And LLaMA-Factory had checkpointing on by default.
+# - **No checkpointing** explains too much: its bar goes far past the line. And by its sources LLaMA-Factory had checkpointing on.
 # - **The other three together** explain a small part.
 #
 # At the published batch, nobody on the list took what is missing.
@@ -431,14 +431,17 @@ axes.legend();
 
 # %%
 per_second, steps = paper.RUN["conversations a second"], paper.RUN["steps a second"]
-print(f"{per_second.value} conversations a second / {steps.value} steps a second")
-print(f"= {per_second.value / steps.value:.1f} conversations a step   ({per_second.source})")
+print(f"{per_second.value} conversations a second / {steps.value} steps a second   ({per_second.source})")
+least = (per_second.value - 0.0005) / (steps.value + 0.0005)  # both are rounded to three digits
+most = (per_second.value + 0.0005) / (steps.value - 0.0005)
+print(f"= {per_second.value / steps.value:.1f} conversations a step: between {least:.2f} and {most:.2f}")
 published = paper.TRAINING["batch per device"].value * paper.TRAINING["gradient accumulation"].value
 print(f"the published command makes {published:.0f}")
 
 # %% [markdown]
-# The log rounds its numbers, so this is 32. That run made 32 conversations a step, not 8. The paper and the README say one GPU. Then
-# 32 is a batch times an accumulation: 2 x 16, 4 x 8, 8 x 4, 16 x 2 or 32 x 1. Accumulation costs no memory. The batch does.
+# Only one whole number lies in that range: 32. That run made 32 conversations a step, not 8. The paper and the README say one GPU. Then 32 is a
+# batch times an accumulation: 2 x 16, 4 x 8, 8 x 4, 16 x 2 or 32 x 1 (1 x 32 needs less than all of them). Accumulation costs no memory.
+# The batch does.
 #
 # **Exercise 03.1, a prediction.** The bar of section 4 is for a batch of 2. How many GiB does this course's stack take at a batch of
 # 16? Which lines of section 4 grow with the batch?
@@ -483,13 +486,12 @@ axes.set(
 )
 axes.legend(fontsize=7, bbox_to_anchor=(1, 1));
 # %% [markdown]
-# `nvidia-smi` shows more than a bar, because it also counts the CUDA context and the workspaces of libraries. How much they take is
-# not measured here. So the bar we look for must end *below* the dashed lines, and not far below. **16 x 2** does. 32 x 1 ends above them. The
-# others end far below.
+# `nvidia-smi` shows more than a bar, because it also counts the CUDA context and the workspaces of libraries. So the bar we look for must
+# end *below* the dashed lines. 32 x 1 ends above them. Of the others, **16 x 2** is the only one that comes near.
 #
 # ### The verdict
 #
-# Here is what the paper's run most likely took, beside ours.
+# The paper's run most likely had a batch of 16. Here is what that takes, beside ours. About its other settings we know less.
 
 # %%
 theirs, mine = shown[16], dict(ours.parts)
@@ -505,17 +507,25 @@ table.round(1)
 # cell turns it into epochs, and the paper trained three.
 #
 # **What remains unproven.** Nobody has run the stack of 2023 again. It was rebuilt from its sources. Its tensors were counted, and the
-# allocator was simulated. The paper does not say its batch. The log does not say the number of GPUs, nor that it belongs to the run of Table 4. A
-# gap is left between our bar and the paper's line, since context and workspaces are not measured.
+# allocator was simulated. The paper does not say its batch. The log does not say the number of GPUs, nor that it belongs to the run of
+# Table 4. A gap of some GiB is left. Context and workspaces fill a part of it, which is not measured. Without double quantization (32-bit
+# absmax) the bar would be higher. With FlashAttention it would be much lower, so the verdict leans on eager attention too. And if the
+# authors read thousands of MiB as GiB, they used less than their figures say. The next cell has these numbers.
 #
-# **What would refute it.** A run of that stack at batch 2 that shows as much as the paper says. Or the settings of the authors' run, if
-# they publish them: they would name the batch.
+# **What would refute it.** A run of that stack that shows as much as the paper says at batch 2, or that does not come near it at batch 16.
+# Or the settings of the authors' run, if they publish them: they would name the batch.
 
 # %%
 conversations, last = paper.CONVERSATIONS["total"].value, paper.RUN["last checkpoint"].value
 for a_step in (32, 8):
     print(f"{last:,} steps of {a_step:2} conversations: {last * a_step / conversations:.1f} epochs")
-print(f"left between our bar and Table 4: {paper.MEMORY['training'].value - sum(theirs.values()):.1f} GiB")
+for name in ("training", "training, README"):
+    stated = paper.MEMORY[name].value
+    print(f"{name}: {stated:g} GiB, {stated - sum(theirs.values()):.1f} above our bar", end="; ")
+    print(f"{1000 * stated:,.0f} MiB would be {1000 * stated / 1024:.1f} GiB")
+for change in ("32-bit absmax", "FlashAttention"):
+    bar = counted[f"training, the stack of 2023: batch 16, {change}, reserved [GiB]"]
+    print(f"our bar with {change}: {bar:.1f} GiB (counted)")
 
 # %% [markdown]
 # ### And the 25 GiB of inference?
@@ -528,13 +538,14 @@ inference = memory.predict(MIXTRAL, train=False, batch=1, length=2048)
 inference
 
 # %% [markdown]
-# The paper's figure is higher. Ours does not count the CUDA context, nor what loading leaves in the allocator. There is no mystery here.
+# The paper's figure is higher. Ours counts neither the CUDA context nor what loading leaves in the allocator. Whether they fill the gap
+# is not measured.
 #
 # ## 7 · Predicted, counted, measured
 #
 # How can one count without a GPU? PyTorch has a device called *meta*. A tensor there has a size and no data. So a full-size training
 # step runs on a laptop, and every tensor that is made or freed is noted. `python -m tools.record.count` does it for both stacks. It then
-# plays the list through a model of PyTorch's allocator. That gives what is *reserved*, here for steps of equal length. *Measured* needs an
+# plays the list through a model of PyTorch's allocator. That gives what is *reserved*, here for steps in which every sequence has 1024 tokens. *Measured* needs an
 # H100: `python -m tools.record.h100`.
 
 # %%
@@ -556,7 +567,8 @@ for part, stack in (("training", memory.TODAY), ("training, the stack of 2023", 
 pd.DataFrame.from_dict(rows, orient="index")
 
 # %% [markdown]
-# The formula and the count agree, although they were made in different ways. And here is a counted step, allocation by allocation: small
+# The formula and the count agree. They were made in different ways, under the same assumptions: all experts get as many rows, and no sequence is
+# padded. And here is a counted step, allocation by allocation: small
 # teeth on a rising stair of layer inputs, then 32 large teeth, one for each recomputed layer. It is the drawing at the top of this page,
 # at full size. On the right is the stack of 2023 at batch 16. Mind the different scales.
 
@@ -747,7 +759,7 @@ results.compare("03")
 
 # %% [markdown]
 # **In short.** NF4 is an absmax, sixteen levels and a look-up; the arithmetic stays 16-bit. `load_in_4bit` skips fused experts, so check
-# what was quantized. A budget is arithmetic: each line is a tensor that the code keeps. The paper's 45 GiB are most likely a batch of
-# 16 with the software of 2023; ours is a batch of 2. That is a count, not yet a measurement.
+# what was quantized. A budget is arithmetic: each line is made of tensors that exist at the peak. The paper's 45 GiB are most likely a batch
+# of 16 with the software of 2023; ours is a batch of 2. That is a count, not yet a measurement.
 #
 # **Next:** [04 Fine-tune](04_finetune.ipynb). **Read:** QLoRA (2305.14314), LoRA (2106.09685).

@@ -10,7 +10,7 @@ from aurora_lib.course.scale import ROOT
 from tools.build import notebooks
 
 matplotlib.use("Agg")
-CELLS = ("MIXTRAL = ", "GIB = 2**30", "alibis = {", "colours = ", "rows = {}", "steps = {")
+CELLS = ("MIXTRAL = ", "GIB = 2**30", "explained = {", "colours = ", "rows = {}", "steps = {")
 SFT = dict(seconds=[0, 1], used=[22.8, 24.1], reserved=[22.9, 25.0], marks=[])
 
 

@@ -20,13 +20,27 @@ def test_predicted_memory_of_mixtral_is_what_a_count_of_all_its_tensors_gives(pa
     step, stack = STACKS[part]
     seen = step(batch)
     predicted = memory.predict(memory.MIXTRAL_8X7B, batch=batch, stack=stack)
-    assert predicted.total * GIB == pytest.approx(seen.peak, rel=0.02)
     assert predicted.weights * GIB == pytest.approx(seen.weights, rel=0.001)
+    # of what comes on top of them: of the whole, 2 % would hide a line of the budget
+    beyond = predicted.total * GIB - seen.weights
+    assert beyond == pytest.approx(seen.peak - seen.weights, rel=0.015)
     label = f"{part}: batch {batch}, {{}} [GiB]"
     assert RECORD[label.format("allocated")] == pytest.approx(seen.peak / GIB, abs=0.01)
     reserved = count.Allocator().play(seen.events)
     assert seen.peak <= reserved
     assert RECORD[label.format("reserved")] == pytest.approx(reserved / GIB, abs=0.05)
+
+
+def test_varied_lengths_reserve_what_is_recorded_and_scores_are_in_32_bits_only_once():
+    seen = count.of_2023(16, count.varied_lengths(16)[:4])
+    recorded = RECORD["training, the stack of 2023: batch 16, varied lengths, reserved [GiB]"]
+    assert count.Allocator().play(seen.events) / GIB == pytest.approx(recorded, abs=0.05)
+    scores = 2 * memory.MIXTRAL_8X7B.num_attention_heads * 1024**2
+    with count.Storages() as seen:
+        layer = count.Attention(memory.MIXTRAL_8X7B, eager=True, double_quant=True)
+        shared = count.empty(2, 1, 1024, 1024), count.empty(1024, 128), count.empty(1024, 128)
+        layer(count.empty(2, 1024, 4096).requires_grad_(), *shared)
+    assert [size for _, size in seen.events].count(4 * scores) == 1
 
 
 def test_inference_and_the_other_settings_are_predicted_too():
@@ -64,6 +78,13 @@ def test_storages_are_counted_while_they_live_and_rounded_as_on_cuda():
         ([(1, 32 * MIB), (-1, 32 * MIB), (2, 20 * MIB), (3, 12 * MIB)], 32 * MIB),  # split and used again
         ([(1, 32 * MIB), (2, 40 * MIB), (-2, 0), (-1, 0), (3, 30 * MIB), (4, 40 * MIB)], 72 * MIB),
         ([(1, 12 * MIB), (2, 12 * MIB), (-1, 0), (-2, 0), (3, 24 * MIB)], 48 * MIB),  # segments do not merge
+        ([(1, 10 * MIB)], 10 * MIB),  # from 10 MiB on, its own
+        ([(1, MIB), (2, MIB + 512)], 22 * MIB),  # 1 MiB is small, and a little more is not
+        (
+            [(1, 32 * MIB), (-1, 0), (2, 31 * MIB), (3, MIB + 512)],
+            52 * MIB,
+        ),  # a rest of 1 MiB is not split off
+        ([(1, 32 * MIB), (-1, 0), (2, 512)], 34 * MIB),  # a large block serves no small request
         ([(1, 64 * MIB), (-1, 0), (2, 32 * MIB), (3, 32 * MIB), (-2, 0), (-3, 0), (4, 64 * MIB)], 64 * MIB),
     ],
 )
