@@ -675,14 +675,27 @@ except memory.DoesNotFit as refusal:
 # %%
 import ipywidgets
 
+choices = {
+    "batch": ipywidgets.IntSlider(2, 1, 32, description="batch"),
+    "length": ipywidgets.IntSlider(1024, 256, 8192, 256, description="length"),
+    "rank": ipywidgets.IntSlider(8, 1, 64, description="LoRA rank"),
+    "double_quant": ipywidgets.Checkbox(True, description="double quantization"),
+    "checkpointing": ipywidgets.Checkbox(True, description="checkpointing"),
+    "stack": ipywidgets.Dropdown(options={"today": memory.TODAY, "of 2023": memory.OF_2023}),
+}
+table = ipywidgets.HTML()
 
-def look(batch=2, length=1024, rank=8, double_quant=True, checkpointing=True, stack_of_2023=False):
-    settings = dict(rank=rank, double_quant=double_quant, checkpointing=checkpointing)
-    settings["stack"] = memory.OF_2023 if stack_of_2023 else memory.TODAY
-    print(memory.predict(MIXTRAL, batch=batch, length=length, **settings))
+
+def look(_=None):
+    chosen = memory.predict(MIXTRAL, **{name: choice.value for name, choice in choices.items()})
+    table.value = f"<pre>{chosen}</pre>"
 
 
-ipywidgets.interact(look, batch=(1, 32), length=(256, 8192, 256), rank=(1, 64));
+for choice in choices.values():
+    choice.observe(look, "value")
+look()
+ipywidgets.VBox([*choices.values(), table])
+
 # %% [markdown]
 # ## Exercises
 #
