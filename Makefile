@@ -81,8 +81,8 @@ $(READY): pyproject.toml constraints.txt
 # Triton, for the tests of one kernel: large, and nothing else wants it. A CUDA build of PyTorch has brought its own.
 $(KERNELS): $(READY)
 	@{ $(BIN)/python -c 'import triton' 2>/dev/null || $(BIN)/python -m pip install --quiet \
-	--disable-pip-version-check $(TORCH_INDEX) -c constraints.txt -e '.[kernels]'; } && touch $@ \
-	|| echo "Triton cannot be installed from here: tests/model/test_kernels.py skips two tests, and fails under CI."
+	--disable-pip-version-check $(TORCH_INDEX) -c constraints.txt -e '.[kernels]' 2>/dev/null; } && touch $@ \
+	|| echo "Triton cannot be installed from here: the compiled kernel is not tested (under CI that fails)."
 
 .venv-book/.ready: book/requirements.txt constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else "Python 3.11 to 3.13 is needed, this is %d.%d. Try: make PYTHON=python3.12 ..." % v)'

@@ -20,8 +20,8 @@ scale = aurora_lib.start("03")
 # %% [markdown]
 # ## The case
 #
-# The paper tuned Mixtral-8x7B in 4 bits on one GPU. Here is how much memory that took, by the paper and its README. Below
-# stands what this course predicts for the batch of the published command: 2 sequences of 1024 tokens.
+# The paper tuned Mixtral-8x7B in 4 bits on one GPU. The next cell prints how much memory that took, by the paper and its README. It also
+# prints what this course predicts for the batch of the published command: 2 sequences of 1024 tokens.
 
 # %%
 from aurora_lib.course import paper
@@ -54,8 +54,7 @@ print(f"{'not explained yet':24} {missing:5.1f} GiB")
 # many weights as the next.
 #
 # QLoRA wants zero itself as a level. That leaves 15 levels, an odd number: 7 below zero and 8 above. So NF4 is not symmetric.
-# The outermost quantile cannot be that of probability 1, since the normal distribution is infinite there. QLoRA stops about half
-# a step of probability before.
+# The outermost level cannot be the quantile of probability 1, since that quantile is infinite. QLoRA stops about half a step short of 1.
 
 # %%
 import torch
@@ -78,7 +77,7 @@ assert torch.allclose(nf4, get_4bit_type("nf4", device="cpu"), atol=1e-6)
 print("our 16 levels are those of bitsandbytes:", [round(level, 3) for level in nf4.tolist()])
 
 # %% [markdown]
-# ![A bell curve of weights, each divided by the largest of its block, above the 16 NF4 levels: close together near zero, far apart at the ends; each weight goes to its nearest level, whose number is stored in 4 bits.](images/nf4.svg)
+# ![A bell curve of weights, each divided by the largest absolute value of its block, above the 16 NF4 levels: close together near zero, far apart at the ends; each weight goes to its nearest level, whose number is stored in 4 bits.](images/nf4.svg)
 #
 # ### Draft: eight weights
 #
@@ -209,7 +208,7 @@ print(f"bits per weight: {single:.3f}, with double quantization {double:.3f}")
 # ## 2 · "4-bit matrix multiplication"
 #
 # So the paper calls it (section 3). More exactly: *storage* is 4-bit, *arithmetic* is 16-bit. A matrix is unpacked, it
-# multiplies, and the unpacked copy is thrown away. Here is an expert (专家) of the tiny model, by hand (in 32 bits, as on any CPU).
+# multiplies, and the unpacked copy is thrown away. Here is an expert (专家) of the tiny model, by hand (in 32 bits, as this course does on every CPU).
 
 # %%
 from torch.nn.functional import silu
@@ -245,7 +244,8 @@ print("by hand and by the library: the same output of expert 3")
 
 # %% [markdown]
 # When a GPU generates text, [kernels.py](../aurora_lib/model/kernels.py) does these steps inside one kernel, and the unpacked matrix
-# never exists. In training it exists for a moment. Remember it: it is a line of the budget.
+# never exists. In training it exists for a moment. Remember it: in the budget it is part of
+# *passing through*.
 #
 # ### The trap: experts that stay in 16 bits
 #
@@ -287,7 +287,7 @@ print(f"matrix {whole:,} numbers, adapter {thin:,}: {thin / whole:.1%}")
 # %% [markdown]
 # ## 4 · The budget, line by line
 #
-# Now draw the budget as a bar. Every line is a product of a few sizes of Mixtral-8x7B, in bytes. `show` compares each line with
+# Now draw the budget as a bar. Every line is computed in bytes, from a few sizes of Mixtral-8x7B and of the batch. `show` compares each line with
 # `memory.predict`, and draws what we have so far.
 
 # %%
@@ -374,7 +374,8 @@ show()
 assert abs(sum(budget.values()) / GIB - ours.total) < 0.001
 
 # %% [markdown]
-# All lines are in, and the bar ends far left of the dashed lines. Each line is made of tensors that exist at the peak. Section 7 counts them.
+# All lines are in, and the bar ends far left of the dashed lines. Each line is made of tensors that exist at the peak. Section 7 counts them. (The drawing at the top of
+# this page joins the last two lines above zero.)
 #
 # ## 5 · The suspects
 #
@@ -394,8 +395,8 @@ def of_2023(batch=2, stack=memory.OF_2023, **settings):
     return memory.predict(MIXTRAL, batch=batch, stack=stack, **settings).total
 
 
-def without(**field):
-    return of_2023(stack=replace(memory.OF_2023, **field))
+def without(batch=2, **field):
+    return of_2023(batch, stack=replace(memory.OF_2023, **field))
 
 
 explained = {
@@ -419,7 +420,7 @@ axes.set_title("How much does each suspect explain?")
 axes.legend();
 # %% [markdown]
 # - **Logits** explain nothing. They are large, but they are gone before a layer is recomputed. The peak is elsewhere.
-# - **A layer for every expert matrix** explains nothing either. More rows are kept, but the matrix that is unpacked is smaller.
+# - **A layer for every expert matrix** explains nothing either, at a batch of 2. More rows are kept, but the matrix that is unpacked is smaller.
 # - **No checkpointing** explains too much: its bar goes far past the line. And by its sources LLaMA-Factory had checkpointing on.
 # - **The other three together** explain a small part.
 #
@@ -486,34 +487,57 @@ axes.set(
 )
 axes.legend(fontsize=7, bbox_to_anchor=(1, 1));
 # %% [markdown]
-# `nvidia-smi` shows more than a bar, because it also counts the CUDA context and the workspaces of libraries. So the bar we look for must
-# end *below* the dashed lines. 32 x 1 ends above them. Of the others, **16 x 2** is the only one that comes near.
+# We assume that the authors read `nvidia-smi`; they do not say. It shows more than a bar, because it also counts the CUDA context and the
+# workspaces of libraries. Then the bar we look for must end *below* the dashed lines. 32 x 1 ends above them. Of the others, **16 x 2** is
+# the only one that comes near.
 #
 # ### The verdict
 #
-# The paper's run most likely had a batch of 16. Here is what that takes, beside ours. About its other settings we know less.
+# The paper's run most likely had a batch of 16. About its other settings we know less. Here is the way from our figure to the paper's.
 
 # %%
-theirs, mine = shown[16], dict(ours.parts)
+theirs, same_batch = shown[16], memory.predict(MIXTRAL, batch=16).total
+way = {
+    "our weights": ours.weights,
+    "all else in ours, at a batch of 2": ours.total - ours.weights,
+    "a batch of 16": same_batch - ours.total,
+    "the software of 2023": of_2023(16) - same_batch,
+    "what its allocator reserves (counted)": theirs["reserved, not used"],
+    "not explained": paper.MEMORY["training"].value - sum(theirs.values()),
+}
+figure, axes = plt.subplots(figsize=(9, 2.2), layout="constrained")
+ends = [sum(list(way.values())[:place]) for place in range(len(way))]
+shades = [*SHADES[1:2], *SHADES[5:9], "white"]
+bars = axes.barh(list(way), list(way.values()), left=ends, color=shades, edgecolor="grey")
+axes.bar_label(bars, fmt=" %.1f", padding=1)
+axes.invert_yaxis()
+axes.set(xlim=(0, 52), xlabel="GiB", title="From our figure to the paper's");
+
+# %% [markdown]
+# And line by line. (Ours also shows here what its allocator reserves.)
+
+# %%
+mine = dict(ours.parts)
 mine["reserved, not used"] = counted["training: batch 2, reserved [GiB]"] - ours.total
-columns = {"the paper's run: 16 x 1024, stack of 2023": theirs, "ours: 2 x 1024, today": mine}
+columns = {"rebuilt: 16 x 1024, stack of 2023": theirs, "ours: 2 x 1024, today": mine}
 table = pd.DataFrame(columns).fillna(0)
 table.loc["in all"] = table.sum()
 table["difference"] = table.iloc[:, 0] - table.iloc[:, 1]
 table.round(1)
 
 # %% [markdown]
-# **What speaks for it.** The log's two speeds. The memory of the five batches: only one fits. The last checkpoint, number 16,000: the next
-# cell turns it into epochs, and the paper trained three.
+# **What speaks for it.** Two things speak for 32 conversations a step. One is the log's two speeds. The other is the last checkpoint, number
+# 16,000: at 32 a step it lies near three epochs, as in the paper (next cell). Only memory speaks for 16 x 2: of the five batches, it comes
+# nearest from below.
 #
-# **What remains unproven.** Nobody has run the stack of 2023 again. It was rebuilt from its sources. Its tensors were counted, and the
-# allocator was simulated. The paper does not say its batch. The log does not say the number of GPUs, nor that it belongs to the run of
-# Table 4. A gap of some GiB is left. Context and workspaces fill a part of it, which is not measured. Without double quantization (32-bit
-# absmax) the bar would be higher. With FlashAttention it would be much lower, so the verdict leans on eager attention too. And if the
-# authors read thousands of MiB as GiB, they used less than their figures say. The next cell has these numbers.
+# **What remains unproven.** We have not run the stack of 2023. It was rebuilt from its sources. Its tensors were counted, and the allocator
+# was simulated. The paper does not say its batch. The log does not say the number of GPUs, nor that it belongs to the run of Table 4. A gap
+# is left. Context and workspaces fill a part of it, which is not measured. Without double quantization (32-bit absmax) the bar would be
+# higher. With FlashAttention it would be much lower, and 32 x 1 would come near before any reserve. So the verdict holds only for eager
+# attention. And if the authors read thousands of MiB as GiB, they used less than their figures say. The next cell has these numbers.
 #
 # **What would refute it.** A run of that stack that shows as much as the paper says at batch 2, or that does not come near it at batch 16.
-# Or the settings of the authors' run, if they publish them: they would name the batch.
+# Or the authors' own settings, if they name another batch.
 
 # %%
 conversations, last = paper.CONVERSATIONS["total"].value, paper.RUN["last checkpoint"].value
@@ -526,6 +550,8 @@ for name in ("training", "training, README"):
 for change in ("32-bit absmax", "FlashAttention"):
     bar = counted[f"training, the stack of 2023: batch 16, {change}, reserved [GiB]"]
     print(f"our bar with {change}: {bar:.1f} GiB (counted)")
+largest = without(batch=32, eager_attention=False)
+print(f"32 x 1 with FlashAttention: {largest:.1f} GiB before any reserve (predicted)")
 
 # %% [markdown]
 # ### And the 25 GiB of inference?
@@ -567,8 +593,8 @@ for part, stack in (("training", memory.TODAY), ("training, the stack of 2023", 
 pd.DataFrame.from_dict(rows, orient="index")
 
 # %% [markdown]
-# The formula and the count agree. They were made in different ways, under the same assumptions: all experts get as many rows, and no sequence is
-# padded. And here is a counted step, allocation by allocation: small
+# The formula and the count agree. They were made in different ways, under the same assumptions: every expert gets the same
+# number of rows, and no sequence is padded. And here is a counted step, allocation by allocation: small
 # teeth on a rising stair of layer inputs, then 32 large teeth, one for each recomputed layer. It is the drawing at the top of this page,
 # at full size. On the right is the stack of 2023 at batch 16. Mind the different scales.
 
@@ -615,8 +641,8 @@ print(f"weights: {both} ({in_memory / predicted - 1:+.1%})")
 
 # %% [markdown]
 # And two training steps, with random weights in a size for any laptop. On a GPU the line is what PyTorch has allocated, on a CPU the
-# bytes of all tensors. Look for six teeth, and for the dashed line, which was computed beforehand. The line is sampled and can miss
-# the highest point; the title has it. On a CPU it lies a little above the prediction, since dropout keeps larger masks there.
+# bytes of all tensors. Look for six teeth in each backward pass. The dashed line is computed from the sizes alone. The curve is sampled
+# and can miss the peak; the title gives it. On a CPU the peak lies a little above the prediction, since dropout keeps larger masks there.
 
 # %%
 from peft import get_peft_model
@@ -771,8 +797,9 @@ results.record(
 results.compare("03")
 
 # %% [markdown]
-# **In short.** NF4 is an absmax, sixteen levels and a look-up; the arithmetic stays 16-bit. `load_in_4bit` skips fused experts, so check
-# what was quantized. A budget is arithmetic: each line is made of tensors that exist at the peak. The paper's 45 GiB are most likely a batch
-# of 16 with the software of 2023; ours is a batch of 2. That is a count, not yet a measurement.
+# **In short.** NF4 is an absmax, sixteen levels and a look-up; the arithmetic stays 16-bit. `load_in_4bit` skips stacked experts, so check
+# what was quantized. A budget is arithmetic: each line is made of tensors that exist at the peak. The paper's run most
+# likely had a batch of 16, with the software of 2023, and a part of its memory is still not explained. Ours has a batch of 2. All of this is
+# predicted or counted, and not yet measured on a GPU.
 #
 # **Next:** [04 Fine-tune](04_finetune.ipynb). **Read:** QLoRA (2305.14314), LoRA (2106.09685).

@@ -62,7 +62,8 @@ def test_links_resolve_and_lead_where_the_english_ones_lead(stem):
         here = [os.path.normpath(CHINESE / target) for target in LINK.findall(translated)]
         assert not [target for target in here if not Path(target).exists()], cell
         same = [target.replace(f"{CHINESE}{os.sep}", f"{ENGLISH}{os.sep}") for target in here]
-        assert [target.replace(".zh.svg", ".svg") for target in same] == there, cell  # drawings have two editions
+        same = [target.replace(".zh.svg", ".svg") for target in same]  # drawings have two editions
+        assert same == there, cell
         done = {target for target in there if Path(target).stem in TRANSLATED}
         assert not done & set(here), f"{cell} leaves the Chinese edition"
 

@@ -49,7 +49,7 @@ desc    | A bell curve of weights, each divided by the largest of its block, | �
 desc    | over a line from -1 to 1. The 16 levels are close together near    | 最大的绝对值。16 个量化级在零附近排得密，
 desc    | zero and far apart at the ends: 7 below zero, an exact zero, 8     | 两端排得疏：零以下 7 个，正好为零的 1 个，
 desc    | above. Each weight goes to its nearest level, stored in 4 bits.    | 零以上 8 个。每个权重落到最近的一级，编号占 4 位。
-dots    | dots: weights, each divided by the largest of its block (absmax)   | 圆点：权重，各除以块内最大的绝对值（absmax）
+dots    | dots: weights, each divided by the absmax of its block              | 圆点：权重，各除以块内最大的绝对值（absmax）
 many    | many weights              | 权重多
 near    | levels close together     | 量化级排得密
 few     | few weights               | 权重少
@@ -85,9 +85,9 @@ weights | weights: {:.1f} GiB (4 bits; drawn much too low)                   | �
 adapter | adapter and               | 适配器和
 fp32    | optimizer: {:.2f} GiB     | 优化器：{:.2f} GiB
 inputs  | layer inputs: {:.2f} GiB  | 各层的输入：{:.2f} GiB
-layer   | one layer,                | 重算的一层，
-again   | recomputed, with          | 连同梯度：
-size    | gradients: {:.2f} GiB     | {:.2f} GiB
+layer   | one layer recomputed,     | 重算的一层，
+again   | and what passes           | 连同路过的：
+size    | through: {:.2f} GiB       | {:.2f} GiB
 peak    | peak: all layer inputs + one layer                     | 峰值：所有层的输入 + 一层
 total   | total: {:.1f} GiB         | 总计：{:.1f} GiB
 logits  | logits                    | logits
