@@ -460,14 +460,14 @@ exercises.check("03.1", at_16)
 # varied length; for 32 x 1 it was not counted).
 
 # %%
-colours = COLOURS | {"reserved, not used": "#d9d9d9"}
+colours = COLOURS | {"reserved, not used (counted)": "#d9d9d9"}
 figure, axes = plt.subplots(figsize=(8, 3.6), layout="constrained")
 shown = {}
 for place, batch in enumerate((2, 4, 8, 16, 32)):
     parts = dict(memory.predict(MIXTRAL, batch=batch, stack=memory.OF_2023).parts)
     label = f"training, the stack of 2023: batch {batch}, varied lengths, reserved [GiB]"
     if label in counted:
-        parts["reserved, not used"] = counted[label] - sum(parts.values())
+        parts["reserved, not used (counted)"] = counted[label] - sum(parts.values())
     shown[batch], bottom = parts, 0
     for name, size in parts.items():
         axes.bar(place, size, bottom=bottom, color=colours[name], label=name if batch == 16 else None)
@@ -481,7 +481,7 @@ for name in ("training", "training, README"):
 axes.set_xticks(range(5), ["2 x 16", "4 x 8", "8 x 4", "16 x 2", "32 x 1"])
 axes.set(
     xlabel="batch x accumulation",
-    ylabel="GiB",
+    ylabel="GiB, predicted; grey: counted",
     ylim=(20, 54),
     title="The stack of 2023; dashed: the paper, README",
 )
@@ -502,7 +502,7 @@ way = {
     "all else in ours, at a batch of 2": ours.total - ours.weights,
     "a batch of 16": same_batch - ours.total,
     "the software of 2023": of_2023(16) - same_batch,
-    "what its allocator reserves (counted)": theirs["reserved, not used"],
+    "what its allocator reserves (counted)": theirs["reserved, not used (counted)"],
     "not explained": paper.MEMORY["training"].value - sum(theirs.values()),
 }
 figure, axes = plt.subplots(figsize=(9, 2.2), layout="constrained")
@@ -511,15 +511,16 @@ shades = [*SHADES[1:2], *SHADES[5:9], "white"]
 bars = axes.barh(list(way), list(way.values()), left=ends, color=shades, edgecolor="grey")
 axes.bar_label(bars, fmt=" %.1f", padding=1)
 axes.invert_yaxis()
-axes.set(xlim=(0, 52), xlabel="GiB", title="From our figure to the paper's");
+axes.set(xlim=(0, 52), xlabel="GiB, predicted; the reserve counted; the end is the paper's Table 4")
+axes.set_title("From our figure to the paper's");
 
 # %% [markdown]
-# And line by line. (Ours also shows here what its allocator reserves.)
+# And line by line. The last line is counted: for the rebuilt run with batches of varied length, for ours with full ones.
 
 # %%
 mine = dict(ours.parts)
-mine["reserved, not used"] = counted["training: batch 2, reserved [GiB]"] - ours.total
-columns = {"rebuilt: 16 x 1024, stack of 2023": theirs, "ours: 2 x 1024, today": mine}
+mine["reserved, not used (counted)"] = counted["training: batch 2, reserved [GiB]"] - ours.total
+columns = {"rebuilt, predicted: 16 x 1024, stack of 2023": theirs, "ours, predicted: 2 x 1024, today": mine}
 table = pd.DataFrame(columns).fillna(0)
 table.loc["in all"] = table.sum()
 table["difference"] = table.iloc[:, 0] - table.iloc[:, 1]
@@ -533,7 +534,7 @@ table.round(1)
 # **What remains unproven.** We have not run the stack of 2023. It was rebuilt from its sources. Its tensors were counted, and the allocator
 # was simulated. The paper does not say its batch. The log does not say the number of GPUs, nor that it belongs to the run of Table 4. A gap
 # is left. Context and workspaces fill a part of it, which is not measured. Without double quantization (32-bit absmax) the bar would be
-# higher. With FlashAttention it would be much lower, and 32 x 1 would come near before any reserve. So the verdict holds only for eager
+# higher. With FlashAttention it would be much lower, and 32 x 1 would come near before any reserve. So the verdict assumes eager
 # attention. And if the authors read thousands of MiB as GiB, they used less than their figures say. The next cell has these numbers.
 #
 # **What would refute it.** A run of that stack that shows as much as the paper says at batch 2, or that does not come near it at batch 16.
@@ -557,7 +558,7 @@ print(f"32 x 1 with FlashAttention: {largest:.1f} GiB before any reserve (predic
 # ### And the 25 GiB of inference?
 #
 # Nothing is kept for a backward pass, and no optimizer exists. What remains: weights, the keys and values of the conversation so far,
-# and one layer at work.
+# and one layer at work. Predicted:
 
 # %%
 inference = memory.predict(MIXTRAL, train=False, batch=1, length=2048)
@@ -689,7 +690,7 @@ ax.legend(loc="lower right", fontsize=8);
 # %% [markdown]
 # ### Before you rent
 #
-# `require` refuses what cannot fit, before anything is loaded. It knows neither the allocator's reserve nor the CUDA context, so leave some
+# `require` refuses what by its prediction cannot fit, before anything is loaded. It knows neither the allocator's reserve nor the CUDA context, so leave some
 # GiB free. The sliders need a running notebook.
 
 # %%
@@ -783,7 +784,7 @@ results.record(
     "03",
     {
         "Mixtral-8x7B training memory, predicted [GiB]": round(ours.total, 2),
-        "the paper's run, counted [GiB]": round(sum(theirs.values()), 2),
+        "the rebuilt run at batch 16, predicted and counted [GiB]": round(sum(theirs.values()), 2),
         "Mixtral-8x7B inference memory, predicted [GiB]": round(inference.total, 2),
         "Mixtral-8x7B weights, predicted [GiB]": round(ours.weights, 2),
         "adapter parameters of Mixtral-8x7B": ours.adapter_parameters,
@@ -799,7 +800,7 @@ results.compare("03")
 # %% [markdown]
 # **In short.** NF4 is an absmax, sixteen levels and a look-up; the arithmetic stays 16-bit. `load_in_4bit` skips stacked experts, so check
 # what was quantized. A budget is arithmetic: each line is made of tensors that exist at the peak. The paper's run most
-# likely had a batch of 16, with the software of 2023, and a part of its memory is still not explained. Ours has a batch of 2. All of this is
+# likely had a batch of 16, with the software of 2023 and eager attention. A part of its memory is still not explained. Ours has a batch of 2. All of this is
 # predicted or counted, and not yet measured on a GPU.
 #
 # **Next:** [04 Fine-tune](04_finetune.ipynb). **Read:** QLoRA (2305.14314), LoRA (2106.09685).
