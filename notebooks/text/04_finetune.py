@@ -294,11 +294,11 @@ pd.DataFrame(record["full, predicted"]["rows"])
 # trained. To try one: `sft_config(scale, optim="adamw_torch_4bit")` (after `pip install torchao`) or `optim="paged_adamw_8bit"`. State of the optimizer for Mixtral's adapter, as allocated, beside what training takes in all:
 
 # %%
+from aurora_lib.model import memory
+
 states = record["optimizers"]["Mixtral's adapter"]
-print(f"training in all, predicted: {states['training in all, predicted [GiB]']} GiB")
-pd.DataFrame({name: value for name, value in states.items() if isinstance(value, dict)}).T.astype(
-    {"parameters": int}
-)
+print(f"training in all, predicted: {memory.predict(memory.MIXTRAL_8X7B).total:.2f} GiB")
+pd.DataFrame(states).T.astype({"parameters": int})
 
 # %% [markdown]
 # From a terminal the same run is `python -m aurora_lib.training --scale full --max-minutes 30`: it then stops, saves adapter and checkpoint, and the same command goes on.

@@ -199,8 +199,7 @@ def mixtral_states(torchao: bool) -> dict:
             "step on this CPU [s]": round(statistics.median(seconds[1:]), 4),  # the first one compiles
         }
         print(name, found[name])
-    budget = memory.predict(memory.MIXTRAL_8X7B)
-    return found | {"training in all, predicted [GiB]": round(budget.total, 2)}
+    return found
 
 
 def optimizer_bytes(optimizer) -> int:
