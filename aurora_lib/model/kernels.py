@@ -12,7 +12,7 @@ from math import gcd
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 try:
     import triton
@@ -55,7 +55,7 @@ def _kernel(
     tl.store(out + slot * OUT + first + tl.arange(0, ROWS), result.to(out.dtype.element_ty))
 
 
-@torch.library.custom_op("aurora::nf4_product", mutates_args=())
+@library.custom_op("aurora::nf4_product", mutates_args=())
 def product(x: Tensor, index: Tensor, stack: list[Tensor], width: int, parts: int) -> Tensor:
     """The product `[slots, width]` of each token-slot's row and expert, as in `_kernel`; it has no gradient.
 
