@@ -22,7 +22,6 @@ import math
 import random
 import time
 import weakref
-from collections import Counter
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from importlib.metadata import version
@@ -62,41 +61,39 @@ VARIED = 16  # batches of varied length; what is reserved has settled by then
 class Storages(TorchDispatchMode):
     """Bytes of all storages on the meta device: `now`, `peak`, and `events`, (number, size): +made, -freed.
 
-    Sizes are rounded up to 512 bytes, as CUDA's allocator does. `alive`: what lived at the peak, by operator
-    and shape.
+    Sizes are rounded up to 512 bytes, as CUDA's allocator does.
     """
 
     def __init__(self):
         super().__init__()
         self.now = self.peak = self.made = 0
-        self.known, self.events, self.alive = {}, [], Counter()
+        self.known, self.events = {}, []  # known: storage -> its number and size
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if function is torch.ops.bitsandbytes.gemm_4bit.default:
             # on CUDA many rows are multiplied with the unpacked matrix, which lives within this call
             unpacked = torch.ops.aten.empty.memory_format(list(args[2]), dtype=args[0].dtype, device=META)
-            self.count(unpacked, "unpacked matrix")
+            self.count(unpacked)
         out = function(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):
             if isinstance(tensor, torch.Tensor) and tensor.device == META:
-                self.count(tensor, str(function))
+                self.count(tensor)
         return out
 
-    def count(self, tensor: torch.Tensor, maker: str) -> None:
+    def count(self, tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
         if storage._cdata in self.known:
             return
         self.made += 1
         size = -(-storage.nbytes() // 512) * 512
-        self.known[storage._cdata] = self.made, size, (maker, tuple(tensor.shape), str(tensor.dtype)[6:])
+        self.known[storage._cdata] = self.made, size
         self.events.append((self.made, size))
         self.now += size
-        if self.now > self.peak:
-            self.peak, self.largest = self.now, len(self.events)
+        self.peak = max(self.peak, self.now)
         weakref.finalize(storage, self.gone, storage._cdata)
 
     def gone(self, key: int) -> None:
-        number, size, _ = self.known.pop(key)
+        number, size = self.known.pop(key)
         self.events.append((-number, size))
         self.now -= size
 
@@ -200,7 +197,7 @@ def loaded(seen: Storages, config):
     gc.collect()
     seen.weights = seen.now
     # what lay there while it was made was never on a GPU, where a model is loaded stack by stack
-    seen.events = [(number, size) for number, size, _ in seen.known.values()]
+    seen.events = list(seen.known.values())
     return model
 
 
