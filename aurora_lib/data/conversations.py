@@ -1,6 +1,8 @@
 """Clean conversations to train on: in pieces that fit the training length, handed on by notebook 02."""
 
+import hashlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,6 +63,24 @@ def _pieces(row: dict, sizes: list[int], length: int) -> Iterator[dict]:
         total += size
     for n, piece in enumerate(pieces, 1):
         yield row | {"id": row["id"] if n == 1 else f"{row['id']}#{n}", "messages": piece}
+
+
+def hold_out(conversations: Dataset, share: float = 0.06, most: int = 300) -> tuple[Dataset, Dataset]:
+    """(to train on, to validate with): about `share` of the conversations, or `most`, are never trained on.
+
+    Those that open alike, and the pieces of one conversation, stay together: what is validated with would
+    else be half known. A digest of the opening decides, so the choice is the same everywhere. With one
+    opening only, nothing is held out.
+    """
+    opening, begins = {}, []
+    for name, messages in zip(conversations["id"], conversations["messages"], strict=True):
+        first = next(turn["content"] for turn in messages if turn["role"] == "user")
+        begins.append(opening.setdefault(re.sub(r"#\d+$", "", name), " ".join(first.split())))
+    different = sorted(set(begins), key=lambda text: hashlib.blake2b(text.encode()).digest())
+    held = min(share, most / max(1, len(begins))) * len(different)
+    chosen = set(different[: min(max(1, round(held)), len(different) - 1)])
+    sides = ([i for i, text in enumerate(begins) if (text in chosen) == side] for side in (False, True))
+    return tuple(conversations.select(side) for side in sides)
 
 
 def clean_conversations(scale: Scale) -> Dataset:

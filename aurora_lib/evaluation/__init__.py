@@ -4,13 +4,13 @@
 - `fewshot`: a question with its examples as a prompt, and the log-probability of each answer.
 - `multiple_choice` (in `evaluate`): from a benchmark to its score with an interval.
 - `scores`: two models on the same questions, and `plot`.
-- `probes`: facts asked in Chinese and in English, answered freely: `load_probes`, `probe`, `says`.
+- `probes`: facts and sums asked in Chinese and in English, answered freely: `load_probes`, `probe`, `says`.
 - `contamination`: benchmark questions among the rows to train on (notebook 02).
-- `skills` (in `abilities`): sums and instructions, judged by rules. `metrics`: BLEU, ROUGE, perplexity.
+- `perplexity` (in `metrics`): how well a model foresees what it should say.
 """
 
-from aurora_lib.evaluation import benchmarks, contamination, fewshot, metrics, probes, scores
-from aurora_lib.evaluation.abilities import skills
+from aurora_lib.evaluation import benchmarks, contamination, fewshot, probes, scores
 from aurora_lib.evaluation.evaluate import multiple_choice
+from aurora_lib.evaluation.metrics import perplexity
 from aurora_lib.evaluation.probes import load_probes, probe, says
 from aurora_lib.evaluation.scores import plot

@@ -8,45 +8,59 @@ import contextlib
 import hashlib
 import json
 import math
+import random
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 from peft.tuners.tuners_utils import BaseTunerLayer
-from scipy.stats import binomtest
 from tqdm.auto import tqdm
 
+from aurora_lib.course import machine, results
 from aurora_lib.evaluation import benchmarks, fewshot
 from aurora_lib.evaluation.benchmarks import LETTERS, TASKS, EvalError, load_questions
-from aurora_lib.evaluation.fewshot import Candidate, Group
-from aurora_lib.model import batching
+from aurora_lib.evaluation.fewshot import FORMS, Candidate, Form, Group
+from aurora_lib.model import batching, memory
 
 SAMPLE = 256  # at least so many elements of each weight identify it
 CATEGORIES = ("STEM", "Social Sciences", "Humanities", "Other")
 CHANCE = 1 / len(LETTERS)
+Z = 1.959964  # standard errors on either side that hold 95 % of a normal distribution
+SPEED = "letters, speed [GFLOP/s]"
+# Of an H100 in practice: bytes and bf16 operations a second; bytes that a 4-bit weight costs when unpacked.
+BANDWIDTH, FLOPS, UNPACKED = 3e12, 600e12, 4.5
 PASSING = ("use_cache", "output_router_logits", "_name_or_path", "transformers_version")  # change no score
 
 
 @dataclass(frozen=True)
 class Score:
-    """`correct` out of `n`: `accuracy` (0..1, nan when n is 0) and `interval`."""
+    """`correct` out of `n`: `accuracy` (0..1, nan when n is 0) and `interval`.
 
-    correct: int
+    Where a sample stands for more, `correct` is weighted to add up to the `n` asked, and `effective` is how
+    many questions drawn evenly would tell as much (Kish 1965: the weights' sum, squared, over their squares).
+    """
+
+    correct: float
     n: int
+    effective: float | None = None
 
     @classmethod
-    def of(cls, hits: Iterable[bool]) -> "Score":
-        hits = list(hits)
-        return cls(sum(hits), len(hits))
+    def of(cls, hits: Iterable[bool], weights: Iterable[float] = ()) -> "Score":
+        hits, weights = list(hits), list(weights)
+        if len(set(weights)) < 2:
+            return cls(sum(hits), len(hits))
+        total, right = sum(weights), sum(w for w, hit in zip(weights, hits, strict=True) if hit)
+        return cls(len(hits) * right / total, len(hits), total**2 / sum(w * w for w in weights))
 
     @classmethod
-    def by(cls, hits: Iterable[tuple[str, bool]], order: Iterable[str] = ()) -> dict[str, "Score"]:
-        """A score for each name in (name, hit); names of `order` come first."""
+    def by(cls, hits: Iterable[tuple], order: Iterable[str] = ()) -> dict[str, "Score"]:
+        """A score for each name in (name, hit) or (name, hit, weight); names of `order` come first."""
         found = {name: [] for name in order}
-        for name, hit in hits:
+        for name, *hit in hits:
             found.setdefault(name, []).append(hit)
-        return {name: cls.of(each) for name, each in found.items() if each}
+        return {name: cls.of(*zip(*each, strict=True)) for name, each in found.items() if each}
 
     @property
     def accuracy(self) -> float:
@@ -55,11 +69,16 @@ class Score:
     @property
     def interval(self) -> tuple[float, float]:
         """The 95 % Wilson score interval of the accuracy, both ends in 0..1; (0, 1) when n is 0."""
-        return tuple(binomtest(self.correct, self.n).proportion_ci(method="wilson")) if self.n else (0.0, 1.0)
+        if not self.n:
+            return 0.0, 1.0
+        p, n = self.accuracy, self.effective or self.n
+        centre, half = p + Z**2 / (2 * n), Z * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
+        return max(0.0, (centre - half) / (1 + Z**2 / n)), min(1.0, (centre + half) / (1 + Z**2 / n))
 
     def __str__(self) -> str:
         low, high = self.interval
-        return f"{self.accuracy:.3f} [{low:.3f}, {high:.3f}] n={self.n}"
+        like = f" (a sample, worth {self.effective:.0f} drawn evenly)" if self.effective else ""
+        return f"{self.accuracy:.3f} [{low:.3f}, {high:.3f}] n={self.n}{like}"
 
 
 @dataclass(frozen=True)
@@ -67,31 +86,36 @@ class EvalResult:
     """One model on one task.
 
     `predictions` has a dict per scored question: subject, index, prediction, answer, correct, shots (how many
-    examples it was asked with), logprobs (natural logarithms, one per choice). `skipped` has a dict per row
-    left out: file, line, subject, index, reason. `root` is the folder the questions came from.
+    examples it was asked with), weight (how many questions of the benchmark it stands for), logprobs (natural
+    logarithms, one per choice). `skipped` has a dict per row left out: file, line, subject, index, reason.
+    `root` is the folder the questions came from, `speed` in GFLOP/s (0 where nothing had to be scored).
     """
 
     task: str
-    scoring: str
+    form: Form
     shots: int
     root: Path
     subjects: dict[str, dict[str, str]]
     predictions: list[dict]
     skipped: list[dict]
+    speed: float = 0.0
+
+    def _by(self, names: dict[str, str], order=()) -> dict[str, Score]:
+        rows = self.predictions
+        return Score.by(((names[row["subject"]], row["correct"], row["weight"]) for row in rows), order)
 
     @property
     def overall(self) -> Score:
         """All right answers over all questions: the micro average, which the paper's numbers are."""
-        return Score.of(row["correct"] for row in self.predictions)
+        return self._by(dict.fromkeys(self.subjects, "all"))["all"]
 
     @property
     def by_subject(self) -> dict[str, Score]:
-        return Score.by((row["subject"], row["correct"]) for row in self.predictions)
+        return self._by({subject: subject for subject in self.subjects})
 
     @property
     def by_category(self) -> dict[str, Score]:
-        of = {subject: entry["category"] for subject, entry in self.subjects.items()}
-        return Score.by(((of[row["subject"]], row["correct"]) for row in self.predictions), CATEGORIES)
+        return self._by({subject: of["category"] for subject, of in self.subjects.items()}, CATEGORIES)
 
     @property
     def macro(self) -> float:
@@ -110,74 +134,104 @@ class EvalResult:
 
     def __str__(self) -> str:
         notes = f"; {len(self.skipped)} rows skipped" if self.skipped else ""
-        name = f"{self.task} {TASKS[self.task]['split']}, {self.shots}-shot {self.scoring}"
+        name = f"{self.task} {TASKS[self.task]['split']}, {self.shots}-shot {_words(self.form)}"
         return f"{name}: {self.overall}, macro {self.macro:.3f}, chance {CHANCE:.2f}{notes}"
 
 
 def multiple_choice(
-    model, tokenizer, task, *, root=None, subjects=None, shots=5, scoring="letter", batch_size=8, cache=None
-) -> EvalResult:
-    """Few-shot multiple choice as the paper scored it (section 4.2), or by cloze.
+    model, tokenizer, task, *, root=None, subjects=None, shots=5, limit=None, shuffle=0, prompt="chat",
+    language=None, scoring="letter", option=Form.option, batch_size=None, cache=None,
+) -> EvalResult:  # fmt: skip
+    """Few-shot multiple choice as the paper's authors scored it (section 4.2), in plain text, or by cloze.
 
     `task`: "ceval", "cmmlu" or "mmlu"; `subjects`: a list, or None for all. `root`: the folder that holds the
-    task's folder, or that folder, or "hub" for a download; the bundled questions by default. The examples are
-    the first `shots` of the subject's dev file; a prompt longer than the model's context loses examples from
-    the front. (The paper's stack, LLaMA-Factory, shuffles the examples anew for every question.)
+    task's folder, or that folder, or "hub" for a download; the bundled questions by default. `limit`: at most
+    so many questions a subject, drawn at random; the score is weighted to the whole benchmark.
 
-    `scoring`: "letter" takes the likeliest of A, B, C, D as the next token. "cloze" lists no options: it
-    takes the choice with the highest log-likelihood, summed over its tokens, as the answer in a chat.
-    `cache`: a folder for the scores as they are made; run again, only what is missing is scored.
+    The examples are the first `shots` of the subject's dev file, and are read once. With `shuffle`, a number,
+    they are drawn anew for every question, as the authors' were; another number is another draw. A prompt
+    longer than the model's context loses examples from the front. `prompt`, `language`, `option` and
+    `scoring` are those of `fewshot.Form`; plain text is in the benchmark's language unless told otherwise.
 
-    Unusable rows are skipped and listed in the result. Raises EvalError for an unknown task, subject or
-    scoring, a missing file, and when no row at all can be scored.
+    Before it starts it prints what it will take. `cache`: a folder for the scores as they are made; run
+    again, only what is missing is scored. `batch_size`: rows; 8 on a CPU, else 32. Unusable rows are skipped
+    and listed in the result. Raises EvalError for an unknown task, subject or form, a missing file, and when
+    no row at all can be scored.
     """
     known, root = benchmarks.load_subjects(task, root), benchmarks.folder(task, root)
+    split, own = TASKS[task]["split"], TASKS[task]["language"]
+    form = Form(prompt, language or (own if prompt == "plain" else "en"), option, scoring)
     subjects = list(known) if subjects is None else subjects
-    for kind, values, allowed in (("scoring", [scoring], fewshot.SCORING), ("subject", subjects, known)):
-        for value in values:
-            if value not in allowed:
-                raise EvalError(f"There is no {kind} {value!r} in {task}. Choose from: {', '.join(allowed)}.")
+    given = [(kind, getattr(form, kind), allowed) for kind, allowed in FORMS.items()]
+    for kind, value, allowed in given + [("subject", subject, known) for subject in subjects]:
+        if value not in allowed:
+            raise EvalError(f"There is no {kind} {value!r} in {task}. Choose from: {', '.join(allowed)}.")
     chosen = {subject: known[subject] for subject in subjects}
 
-    split, language = TASKS[task]["split"], TASKS[task]["language"]
-    limit, template = model.config.max_position_embeddings, tokenizer.chat_template
-    groups, skipped = [], []
+    context, template = model.config.max_position_embeddings, tokenizer.chat_template
+    groups, skipped, weights = [], [], {}
     for subject, entry in chosen.items():
         # read
         examples, unusable = load_questions(task, subject, "dev", root) if shots else ([], [])
         questions, unusable_too = load_questions(task, subject, split, root)
         skipped += unusable + unusable_too
-        # build prompts with the same examples, which are then read once
-        asked = tuple(questions), tuple(examples[:shots]), entry["name"], language, scoring
-        found, too_long = fewshot.fit(tokenizer, template, limit, *asked)
+        # draw: a larger limit keeps the questions of a smaller one
+        drawn = random.Random(subject).sample(questions, len(questions))[:limit] if limit else questions
+        weights[subject] = len(questions) / max(1, len(drawn))
+        # build prompts
+        asked = tuple((q, tuple(shown(examples, shots, shuffle, q))) for q in drawn)
+        found, too_long = fewshot.fit(tokenizer, template, context, asked, entry["name"], form)
         groups += found
         for question, length in too_long:
             row = dict(file=benchmarks.file_name(task, subject, split), line=None, subject=subject)
-            reason = f"{length} tokens without any example, and the model's context has {limit}"
+            reason = f"{length} tokens without any example, and the model's context has {context}"
             skipped.append(row | dict(index=question.index, reason=reason))
     if not groups:
         first = f"; the first is {skipped[0]['file']}: {skipped[0]['reason']}" if skipped else ""
         raise EvalError(f"No question of {task} {split} can be scored: {len(skipped)} rows skipped{first}.")
 
     # score, then judge
-    scored = score(model, tokenizer, groups, f"{task} {scoring}", batch_size, cache)
-    return EvalResult(task, scoring, shots, root, chosen, judge(groups, scored), skipped)
+    size = batch_size or (8 if model.device.type == "cpu" else 32)
+    scored, speed = score(model, tokenizer, groups, f"{task} {_words(form)}", size, cache)
+    rows = [row | dict(weight=weights[row["subject"]]) for row in judge(groups, scored)]
+    return EvalResult(task, form, shots, root, chosen, rows, skipped, speed)
 
 
-def score(model, tokenizer, groups: list[Group], label, batch_size, cache) -> list[list[list[float]]]:
-    """Per group and question, the log-probabilities of its four candidates.
+def shown(examples: list, shots: int, shuffle: int, question) -> list:
+    """The examples before a question: the first ones, or with `shuffle` some drawn for it alone."""
+    if not shuffle:
+        return examples[:shots]
+    draw = random.Random(f"{int(shuffle)} {question.subject} {question.index}")
+    return draw.sample(examples, min(shots, len(examples)))
 
-    `cache`: folder of kept scores; `label` names file and bar. Raises EvalError where a result is no number.
+
+def _words(form: Form) -> str:
+    return "cloze" if form.scoring == "cloze" else f"{form.prompt} letter {form.language}"
+
+
+def score(model, tokenizer, groups: list[Group], label, size, cache) -> tuple[list[list[list[float]]], float]:
+    """Per group and question, the log-probabilities of its four candidates; and the speed in GFLOP/s.
+
+    `size`: rows a batch. `cache`: folder of kept scores; `label` names file and bar. Raises EvalError where a
+    result is no number.
     """
     kept = KeptScores(Path(cache, f"{label.replace(' ', '-')}-{model_key(model)}.jsonl") if cache else None)
     keys = [[question_key(group.prefix, four) for four in group.rest] for group in groups]
+    # the longest prefix first: it needs most memory, and too little shows at once
+    work = []
+    for group, names in sorted(zip(groups, keys, strict=True), key=lambda pair: -len(pair[0].prefix)):
+        if missing := [i for i, key in enumerate(names) if key not in kept]:
+            work.append((group, names, group.batches(missing, size)))
     known, total = sum(key in kept for each in keys for key in each), sum(map(len, keys))
+    passes = sum(bool(group.prefix) + len(batches) for group, _, batches in work)
+    tokens = sum(len(group.prefix) + sum(n for _, n in batches) for group, _, batches in work)
+    to_do = f"{label}: {total - known:,} questions" + f" ({known:,} are kept)" * bool(known)
+    print(f"{to_do}, {tokens:,} tokens{expected(model, passes, tokens)}" if work else f"{to_do}", flush=True)
+    began = time.perf_counter()
     with batching.ready(model), tqdm(total=total, initial=known, desc=label, unit="question") as bar:
-        # the longest prefix first: it needs most memory, and too little shows at once
-        for group, names in sorted(zip(groups, keys, strict=True), key=lambda pair: -len(pair[0].prefix)):
-            missing = [i for i, key in enumerate(names) if key not in kept]
-            prefix = fewshot.read_prefix(model, group.prefix) if missing else None
-            for batch in group.batches(missing, batch_size):
+        for group, names, batches in work:
+            prefix = fewshot.read_prefix(model, group.prefix)
+            for batch, _ in batches:
                 asked = [group.rest[i] for i in batch]
                 values = fewshot.logprobs(model, prefix, asked, batching.padding(tokenizer))
                 if any(math.isnan(value) for four in values for value in four):
@@ -185,7 +239,32 @@ def score(model, tokenizer, groups: list[Group], label, batch_size, cache) -> li
                     raise EvalError(f"{where} is not a number; load the model in bfloat16 or float32.")
                 kept.add({names[i]: four for i, four in zip(batch, values, strict=True)})
                 bar.update(len(batch))
-    return [[kept[key] for key in names] for names in keys]
+    speed = flops(model.config, tokens) / (time.perf_counter() - began) / 1e9
+    return [[kept[key] for key in names] for names in keys], speed
+
+
+def flops(config, tokens: int, every_expert: bool = False) -> float:
+    """Operations to read `tokens`: two a parameter in use; the head is left out, as few tokens need it."""
+    parts = memory.predict(config, train=False).parts  # half a byte a parameter
+    used = getattr(config, "num_experts_per_tok", 1) / getattr(config, "num_local_experts", 1)
+    share = 1 if every_expert else used
+    return 4 * machine.GIB * (parts["experts"] * share + parts["attention"]) * tokens
+
+
+def expected(model, passes: int, tokens: int) -> str:
+    """The time that `passes` of the model over `tokens` will take, in words.
+
+    By the speed recorded on this kind of device, else on a GPU by a floor: every pass reads all weights and
+    unpacks them to 16 bits. Nothing where neither is known.
+    """
+    device = "tiny" if model.device.type == "cpu" else "h100"
+    if speed := results.recorded("05", device).get(SPEED):
+        return f": about {flops(model.config, tokens) / speed / 1e9:,.0f} s by the speed recorded"
+    if device == "h100":
+        seconds = flops(model.config, passes, every_expert=True) / 2 * UNPACKED / BANDWIDTH
+        seconds += flops(model.config, tokens) / FLOPS
+        return f": on an H100 at least {seconds / 60:.1f} minutes (predicted)"
+    return ""
 
 
 def judge(groups: list[Group], scored: list[list[list[float]]]) -> list[dict]:

@@ -18,26 +18,59 @@ SYSTEM = {
     "zh": "以下是中国关于{subject}考试的单项选择题，请选出其中的正确答案。",
 }
 ANSWER = {"en": "\nAnswer: ", "zh": "\n答案："}
-SCORING = ("letter", "cloze")
+Asked = tuple[Question, tuple[Question, ...]]  # a question, and the examples that stand before it
 Candidate = tuple[list[int], list[int]]  # the ids of a context, and of what may follow it
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a question is put. The first two fields as they are: the paper's way (LLaMA-Factory, December 2023).
+
+    `prompt`: "chat", every example a user's turn with its letter as the answer, or "plain" text; `language`
+    of the words around question and options; `option`: one line. `scoring`: "letter" (A, B, C or D comes
+    next) or "cloze" (no options are shown; which choice is the likeliest answer in a chat?).
+    """
+
+    prompt: str = "chat"
+    language: str = "en"
+    option: str = "\n{letter}. {choice}"
+    scoring: str = "letter"
+
+
+FORMS = dict(prompt=("chat", "plain"), language=tuple(SYSTEM), scoring=("letter", "cloze"))
 
 
 # ---- from a question to token ids
 
 
-def letter_prompt(question: Question, examples: list[Question], subject_name: str, language: str) -> str:
-    """The few-shot prompt, ending where the letter must follow: LLaMA-Factory's of December 2023, plain text.
+def letter_prompt(tokenizer, question: Question, examples, subject_name: str, form: Form) -> str:
+    """The few-shot prompt, ending where the letter must follow; the first question names the subject.
 
-    A line naming the subject, the examples with their letters, the question; blank lines between them.
+    "chat": each example is a conversation of its own in the tokenizer's chat template, with its own <s>, as
+    the paper's stack made it; "plain": blocks with a blank line between them.
     """
-    blocks = [SYSTEM[language].format(subject=subject_name)]
+    blocks = []
     for q in [*examples, question]:
-        options = "".join(f"\n{letter}. {choice}" for letter, choice in zip(LETTERS, q.choices, strict=True))
-        blocks.append(q.text + options + ANSWER[language] + ("" if q is question else q.answer))
-    return "\n\n".join(blocks).strip()
+        options = zip(LETTERS, q.choices, strict=True)
+        lines = "".join(form.option.format(letter=letter, choice=choice) for letter, choice in options)
+        blocks.append(q.text + lines + ANSWER[form.language])
+    blocks[0] = f"{SYSTEM[form.language].format(subject=subject_name)}\n\n{blocks[0]}"
+    *shown, asked = blocks
+    said = [(block, q.answer) for block, q in zip(shown, examples, strict=True)]
+    if form.prompt == "plain":
+        return "\n\n".join([*(block + letter for block, letter in said), asked.strip()])
+    turns = [_turn(tokenizer, tokenizer.chat_template, *each) for each in said]
+    return "".join(turns) + _turn(tokenizer, tokenizer.chat_template, asked.strip())
 
 
-def cloze_prompt(tokenizer, question: Question, examples: list[Question]) -> str:
+@lru_cache(maxsize=4096)  # the examples of a subject are the same for every question
+def _turn(tokenizer, template, *said: str) -> str:
+    """A question, or a question and its answer, in the chat `template`."""
+    turns = zip(("user", "assistant"), said, strict=False)
+    return batching.chat_prompt(tokenizer, [dict(role=role, content=text) for role, text in turns])
+
+
+def cloze_prompt(tokenizer, question: Question, examples) -> str:
     """The question as a chat's last user turn, after the examples with their right choices as answers."""
     messages = []
     for q in examples:
@@ -52,27 +85,28 @@ def split_ids(alone: list[int], whole: list[int]) -> Candidate:
     return whole[:same], whole[same:]
 
 
-def letter_ids(tokenizer, language: str) -> list[list[int]]:
-    """The ids of A, B, C, D as they follow the prompt: " A" after "Answer:", "A" unspaced after "答案：".
+def letter_ids(tokenizer, form: Form) -> list[list[int]]:
+    """The ids of A, B, C, D as they follow the prompt: " A" in a chat or after "Answer:", "A" after "答案：".
 
     With Mixtral's tokenizer one id each: "▁A" and "A" are different pieces, and the wrong one scores noise.
     """
-    answer = ANSWER[language]
-    texts = [answer.rstrip(), *(answer + letter for letter in LETTERS)]
-    alone, *wholes = batching.encode_all(tokenizer, texts)
+    answer = ANSWER[form.language].strip()
+    before = answer if form.prompt == "plain" else _turn(tokenizer, tokenizer.chat_template, answer)
+    gap = "" if (form.prompt, form.language) == ("plain", "zh") else " "
+    alone, *wholes = batching.encode_all(tokenizer, [before, *(before + gap + letter for letter in LETTERS)])
     return [split_ids(alone, whole)[1] for whole in wholes]
 
 
-def candidates(tokenizer, questions, examples, subject_name, language, scoring) -> list[list[Candidate]]:
+def candidates(tokenizer, asked: list[Asked], subject_name: str, form: Form) -> list[list[Candidate]]:
     """Per question four (context, continuation): by "letter" the letters, by "cloze" the choices' texts."""
-    if not questions:
+    if not asked:
         return []
-    if scoring == "letter":
-        letters = letter_ids(tokenizer, language)
-        prompts = [letter_prompt(question, examples, subject_name, language) for question in questions]
+    if form.scoring == "letter":
+        letters = letter_ids(tokenizer, form)
+        prompts = [letter_prompt(tokenizer, *each, subject_name, form) for each in asked]
         return [[(context, ids) for ids in letters] for context in batching.encode_all(tokenizer, prompts)]
-    prompts = [cloze_prompt(tokenizer, question, examples) for question in questions]
-    texts = [f"{p} {choice}" for p, q in zip(prompts, questions, strict=True) for choice in q.choices]
+    prompts = [cloze_prompt(tokenizer, *each) for each in asked]
+    texts = [f"{p} {choice}" for p, (q, _) in zip(prompts, asked, strict=True) for choice in q.choices]
     alone, wholes = batching.encode_all(tokenizer, prompts), iter(batching.encode_all(tokenizer, texts))
     return [[split_ids(context, next(wholes)) for _ in LETTERS] for context in alone]
 
@@ -98,33 +132,39 @@ class Group:
         rest = [[(context[start:], ids) for context, ids in four] for four in asked.values()]
         return cls(shots, contexts[0][:start], list(asked), rest)
 
-    def batches(self, places: list[int], size: int) -> list[list[int]]:
-        """The `places` of questions in batches of at most `size` rows, longest first: little is padding."""
+    def batches(self, places: list[int], size: int) -> list[tuple[list[int], int]]:
+        """The `places` of questions in batches of at most `size` rows, longest first: little is padding.
+
+        Beside each batch its tokens, padding included.
+        """
         inputs = [{(*context, *ids[:-1]) for context, ids in four} for four in self.rest]
         order = sorted(places, key=lambda i: -max(map(len, inputs[i])))
         size = max(1, size // max(map(len, inputs)))
-        return [order[i : i + size] for i in range(0, len(order), size)]
+        parts = [order[i : i + size] for i in range(0, len(order), size)]
+        rows = [[len(row) for i in part for row in inputs[i]] for part in parts]
+        return [(part, len(lengths) * max(lengths)) for part, lengths in zip(parts, rows, strict=True)]
 
 
 @lru_cache(maxsize=256)  # base and tuned model, one after the other, read the same prompts
-def fit(tokenizer, template, limit, questions, examples, *settings) -> tuple[list[Group], list[tuple]]:
+def fit(tokenizer, template, limit, asked: tuple[Asked, ...], *settings) -> tuple[list[Group], list[tuple]]:
     """The questions in groups, and (question, tokens) of those that even alone have more than `limit` tokens.
 
     Prompts that are too long lose examples from the front, one at a time: the first group has all of them.
-    `settings` go to `candidates`; with another chat `template` a cloze prompt is another.
+    `settings` go to `candidates`; with another chat `template` a prompt is another.
     """
-    groups, left = [], questions
-    for first in range(len(examples) + 1):
-        fitting, too_long, few = {}, {}, examples[first:]
-        for question, four in zip(left, candidates(tokenizer, left, few, *settings), strict=True):
+    groups, left, most = [], list(asked), max((len(examples) for _, examples in asked), default=0)
+    for shots in range(most, -1, -1):
+        fitting, too_long = {}, {}
+        few = [(question, examples[len(examples) - shots :]) for question, examples in left]
+        for each, four in zip(left, candidates(tokenizer, few, *settings), strict=True):
             length = max(len(context) + len(ids) for context, ids in four)
             if length <= limit:
-                fitting[question] = four
+                fitting[each[0]] = four
             else:
-                too_long[question] = length
-        groups += [Group.of(len(few), fitting)] if fitting else []
+                too_long[each] = length
+        groups += [Group.of(shots, fitting)] if fitting else []
         left = list(too_long)
-    return groups, list(too_long.items())
+    return groups, [(question, length) for (question, _), length in too_long.items()]
 
 
 # ---- from token ids to log-probabilities

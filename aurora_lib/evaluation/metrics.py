@@ -1,46 +1,10 @@
-"""How near answers come to reference answers (BLEU-4, ROUGE), how well a model foresees them (perplexity)."""
+"""How well a model foresees what it should say: perplexity."""
 
 import math
 
 import torch
 
 from aurora_lib.model import batching
-
-ROUGE = {"ROUGE-1": "rouge1", "ROUGE-2": "rouge2", "ROUGE-L": "rougeL"}
-
-
-class Words:
-    """Words for ROUGE: Chinese has no spaces, so jieba cuts it; else every sentence would be one word."""
-
-    @staticmethod
-    def tokenize(text: str) -> list[str]:
-        import rjieba
-
-        return [word for word in rjieba.cut(text.lower()) if not word.isspace()]
-
-
-def overlap(said: list[str], references: list[str]) -> dict[str, float]:
-    """BLEU-4 and ROUGE-1, -2, -L (F1) of answers against references, each the mean over answers, 0 to 100.
-
-    As in the table of the paper's repository (LLaMA-Factory): each answer's own smoothed BLEU of Chinese
-    characters and Latin words, ROUGE of words cut by jieba. Two differences: that stack's BLEU splits Latin
-    words into letters, and it counts four-grams against answers of fewer than four characters. An empty
-    answer scores 0. Raises ValueError where answers and references are not as many, or none.
-    """
-    from rouge_score.rouge_scorer import RougeScorer
-    from sacrebleu.metrics import BLEU
-
-    if not said or len(said) != len(references):
-        raise ValueError(f"{len(said)} answers, {len(references)} references: each answer needs a reference.")
-    bleu = BLEU(tokenize="zh", smooth_method="exp", effective_order=True)
-    rouge = RougeScorer(list(ROUGE.values()), tokenizer=Words)
-    totals = dict.fromkeys(("BLEU-4", *ROUGE), 0.0)
-    for answer, reference in zip(said, references, strict=True):
-        totals["BLEU-4"] += bleu.sentence_score(answer, [reference]).score
-        scored = rouge.score(reference, answer)
-        for name, key in ROUGE.items():
-            totals[name] += 100 * scored[key].fmeasure
-    return {name: total / len(said) for name, total in totals.items()}
 
 
 def perplexity(model, tokenizer, conversations: list[list[dict]], *, batch_size: int = 4) -> float:

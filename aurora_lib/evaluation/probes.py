@@ -33,7 +33,8 @@ def load_probes(held_out: bool | None = None, file: str = "probes.jsonl") -> lis
     """The bundled probes: id, relation, held_out, and en and zh with question, answer, key.
 
     `held_out`: True for the facts tuning never shows, False for the others, None for all. The questions of
-    "follow_ups.jsonl" need the one asked `before`. Raises EvalError where a file is missing or damaged.
+    "follow_ups.jsonl" need the one asked `before`; those of "sums.jsonl" are sums of one and of two steps.
+    Raises EvalError where a file is missing or damaged.
     """
     path = DATA / file
     try:
@@ -46,8 +47,12 @@ def load_probes(held_out: bool | None = None, file: str = "probes.jsonl") -> lis
 def says(answer: str, question: str, key: str) -> bool:
     """Whether `answer` has `key` as a word of its own, beyond what it repeats of the question.
 
-    Beyond: 北极熊生活在沙漠 repeats the polar bear (北极熊) of the question, and does not say 北极.
+    Beyond: 北极熊生活在沙漠 repeats the polar bear (北极熊) of the question, and does not say 北极. Of the
+    answer to a sum the last number counts: those before it are the way there.
     """
+    if key.isdigit():
+        numbers = re.findall(r"\d+(?:[,，]\d{3})*(?:\.\d+)?", answer)
+        return bool(numbers) and float(re.sub("[,，]", "", numbers[-1])) == float(key)
     answer, question, key = answer.casefold(), question.casefold(), key.casefold()
     echo = SequenceMatcher(None, answer, question, autojunk=False).find_longest_match()
     repeated = range(echo.a, echo.a + echo.size + 1) if echo.size > len(key) else range(0)

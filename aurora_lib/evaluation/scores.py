@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from scipy.stats import binomtest
 
 from aurora_lib.evaluation.benchmarks import EvalError
-from aurora_lib.evaluation.evaluate import CHANCE, EvalResult, Score
-
-Z = 1.959964  # standard errors on either side that hold 95 % of a normal distribution
+from aurora_lib.evaluation.evaluate import CHANCE, EvalResult, Score, Z
 
 
 @dataclass(frozen=True)

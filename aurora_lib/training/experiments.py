@@ -51,17 +51,19 @@ def mixed(conversations: Dataset, share: float) -> Dataset:
 
 
 def run(
-    scale: Scale, conversations: Dataset, *, lora: Mapping | None = None, settings=None, english_share=None
+    scale: Scale, conversations: Dataset, validation: Dataset, *, lora=None, settings=None, english_share=None
 ) -> dict:
     """Tune a fresh 4-bit base with the recipe and these changes, and probe it on facts tuning never shows.
+
+    `conversations` and `validation` are as of `hold_out`.
 
     `lora` changes fields of `LoraConfig`, `settings` of `SFTConfig`. `english_share` makes a mix of the rows
     (see `mixed`) and trains on it for as many steps as all rows would take, so that only the mix differs.
 
     The row returned: seed; conversations, and english (how many of them); steps; zh_in_zh, zh_right,
     en_in_en, en_right (shares: the answers to Chinese and English prompts that came in that language, and
-    that were also right); loss (on 64 of the conversations, after); seconds, cpu_seconds (does not grow on a
-    busy machine); trainable (parameters). It is kept on disk, and asking for the same again reads it.
+    that were also right); loss (on `validation`, after); seconds, cpu_seconds (does not grow on a busy
+    machine); trainable (parameters). It is kept on disk, and asking for the same again reads it.
 
     At `full` a run takes hours: `settings={"max_steps": 50}` makes it short. Raises ValueError for a mix that
     the rows cannot give, TrainingError where the gradient is zero.
@@ -74,20 +76,21 @@ def run(
         conversations = mixed(conversations, english_share)
     adapter, args = lora_config(**(lora or {})), sft_config(scale, **settings)
     decides = [scale.base_model, scale.revision, adapter.to_dict(), args.to_dict(), *map(version, LIBRARIES)]
-    key = Hasher.hash([*decides, *conversations["messages"]])
+    key = Hasher.hash([*decides, *conversations["messages"], *validation["messages"]])
     file = scale.runs / "experiments" / f"{key}.json"
     if not file.is_file():
-        write_whole(file, json.dumps(_tune(scale, conversations, adapter, args), indent=1) + "\n")
+        write_whole(file, json.dumps(_tune(scale, conversations, validation, adapter, args), indent=1) + "\n")
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def sweep(scale: Scale, variants: Mapping[str, Mapping], conversations: Dataset) -> pd.DataFrame:
+def sweep(scale: Scale, variants: Mapping[str, Mapping], conversations, validation) -> pd.DataFrame:
     """`run` for each of `variants` (name -> its changes); interrupted, it goes on where it stopped."""
     bar = tqdm(variants.items(), desc="experiments", unit="run")
-    return pd.DataFrame([{"variant": name} | run(scale, conversations, **changes) for name, changes in bar])
+    rows = [{"variant": name} | run(scale, conversations, validation, **changes) for name, changes in bar]
+    return pd.DataFrame(rows)
 
 
-def _tune(scale: Scale, conversations: Dataset, adapter: LoraConfig, args: SFTConfig) -> dict:
+def _tune(scale: Scale, conversations, validation, adapter: LoraConfig, args: SFTConfig) -> dict:
     tokenizer = load_tokenizer(scale.base_model, revision=scale.revision)
     base = load_model(scale.base_model, **scale.loading)
     trainer = build_trainer(base, tokenizer, conversations, args, adapter)
@@ -95,8 +98,7 @@ def _tune(scale: Scale, conversations: Dataset, adapter: LoraConfig, args: SFTCo
     began = time.process_time()
     seconds = trainer.train().metrics["train_runtime"]
     busy = time.process_time() - began
-    first = conversations.select_columns(["messages"]).select(range(min(64, len(conversations))))
-    loss = trainer.evaluate(first)["eval_loss"]
+    loss = trainer.evaluate(validation.select_columns(["messages"]))["eval_loss"]
     probed = probe(trainer.model.eval(), tokenizer, max_new_tokens=scale.max_new_tokens, progress=False)
     share = {
         f"{asked}_{short}": round(probed.score(asked, what).accuracy, 4)

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from aurora_lib.course import Scale, paper
-from aurora_lib.data import clean_conversations
+from aurora_lib.data import clean_conversations, hold_out
 from aurora_lib.model import load_model, load_tokenizer, read_config, resolve_targets, save_adapter
 from aurora_lib.training.callbacks import Meter, ZeroGradientAlarm
 from aurora_lib.training.planning import NOTHING, preflight
@@ -59,7 +59,7 @@ def adapters_in_fp32(model: PreTrainedModel) -> None:
 
 
 def build_trainer(
-    model: PreTrainedModel, tokenizer, conversations: Dataset, args: SFTConfig, lora: LoraConfig | None = None
+    model: PreTrainedModel, tokenizer, conversations: Dataset, args: SFTConfig, lora=None, validation=None
 ) -> SFTTrainer:
     """An `SFTTrainer` on `conversations` (column `messages`) with a new adapter (the paper's), in 32 bits.
 
@@ -68,8 +68,8 @@ def build_trainer(
     the labels are the ids, elsewhere -100, which the loss skips. What lies beyond `max_length` is cut off.
 
     Conversations without an answer before the cutoff are left out; how many is printed. `trainer.evaluate()`
-    gives the loss on the first 64 rows, to compare before and after. Raises ValueError where nothing is left
-    to train on, and for targets of `lora` that the model lacks.
+    gives the loss on `validation` (as of `hold_out`) by source: "eval_alpaca_zh_loss" and the like. Raises
+    ValueError where nothing is left to train on, and for targets of `lora` that the model lacks.
     """
     asked = conversations.select_columns(["messages"])
     answered = asked.filter(lambda row: any(message["role"] == "assistant" for message in row["messages"]))
@@ -80,14 +80,23 @@ def build_trainer(
     lora, _ = resolve_targets(model.config, lora or lora_config())
     set_seed(args.seed)
     given = dict(train_dataset=answered, processing_class=tokenizer, peft_config=lora)
+    given["eval_dataset"] = by_source(validation) if validation else None
     trainer = SFTTrainer(model=model, args=args, callbacks=[ZeroGradientAlarm(), Meter()], **given)
     if not args.packing:
         _report_cut(trainer, len(answered))
-    trainer.eval_dataset = trainer.train_dataset.select(range(min(64, len(trainer.train_dataset))))
     # its count goes over all parameters in every batch, and nobody reads it
     trainer.floating_point_ops = lambda inputs: 0
     adapters_in_fp32(trainer.model)
     return trainer
+
+
+def by_source(conversations: Dataset) -> dict[str, Dataset]:
+    """The messages of each source."""
+    of = {source: [] for source in dict.fromkeys(conversations["source"])}
+    for place, source in enumerate(conversations["source"]):
+        of[source].append(place)
+    messages = conversations.select_columns(["messages"])
+    return {source: messages.select(places) for source, places in of.items()}
 
 
 def _report_cut(trainer: SFTTrainer, given: int) -> None:
@@ -115,9 +124,10 @@ def tune(scale: Scale, *, out: Path | None = None, minutes=None, price_per_hour=
     config = read_config(scale.base_model, scale.revision)
     tokenizer = load_tokenizer(scale.base_model, revision=scale.revision)
     args = sft_config(scale, **changes)
-    conversations = clean_conversations(scale)
+    conversations, validation = hold_out(clean_conversations(scale))
     print(f"\n{preflight(config, conversations, scale, args, price_per_hour)}\n", flush=True)
-    trainer = build_trainer(load_model(scale.base_model, **scale.loading), tokenizer, conversations, args)
+    base = load_model(scale.base_model, **scale.loading)
+    trainer = build_trainer(base, tokenizer, conversations, args, validation=validation)
     output = run(trainer, minutes)
     folder = Path(out or scale.runs / "adapter").resolve()
     if folder.is_dir():
@@ -125,6 +135,7 @@ def tune(scale: Scale, *, out: Path | None = None, minutes=None, price_per_hour=
         shutil.copytree(folder, kept)
         print(f"The adapter that was in {folder.name} is kept as {kept.name}.")
     save_adapter(trainer, scale, folder)
+    trainer.evaluate()  # prints the loss on the validation set
     seconds = output.metrics["train_runtime"]
     print(f"{trainer.state.global_step} steps, {seconds:.0f} s here; the adapter is in {folder}")
     return folder

@@ -226,8 +226,49 @@ def sharegpt_rows(rows: list[tuple[str, list]], column: int, draw: random.Random
     return made
 
 
+SUMS = {  # one step and two steps, in English and in Chinese; what is right
+    "plus": (
+        "What is {a} plus {b}? Answer with the number only.",
+        "{a}加{b}等于多少？只回答数字。",
+        lambda a, b: a + b,
+    ),
+    "times": (
+        "What is {a} times {b}? Answer with the number only.",
+        "{a}乘以{b}等于多少？只回答数字。",
+        lambda a, b: a * b,
+    ),
+    "shelf": (
+        "A shelf holds {a} books. {b} more are put on it, and then half of all the books are sold. "
+        "How many are left?",
+        "书架上有{a}本书，又放上{b}本，然后卖掉了全部书的一半。还剩多少本？",
+        lambda a, b: (a + b) // 2,
+    ),
+    "tickets": (
+        "A ticket costs {a} yuan for an adult and half of that for a child. "
+        "What do {b} adults and two children pay together?",
+        "成人票每张{a}元，儿童票半价。{b}个成人和两个儿童一共要付多少元？",
+        lambda a, b: a * b + a,
+    ),
+}
+
+
+def sums() -> list[dict]:
+    """Ten of each kind, as probes. Even numbers, so that every half is a whole one."""
+    draw, made = random.Random(0), []
+    for kind, (english, chinese, solve) in SUMS.items():
+        for i in range(10):
+            a, b = 2 * draw.randint(2, 30), 2 * draw.randint(1, 9)
+            right = str(solve(a, b))
+            both = {
+                name: dict(question=text.format(a=a, b=b), answer=right, key=right)
+                for name, text in (("en", english), ("zh", chinese))
+            }
+            made.append(dict(id=f"{kind}-{i}", relation=kind, held_out=True, **both))
+    return made
+
+
 def build(folder: Path) -> None:
-    """Write `rows/`, `probes.jsonl` and `follow_ups.jsonl` into `folder`."""
+    """Write `rows/`, `probes.jsonl`, `follow_ups.jsonl` and `sums.jsonl` into `folder`."""
     draw = random.Random(SEED)
     found = conversations(draw)
     leaks = [
@@ -247,6 +288,7 @@ def build(folder: Path) -> None:
     write("rows/common_zh_70k.jsonl", _jsonl(sharegpt_rows(dirty(found["sharegpt"], 2, draw), 2, draw)))
     write("probes.jsonl", _jsonl(map(probe, world.facts())))
     write("follow_ups.jsonl", _jsonl(follow_up(*row) for row in world.split_follow_ups()[1]))
+    write("sums.jsonl", _jsonl(sums()))
 
 
 def probe(fact: Fact) -> dict:

@@ -73,7 +73,10 @@ class Drill:
     def __init__(self, model, tokenizer):
         self.model, self.attention = model, Attention(model)
         self.letters = torch.tensor(  # [unspaced or spaced, 4]
-            [[ids[0] for ids in fewshot.letter_ids(tokenizer, language)] for language in ("zh", "en")]
+            [
+                [ids[0] for ids in fewshot.letter_ids(tokenizer, fewshot.Form("plain", language))]
+                for language in ("zh", "en")
+            ]
         )
         self.marks = torch.tensor(
             [tokenizer(f"x\n{x}. y", add_special_tokens=False).input_ids for x in LETTERS]

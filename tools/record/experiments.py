@@ -28,7 +28,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from trl import pack_dataset
 
 from aurora_lib.course import machine, paper, results, scale, write_whole
-from aurora_lib.data import clean, clean_conversations, sources, split
+from aurora_lib.data import clean, clean_conversations, hold_out, sources, split
 from aurora_lib.data.conversations import exchange_tokens
 from aurora_lib.model import load_model, load_tokenizer, memory
 from aurora_lib.training import build_trainer, experiments, sft_config
@@ -90,9 +90,9 @@ TRAINING_FLOPS = 77e9  # a token of Mixtral-8x7B, recomputation included
 PASSES = 3  # over the weights for each batch: forward, recomputation, backward
 
 
-def seeds(chosen: scale.Scale, rows: Dataset) -> dict:
+def seeds(chosen: scale.Scale, rows: Dataset, held: Dataset) -> dict:
     """The recipe at SEEDS: every row, the medians, and the bounds."""
-    made = [experiments.run(chosen, rows, settings={"seed": seed}) for seed in SEEDS]
+    made = [experiments.run(chosen, rows, held, settings={"seed": seed}) for seed in SEEDS]
     table = pd.DataFrame([{"variant": "the recipe"} | row for row in made])
     medians = {name: round(float(table[name].median()), 4) for name in (*BOUNDS, "en_right")}
     for name, median in medians.items():
@@ -102,14 +102,14 @@ def seeds(chosen: scale.Scale, rows: Dataset) -> dict:
     return {"rows": records(table), "medians": medians, "bounds": BOUNDS}
 
 
-def what_if(chosen: scale.Scale, rows: Dataset) -> dict:
+def what_if(chosen: scale.Scale, rows: Dataset, held: Dataset) -> dict:
     """Each variant of WHAT_IF once."""
-    return {"rows": records(show(experiments.sweep(chosen, WHAT_IF, rows)))}
+    return {"rows": records(show(experiments.sweep(chosen, WHAT_IF, rows, held)))}
 
 
-def length(chosen: scale.Scale, rows: Dataset) -> dict:
+def length(chosen: scale.Scale, rows: Dataset, held: Dataset) -> dict:
     """Packing and grouping at equal epochs, and whether packed conversations stay apart."""
-    table = experiments.sweep(chosen, LENGTHS, rows)
+    table = experiments.sweep(chosen, LENGTHS, rows, held)
     table["padding"] = [padding(chosen, rows, **change.get("settings", {})) for change in LENGTHS.values()]
     show(table)
     apart = packed_losses(chosen, rows)
@@ -157,7 +157,7 @@ def packed_losses(chosen: scale.Scale, rows: Dataset) -> dict:
     return {name: round(value, 4) for name, value in total.items()}
 
 
-def optimizers(chosen: scale.Scale, rows: Dataset) -> dict:
+def optimizers(chosen: scale.Scale, rows: Dataset, held: Dataset) -> dict:
     """Quality and speed at `tiny`, rank 32; bytes of state, allocated for the adapter of Mixtral-8x7B."""
     torchao = importlib.util.find_spec("torchao") is not None
     variants = {
@@ -165,7 +165,7 @@ def optimizers(chosen: scale.Scale, rows: Dataset) -> dict:
         for name, optim in OPTIMIZERS.items()
         if torchao or "torchao" not in name
     }
-    table = show(experiments.sweep(chosen, variants, rows))
+    table = show(experiments.sweep(chosen, variants, rows, held))
     return {
         "compared at": "rank 32: smaller tensors stay in fp32",
         "rows": records(table),
@@ -347,11 +347,11 @@ def main() -> int:
     torch.set_num_threads(1)
     # of the environment only where runs are kept: the record is of the bundled model and rows
     chosen = scale.choose({name: os.environ[name] for name in ("AURORA_RUNS",) if name in os.environ})
-    rows = clean_conversations(chosen)
+    rows, held = hold_out(clean_conversations(chosen))
     made = {}
     for name in options.parts:
         print(f"\n{name}", flush=True)
-        made[name] = PARTS[name](chosen, rows)
+        made[name] = PARTS[name](chosen, rows, held)
     if options.rows:
         print("\nfull, predicted", flush=True)
         made["full, predicted"] = full(options.rows)

@@ -21,7 +21,7 @@ from transformers import MixtralForCausalLM
 
 from aurora_lib.course import DATA, choose, results, write_whole
 from aurora_lib.course.machine import peak_rss
-from aurora_lib.data import clean_conversations
+from aurora_lib.data import clean_conversations, hold_out
 from aurora_lib.evaluation import benchmarks, load_probes, multiple_choice, probe
 from aurora_lib.evaluation.evaluate import Score
 from aurora_lib.model import load_model, load_tokenizer
@@ -143,9 +143,8 @@ def tune(seed: int, with_exams: bool) -> None:
     tokenizer = load_tokenizer(scale.base_model)
     with tempfile.TemporaryDirectory() as folder:
         args = sft_config(scale, seed=seed, save_strategy="no", disable_tqdm=True, output_dir=folder)
-        trainer = build_trainer(
-            load_model(scale.base_model, **scale.loading), tokenizer, clean_conversations(scale), args
-        )
+        rows, _ = hold_out(clean_conversations(scale))
+        trainer = build_trainer(load_model(scale.base_model, **scale.loading), tokenizer, rows, args)
         seconds, peak = trainer.train().metrics["train_runtime"], peak_rss()
         trainer.model.save_pretrained(folder)
         digest = hashlib.sha256((Path(folder) / "adapter_model.safetensors").read_bytes()).hexdigest()
