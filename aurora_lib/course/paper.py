@@ -3,7 +3,7 @@
 Sources: "paper" is arXiv 2312.14557. "early README" and "README" are two versions of the repository's README:
 the early one names checkpoint 3000 and comments out the category scores, the later one adds C-Eval and
 generation scores. "released adapter" is wangrongsheng/Aurora on the hub, revision
-800248aab91edc742e220cdfcf426fab33b746e6.
+800248aab91edc742e220cdfcf426fab33b746e6. UNTUNED alone is not theirs: see there.
 """
 
 import tomllib
@@ -30,7 +30,7 @@ def _figures(table: str) -> dict[str, Figure]:
 CATEGORIES, LORA_TARGETS = Figure(**_stated["CATEGORIES"]), tuple(_stated["LORA_TARGETS"])
 CONVERSATIONS, TRAINING = _figures("CONVERSATIONS"), _figures("TRAINING")
 RUN, MEMORY = _figures("RUN"), _figures("MEMORY")  # RUN: what the authors' run left beside the adapter
-AURORA = _figures("AURORA")
+AURORA, UNTUNED, SCORED = (_figures(name) for name in ("AURORA", "UNTUNED", "SCORED"))
 AURORA_BY_CATEGORY: dict[str, dict[str, float]] = _stated["AURORA_BY_CATEGORY"]
 TABLE_3 = {model: tuple(scores) for model, scores in _stated["TABLE_3"].items()}  # C-Eval, MMLU, CMMLU
 # checkpoint -> BLEU-4, ROUGE-1, ROUGE-2, ROUGE-L

@@ -23,7 +23,6 @@ class Scale:
 
     `AURORA_MODEL`, `AURORA_DATA`, `AURORA_BENCHMARKS`, `AURORA_ADAPTER` and `AURORA_RUNS` override names and
     paths. `learning_rate`, `epochs` and `length` (tokens) are those of training; `full` has the paper's.
-    `questions`: of each subject, where notebook 05 compares ways of asking (`AURORA_QUESTIONS`; 0 is all).
     """
 
     name: str
@@ -42,7 +41,6 @@ class Scale:
     length: int
     save_steps: int
     max_new_tokens: int
-    questions: int
 
     @property
     def loading(self) -> dict:
@@ -53,10 +51,10 @@ class Scale:
 
 _both = dict(epochs=3, batch=2, accumulation=4)
 TINY = dict(base_model=str(DATA / "tiny"), revision=None, data=DATA / "rows", benchmarks=DATA / "benchmarks")
-TINY |= _both | dict(learning_rate=1e-2, length=256, save_steps=50, max_new_tokens=48, questions=0)
+TINY |= _both | dict(learning_rate=1e-2, length=256, save_steps=50, max_new_tokens=48)
 FULL = dict(base_model="mistralai/Mixtral-8x7B-Instruct-v0.1", data=None, benchmarks=None)
 FULL |= dict(revision="125c431e2ff41a156b9f9076f744d2f35dd6e67a")
-FULL |= _both | dict(learning_rate=5e-5, length=1024, save_steps=1000, max_new_tokens=256, questions=20)
+FULL |= _both | dict(learning_rate=5e-5, length=1024, save_steps=1000, max_new_tokens=256)
 
 
 def choose(environ=os.environ) -> Scale:
@@ -90,10 +88,6 @@ def choose(environ=os.environ) -> Scale:
     for key in ("data", "benchmarks"):
         if place := given.get(f"AURORA_{key.upper()}"):
             preset[key] = Path(place).resolve()
-    if few := given.get("AURORA_QUESTIONS"):
-        if not few.isdecimal():
-            raise ScaleError(f"AURORA_QUESTIONS={few!r} is no number of questions; 0 asks all.")
-        preset["questions"] = int(few)
     preset["runs"] = Path(given.get("AURORA_RUNS") or ROOT / "runs").resolve() / name
     preset |= dict(device="cuda" if name == "full" else "cpu", adapter=given.get("AURORA_ADAPTER"))
     return Scale(name=name, reason=reason, **preset)

@@ -68,9 +68,8 @@ def _pieces(row: dict, sizes: list[int], length: int) -> Iterator[dict]:
 def hold_out(conversations: Dataset, share: float = 0.06, most: int = 300) -> tuple[Dataset, Dataset]:
     """(to train on, to validate with): about `share` of the conversations, or `most`, are never trained on.
 
-    Those that open alike, and the pieces of one conversation, stay together: what is validated with would
-    else be half known. A digest of the opening decides, so the choice is the same everywhere. With one
-    opening only, nothing is held out.
+    Those that open alike, and the pieces of one conversation, stay together. A digest of the opening decides,
+    so the choice is the same everywhere. With one opening only, nothing is held out.
     """
     opening, begins = {}, []
     for name, messages in zip(conversations["id"], conversations["messages"], strict=True):

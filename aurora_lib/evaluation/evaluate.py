@@ -14,7 +14,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
 from peft.tuners.tuners_utils import BaseTunerLayer
 from tqdm.auto import tqdm
 
@@ -29,8 +28,7 @@ CATEGORIES = ("STEM", "Social Sciences", "Humanities", "Other")
 CHANCE = 1 / len(LETTERS)
 Z = 1.959964  # standard errors on either side that hold 95 % of a normal distribution
 SPEED = "letters, speed [GFLOP/s]"
-# Of an H100 in practice: bytes and bf16 operations a second; bytes that a 4-bit weight costs when unpacked.
-BANDWIDTH, FLOPS, UNPACKED = 3e12, 600e12, 4.5
+BANDWIDTH, FLOPS = 3e12, 600e12  # bytes and bf16 operations a second that an H100 reaches in practice
 PASSING = ("use_cache", "output_router_logits", "_name_or_path", "transformers_version")  # change no score
 
 
@@ -73,7 +71,8 @@ class Score:
             return 0.0, 1.0
         p, n = self.accuracy, self.effective or self.n
         centre, half = p + Z**2 / (2 * n), Z * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
-        return max(0.0, (centre - half) / (1 + Z**2 / n)), min(1.0, (centre + half) / (1 + Z**2 / n))
+        low, high = ((centre + side) / (1 + Z**2 / n) for side in (-half, half))
+        return max(0.0, min(p, low)), min(1.0, max(p, high))  # rounding may put an end on the wrong side of p
 
     def __str__(self) -> str:
         low, high = self.interval
@@ -101,8 +100,8 @@ class EvalResult:
     speed: float = 0.0
 
     def _by(self, names: dict[str, str], order=()) -> dict[str, Score]:
-        rows = self.predictions
-        return Score.by(((names[row["subject"]], row["correct"], row["weight"]) for row in rows), order)
+        hits = ((names[row["subject"]], row["correct"], row["weight"]) for row in self.predictions)
+        return Score.by(hits, order)
 
     @property
     def overall(self) -> Score:
@@ -111,31 +110,16 @@ class EvalResult:
 
     @property
     def by_subject(self) -> dict[str, Score]:
-        return self._by({subject: subject for subject in self.subjects})
+        return self._by(dict(zip(self.subjects, self.subjects, strict=True)))
 
     @property
     def by_category(self) -> dict[str, Score]:
         return self._by({subject: of["category"] for subject, of in self.subjects.items()}, CATEGORIES)
 
-    @property
-    def macro(self) -> float:
-        """The mean of the subjects' accuracies: every subject weighs the same, however few its questions."""
-        scores = self.by_subject.values()
-        return sum(score.accuracy for score in scores) / len(scores)
-
-    def table(self) -> pd.DataFrame:
-        """Categories, then the two averages: accuracy and both ends of the interval (per cent), and n."""
-        rows = {}
-        for name, score in (self.by_category | {"micro average (the paper's)": self.overall}).items():
-            rows[name] = [100 * share for share in (score.accuracy, *score.interval)] + [score.n]
-        for name, share in (("macro average, over subjects", self.macro), ("chance", CHANCE)):
-            rows[name] = [100 * share, math.nan, math.nan, self.overall.n]
-        return pd.DataFrame.from_dict(rows, orient="index", columns=["accuracy", "low", "high", "n"])
-
     def __str__(self) -> str:
         notes = f"; {len(self.skipped)} rows skipped" if self.skipped else ""
         name = f"{self.task} {TASKS[self.task]['split']}, {self.shots}-shot {_words(self.form)}"
-        return f"{name}: {self.overall}, macro {self.macro:.3f}, chance {CHANCE:.2f}{notes}"
+        return f"{name}: {self.overall}, chance {CHANCE:.2f}{notes}"
 
 
 def multiple_choice(
@@ -153,10 +137,9 @@ def multiple_choice(
     longer than the model's context loses examples from the front. `prompt`, `language`, `option` and
     `scoring` are those of `fewshot.Form`; plain text is in the benchmark's language unless told otherwise.
 
-    Before it starts it prints what it will take. `cache`: a folder for the scores as they are made; run
-    again, only what is missing is scored. `batch_size`: rows; 8 on a CPU, else 32. Unusable rows are skipped
-    and listed in the result. Raises EvalError for an unknown task, subject or form, a missing file, and when
-    no row at all can be scored.
+    It prints what it will take. `cache`: a folder for the scores as they are made; run again, only what is
+    missing is scored. `batch_size`: rows; 8 on a CPU, else 32. Unusable rows are listed in the result. Raises
+    EvalError for an unknown task, subject or form, a missing file, and when no row at all can be scored.
     """
     known, root = benchmarks.load_subjects(task, root), benchmarks.folder(task, root)
     split, own = TASKS[task]["split"], TASKS[task]["language"]
@@ -206,14 +189,14 @@ def shown(examples: list, shots: int, shuffle: int, question) -> list:
 
 
 def _words(form: Form) -> str:
-    return "cloze" if form.scoring == "cloze" else f"{form.prompt} letter {form.language}"
+    asked = "cloze" if form.scoring == "cloze" else f"{form.prompt} letter {form.language}"
+    return asked + ", other options" * (form.option != Form.option)
 
 
 def score(model, tokenizer, groups: list[Group], label, size, cache) -> tuple[list[list[list[float]]], float]:
     """Per group and question, the log-probabilities of its four candidates; and the speed in GFLOP/s.
 
-    `size`: rows a batch. `cache`: folder of kept scores; `label` names file and bar. Raises EvalError where a
-    result is no number.
+    `size`: rows a batch. `label` names file and bar. Raises EvalError where a result is no number.
     """
     kept = KeptScores(Path(cache, f"{label.replace(' ', '-')}-{model_key(model)}.jsonl") if cache else None)
     keys = [[question_key(group.prefix, four) for four in group.rest] for group in groups]
@@ -222,13 +205,12 @@ def score(model, tokenizer, groups: list[Group], label, size, cache) -> tuple[li
     for group, names in sorted(zip(groups, keys, strict=True), key=lambda pair: -len(pair[0].prefix)):
         if missing := [i for i, key in enumerate(names) if key not in kept]:
             work.append((group, names, group.batches(missing, size)))
-    known, total = sum(key in kept for each in keys for key in each), sum(map(len, keys))
     passes = sum(bool(group.prefix) + len(batches) for group, _, batches in work)
     tokens = sum(len(group.prefix) + sum(n for _, n in batches) for group, _, batches in work)
-    to_do = f"{label}: {total - known:,} questions" + f" ({known:,} are kept)" * bool(known)
-    print(f"{to_do}, {tokens:,} tokens{expected(model, passes, tokens)}" if work else f"{to_do}", flush=True)
+    total, left = sum(map(len, keys)), sum(len(batch) for *_, batches in work for batch, _ in batches)
+    print(f"{label}: {left:,} of {total:,} questions, {tokens:,} tokens{expected(model, passes, tokens)}")
     began = time.perf_counter()
-    with batching.ready(model), tqdm(total=total, initial=known, desc=label, unit="question") as bar:
+    with batching.ready(model), tqdm(total=total, initial=total - left, desc=label, unit="question") as bar:
         for group, names, batches in work:
             prefix = fewshot.read_prefix(model, group.prefix)
             for batch, _ in batches:
@@ -243,28 +225,27 @@ def score(model, tokenizer, groups: list[Group], label, size, cache) -> tuple[li
     return [[kept[key] for key in names] for names in keys], speed
 
 
-def flops(config, tokens: int, every_expert: bool = False) -> float:
-    """Operations to read `tokens`: two a parameter in use; the head is left out, as few tokens need it."""
+def flops(config, tokens: int) -> float:
+    """Operations to read `tokens`: two for a parameter in use. The head is left out: few tokens need it."""
     parts = memory.predict(config, train=False).parts  # half a byte a parameter
     used = getattr(config, "num_experts_per_tok", 1) / getattr(config, "num_local_experts", 1)
-    share = 1 if every_expert else used
-    return 4 * machine.GIB * (parts["experts"] * share + parts["attention"]) * tokens
+    return 4 * machine.GIB * (parts["experts"] * used + parts["attention"]) * tokens
 
 
 def expected(model, passes: int, tokens: int) -> str:
-    """The time that `passes` of the model over `tokens` will take, in words.
+    """The time that `passes` of the model over `tokens` will take, in words; nothing where it is unknown.
 
-    By the speed recorded on this kind of device, else on a GPU by a floor: every pass reads all weights and
-    unpacks them to 16 bits. Nothing where neither is known.
+    By the speed recorded, else on a GPU by a floor: a pass reads all weights, and unpacks the 4-bit ones.
     """
     device = "tiny" if model.device.type == "cpu" else "h100"
     if speed := results.recorded("05", device).get(SPEED):
         return f": about {flops(model.config, tokens) / speed / 1e9:,.0f} s by the speed recorded"
-    if device == "h100":
-        seconds = flops(model.config, passes, every_expert=True) / 2 * UNPACKED / BANDWIDTH
-        seconds += flops(model.config, tokens) / FLOPS
-        return f": on an H100 at least {seconds / 60:.1f} minutes (predicted)"
-    return ""
+    if device == "tiny":
+        return ""
+    budget = memory.predict(model.config, train=False)
+    moved = budget.weights + 8 * (budget.parts["experts"] + budget.parts["attention"])
+    seconds = passes * moved * machine.GIB / BANDWIDTH + flops(model.config, tokens) / FLOPS
+    return f": on an H100 at least {seconds / 60:.1f} minutes (predicted)"
 
 
 def judge(groups: list[Group], scored: list[list[list[float]]]) -> list[dict]:

@@ -55,12 +55,20 @@ def letter_prompt(tokenizer, question: Question, examples, subject_name: str, fo
         lines = "".join(form.option.format(letter=letter, choice=choice) for letter, choice in options)
         blocks.append(q.text + lines + ANSWER[form.language])
     blocks[0] = f"{SYSTEM[form.language].format(subject=subject_name)}\n\n{blocks[0]}"
-    *shown, asked = blocks
-    said = [(block, q.answer) for block, q in zip(shown, examples, strict=True)]
+    said, asked = [(block, q.answer) for block, q in zip(blocks, examples, strict=False)], blocks[-1].strip()
     if form.prompt == "plain":
-        return "\n\n".join([*(block + letter for block, letter in said), asked.strip()])
-    turns = [_turn(tokenizer, tokenizer.chat_template, *each) for each in said]
-    return "".join(turns) + _turn(tokenizer, tokenizer.chat_template, asked.strip())
+        return "\n\n".join([*(block + letter for block, letter in said), asked])
+    return _chat(tokenizer, said, asked)
+
+
+def cloze_prompt(tokenizer, question: Question, examples) -> str:
+    """The question as a chat's last turn, after the examples with their right choices as answers."""
+    return _chat(tokenizer, [(q.text, q.choices[LETTERS.index(q.answer)]) for q in examples], question.text)
+
+
+def _chat(tokenizer, said: list[tuple[str, str]], asked: str) -> str:
+    turns = [*said, (asked,)]
+    return "".join(_turn(tokenizer, tokenizer.chat_template, *turn) for turn in turns)
 
 
 @lru_cache(maxsize=4096)  # the examples of a subject are the same for every question
@@ -68,15 +76,6 @@ def _turn(tokenizer, template, *said: str) -> str:
     """A question, or a question and its answer, in the chat `template`."""
     turns = zip(("user", "assistant"), said, strict=False)
     return batching.chat_prompt(tokenizer, [dict(role=role, content=text) for role, text in turns])
-
-
-def cloze_prompt(tokenizer, question: Question, examples) -> str:
-    """The question as a chat's last user turn, after the examples with their right choices as answers."""
-    messages = []
-    for q in examples:
-        right = q.choices[LETTERS.index(q.answer)]
-        messages += [{"role": "user", "content": q.text}, {"role": "assistant", "content": right}]
-    return batching.chat_prompt(tokenizer, [*messages, {"role": "user", "content": question.text}])
 
 
 def split_ids(alone: list[int], whole: list[int]) -> Candidate:
@@ -91,7 +90,7 @@ def letter_ids(tokenizer, form: Form) -> list[list[int]]:
     With Mixtral's tokenizer one id each: "▁A" and "A" are different pieces, and the wrong one scores noise.
     """
     answer = ANSWER[form.language].strip()
-    before = answer if form.prompt == "plain" else _turn(tokenizer, tokenizer.chat_template, answer)
+    before = answer if form.prompt == "plain" else _chat(tokenizer, [], answer)
     gap = "" if (form.prompt, form.language) == ("plain", "zh") else " "
     alone, *wholes = batching.encode_all(tokenizer, [before, *(before + gap + letter for letter in LETTERS)])
     return [split_ids(alone, whole)[1] for whole in wholes]

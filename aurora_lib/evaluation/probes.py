@@ -1,11 +1,13 @@
-"""What a model says when it is simply asked: greedy answers, and bundled facts in Chinese and in English."""
+"""What a model says when it is simply asked, in Chinese and in English, and how well it foresees an answer."""
 
+import math
 import re
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 
 from aurora_lib.course import DATA, rows
 from aurora_lib.data import language
+from aurora_lib.evaluation import fewshot
 from aurora_lib.evaluation.benchmarks import EvalError
 from aurora_lib.evaluation.evaluate import Score
 from aurora_lib.model import batching
@@ -117,3 +119,25 @@ def probe(model, tokenizer, probes=None, *, history=True, max_new_tokens=48, pro
         row |= dict(language=spoken, in_language=spoken == side, correct=spoken == side and right[side])
         rows.append(row | dict(understood=any(right.values())))
     return ProbeResult(rows)
+
+
+def perplexity(model, tokenizer, conversations: list[list[dict]], *, batch_size: int = 8) -> float:
+    """exp of the mean negative log-likelihood (nats) of what the assistant says, with its closing </s>.
+
+    `conversations` are lists of messages, each read as far as the model's context goes. Every token weighs
+    the same. The chat template's markers tell which are the assistant's; raises ValueError if there are none.
+    """
+    limit, said = model.config.max_position_embeddings, []
+    for messages in conversations:
+        row = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+        ids, mask = row["input_ids"][:limit], [*row["assistant_masks"][:limit], 0]
+        changes = [i for i in range(1, len(mask)) if mask[i] != mask[i - 1]]  # where he begins, and ends
+        said += [[(ids[:a], ids[a:b])] for a, b in zip(changes[::2], changes[1::2], strict=True)]
+    if not said:
+        raise ValueError(f"No conversation has an assistant token within the context of {limit} tokens.")
+    said.sort(key=lambda turn: -len(turn[0][0]))  # little padding
+    with batching.ready(model):
+        parts = (said[i : i + batch_size] for i in range(0, len(said), batch_size))
+        found = [fewshot.logprobs(model, None, part, batching.padding(tokenizer)) for part in parts]
+    total = sum(value for part in found for (value,) in part)
+    return math.exp(-total / sum(len(ids) for ((_, ids),) in said))

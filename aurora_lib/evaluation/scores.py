@@ -16,13 +16,12 @@ class Paired:
 
     `difference` is accuracy of b less that of a, `interval` its 95 % interval (Agresti and Min 2005: half a
     question is added to each of the four cells), `p` the two-sided exact McNemar probability of a split at
-    least this uneven if both were equally good. `unmatched` questions were asked of only one of them.
+    least this uneven if both were equally good.
     """
 
     only_a: int
     only_b: int
     n: int
-    unmatched: int = 0
 
     @property
     def difference(self) -> float:
@@ -41,25 +40,24 @@ class Paired:
 
     def __str__(self) -> str:
         low, high = self.interval
-        notes = f"; {self.unmatched} questions asked of one model only" if self.unmatched else ""
         return (
             f"{self.difference:+.3f} [{low:+.3f}, {high:+.3f}] on n={self.n}: {self.only_b} right only "
-            f"after, {self.only_a} only before, exact McNemar p={self.p:.3g}{notes}"
+            f"after, {self.only_a} only before, exact McNemar p={self.p:.3g}"
         )
 
 
 def paired(a: EvalResult | list[bool], b: EvalResult | list[bool]) -> Paired:
     """Compare two models (`a` before, `b` after) question by question: far less noise than two intervals.
 
-    Given are two results of `multiple_choice`, or what was right in two lists in the same order. Raises
-    EvalError where the two share no question.
+    Given are two results of `multiple_choice`, of which the questions of both count, or what was right in two
+    lists in the same order. Raises EvalError where the two share no question.
     """
     one, two = _hits(a), _hits(b)
     both = one.keys() & two.keys()
     if not both:
         raise EvalError("These two were not asked the same questions: compare one task, on the same files.")
     only_a, only_b = sum(one[q] > two[q] for q in both), sum(two[q] > one[q] for q in both)
-    return Paired(only_a, only_b, n=len(both), unmatched=len(one.keys() ^ two.keys()))
+    return Paired(only_a, only_b, n=len(both))
 
 
 def _hits(side: EvalResult | list[bool]) -> dict:

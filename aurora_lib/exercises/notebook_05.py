@@ -1,60 +1,73 @@
 """Checkers of notebook 05: evaluation."""
 
 import math
-from numbers import Real
+import random
+from functools import partial
+from statistics import stdev
 
-import torch
-
+from aurora_lib.course import DATA
 from aurora_lib.exercises.checking import close, compare, exercise, normal
+from aurora_lib.model import load_tokenizer
+
+roughly = partial(close, tolerance=1e-3)
 
 
-@exercise("05.1", 2, 8, "an interval for a share")
-def interval(interval):
+@exercise("05.2", 2, 10, "cloze scoring")
+def answer_logprob(score):
+    for tokens, start in ((6, 3), (9, 8), (12, 5), (20, 2)):
+        logits, ids = 3 * normal(tokens, 15), normal(15, tokens).argmax(0)
+        before, answer = range(start - 1, tokens - 1), ids[start:]
+        each = logits.log_softmax(-1)[before, answer]
+        late = logits.log_softmax(-1)[range(start, tokens), answer]
+        mistakes = {
+            "the output at a place foresees the *next* token: take the row before.": late.sum().item(),
+            "logits are no log-probabilities yet: log_softmax.": logits[before, answer].sum().item(),
+            "that is the mean; the whole answer's log-probability is the sum.": each.mean().item(),
+        }
+        right = each.sum().item()
+        yield compare(float(score(logits, ids, start)), right, mistakes, f"expected {right:.3f}.", roughly)
+
+
+@exercise("05.3", 2, 10, "the paired test")
+def mcnemar(test):
     from scipy.stats import binomtest
 
-    for k, n in ((9, 10), (10, 10), (3, 45), (24, 61), (40, 139)):
-        low, high = (float(end) for end in interval(k, n))
-        right = binomtest(k, n).proportion_ci(method="wilson")
-        if close((low, high), right, 2e-3):
-            continue
-        if math.isclose(low, k / n - 1.96 * math.sqrt(k / n * (1 - k / n) / n), abs_tol=2e-3):
-            yield "that is the normal approximation: it reaches above 1 here. Use Wilson's formula."
-        if low > high:
-            yield "the lower end comes first: (low, high)."
-        if not 0 <= low <= high <= 1:
-            yield "a share lies between 0 and 1, and so does its interval."
-        about = f"about {right.low:.3f} to {right.high:.3f}, not {low:.3f} to {high:.3f}."
-        yield f"for {k} of {n} Wilson's 95 % interval is {about}"
-
-
-@exercise("05.2", 1, 6, "reading an answer from the logits")
-def pick(pick):
-    first = torch.tensor([9.0, 0.1, 2.0, 1.0, 0.3, 5.0]), [4, 3, 1, 2]
-    others = [(normal(n), normal(n, 2)[:, 0].topk(4).indices.tolist()) for n in range(20, 26)]
-    for logits, ids in (first, *others):
-        place, letter = int(logits[ids].argmax()), pick(logits, ids)
-        if not isinstance(letter, str | Real):
-            yield f"one of the letters A, B, C, D is wanted, not a {type(letter).__name__}."
-        if letter in set("ABCD") - {"ABCD"[place]}:
-            other = f"{letter} does not have the highest logit among them."
-            yield f"the token ids {ids} stand for A, B, C, D; {other}"
+    draw = random.Random(5)
+    for n in (40, 12, 90, 25, 1):
+        before, after = ([draw.random() < share for _ in range(n)] for share in (0.8, 0.6))
+        gained = sum(b > a for a, b in zip(before, after, strict=True))
+        lost = sum(a > b for a, b in zip(before, after, strict=True))
+        split = gained, gained + lost
+        right = binomtest(*split).pvalue if any(split) else 1.0
         mistakes = {
-            "return the letter, not its position.": place,
-            "return the letter, not its token id.": ids[place],
-            "only the four letters' tokens compete, not the whole vocabulary.": int(logits.argmax()),
+            "questions on which both agree tell nothing: leave them out.": binomtest(gained, n).pvalue
         }
-        otherwise = f"one of the letters A, B, C, D is wanted, not {letter!r}."
-        yield compare(letter, "ABCD"[place], mistakes, otherwise, lambda a, b: a == b)
+        if any(split):
+            sided = [binomtest(*split, alternative=side).pvalue for side in ("less", "greater")]
+            mistakes["that is one-sided; either model may be the better one."] = min(sided)
+        otherwise = f"{gained} right only after, {lost} only before: p is {right:.4g}."
+        yield compare(float(test(before, after)), right, mistakes, otherwise, roughly)
 
 
-@exercise("05.3", 1, 5, "micro and macro average")
-def micro(average):
-    others = {"law": (1, 50), "art": (9, 9), "music": (4, 31)}, {"history": (7, 8), "physics": (2, 90)}
-    for subjects in ({"law": (9, 10), "physics": (30, 100)}, *others):
-        value = average(subjects)
-        correct, n = map(sum, zip(*subjects.values(), strict=True))
-        macro = "that is the macro average: every subject counts alike. "
-        macro += "The paper's stack counts every question alike."
-        mistakes = {macro: sum(k / of for k, of in subjects.values()) / len(subjects)}
-        otherwise = f"{correct} of {n} questions are right, which is {correct / n:.4f}, not {value:.4f}."
-        yield compare(value, correct / n, mistakes, otherwise)
+@exercise("05.4", 3, 12, "which token is compared")
+def letter_ids(find):
+    for tokenizer in (load_tokenizer(), load_tokenizer(DATA / "tiny")):
+        for before, gap in (("Answer:", " "), ("答案：", ""), ("[INST] x [/INST]", " ")):
+            whole = [
+                tokenizer(before + gap + letter, add_special_tokens=False).input_ids for letter in "ABCD"
+            ]
+            made, right = list(find(tokenizer, before, gap)), [ids[-1] for ids in whole]
+            mine, piece = tokenizer.convert_ids_to_tokens([made[0], right[0]])
+            if made != right:
+                yield f"after {before!r} the letter A is the piece {piece!r}, and {mine!r} is compared."
+
+
+@exercise("05.5", 2, 15, "an open question: the order of examples")
+def draw(score):
+    made = [score(number) for number in range(1, 6)]
+    if len({tuple(row["prediction"] for row in each.predictions) for each in made}) == 1:
+        yield "all draws made the same predictions. Hand the number on as `shuffle`."
+    shares, n = [each.overall.accuracy for each in made], made[0].overall.n
+    luck = math.sqrt(shares[0] * (1 - shares[0]) / n)
+    print(f"Five draws: {min(shares):.3f} to {max(shares):.3f}, standard deviation {stdev(shares):.3f}.")
+    print(f"Other questions, n = {n}, would move the score by {luck:.3f} (one standard error).")

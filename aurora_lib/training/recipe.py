@@ -80,7 +80,9 @@ def build_trainer(
     lora, _ = resolve_targets(model.config, lora or lora_config())
     set_seed(args.seed)
     given = dict(train_dataset=answered, processing_class=tokenizer, peft_config=lora)
-    given["eval_dataset"] = by_source(validation) if validation else None
+    for name in sorted(set(validation["source"])) if validation else ():
+        own = validation.select([i for i, source in enumerate(validation["source"]) if source == name])
+        given.setdefault("eval_dataset", {})[name] = own.select_columns(["messages"])
     trainer = SFTTrainer(model=model, args=args, callbacks=[ZeroGradientAlarm(), Meter()], **given)
     if not args.packing:
         _report_cut(trainer, len(answered))
@@ -88,15 +90,6 @@ def build_trainer(
     trainer.floating_point_ops = lambda inputs: 0
     adapters_in_fp32(trainer.model)
     return trainer
-
-
-def by_source(conversations: Dataset) -> dict[str, Dataset]:
-    """The messages of each source."""
-    of = {source: [] for source in dict.fromkeys(conversations["source"])}
-    for place, source in enumerate(conversations["source"]):
-        of[source].append(place)
-    messages = conversations.select_columns(["messages"])
-    return {source: messages.select(places) for source, places in of.items()}
 
 
 def _report_cut(trainer: SFTTrainer, given: int) -> None:

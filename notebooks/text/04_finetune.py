@@ -19,7 +19,8 @@ scale = aurora_lib.start("04")
 #
 # Each conversation (对话) is written in Mixtral's own format. The loss is taken on the *assistant's* tokens only, end token
 # included; the rest is context. First comes what notebook 02 made of the rows: *set aside* are rows that are no conversation, *dropped* those that a
-# cleaning step refused. Below it, in a conversation of two rounds, what is learned is bold (and green in Jupyter).
+# cleaning step refused. A few conversations are held out as a *validation set* (验证集): training never reads them. Conversations that open alike stay on one side.
+# Below, in a conversation of two rounds, what is learned is bold (and green in Jupyter).
 
 # %%
 import html
@@ -27,10 +28,11 @@ import json
 
 from IPython.display import HTML
 
-from aurora_lib.data import clean_conversations
+from aurora_lib.data import clean_conversations, hold_out
 from aurora_lib.model import load_tokenizer
 
-conversations = clean_conversations(scale)
+conversations, validation = hold_out(clean_conversations(scale))
+print(f"{len(conversations):,} to train on, {len(validation)} held out for validation")
 tokenizer = load_tokenizer(scale.base_model, revision=scale.revision)
 example = next((row for row in conversations if len(row["messages"]) == 4), conversations[0])
 masks = dict(return_dict=True, return_assistant_tokens_mask=True)
@@ -137,7 +139,7 @@ print(before)
 # %%
 from aurora_lib.data import language
 
-trainer = training.build_trainer(base, tokenizer, conversations, args, lora)
+trainer = training.build_trainer(base, tokenizer, conversations, args, lora, validation)
 trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
 english = sum(language(row["messages"][-1]["content"]) == "en" for row in conversations)
 print(f"{trained:,} trainable parameters, {len(conversations):,} conversations, {english} of them English")
@@ -153,21 +155,37 @@ run = training.run(trainer)
 
 # %% [markdown]
 # The loss is drawn on a logarithmic scale, the learning rate falls along its half cosine, and the dips in tokens/s are pauses: a checkpoint is written, or this picture is drawn. And the gradient norm:
-# never zero, or nothing was learned. The loss before tuning needs no second model: with the adapter closed, this one *is* the base.
+# never zero, or nothing was learned.
+#
+# The picture shows the loss on conversations that are being learned. Did the model learn them by heart, or something that holds for others too? The validation set tells.
+# The loss before tuning needs no second model: with the adapter closed, this one *is* the base.
 
 # %%
+import pandas as pd
 from transformers.utils.notebook import NotebookProgressCallback
 
-trainer.remove_callback(NotebookProgressCallback)  # its table would call these conversations a validation set
+trainer.remove_callback(NotebookProgressCallback)  # its table would stand beside ours
 with trainer.model.disable_adapter():
-    loss_before = trainer.evaluate()["eval_loss"]
-loss_after = trainer.evaluate()["eval_loss"]
+    before_tuning = trainer.evaluate()
+after_tuning = trainer.evaluate()
 norms = [entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry]
 assert min(norms) > 0
 print(f"{run.metrics['train_runtime']:.0f} s, smallest gradient norm {min(norms):.2g}")
-print(f"loss on 64 of the training conversations {loss_before:.3f} -> {loss_after:.3f}")
+losses = pd.DataFrame(
+    {
+        source: {
+            "conversations": len(rows),
+            "loss before": before_tuning[f"eval_{source}_loss"],
+            "loss after": after_tuning[f"eval_{source}_loss"],
+        }
+        for source, rows in trainer.eval_dataset.items()
+    }
+).T
+losses.style.format("{:.3f}").format("{:.0f}", subset="conversations")
 
 # %% [markdown]
+# It falls for all three sources, on conversations that training never read. (Some ask, in other words, for an answer that a training row gives too. The next section asks about facts that no row mentions.)
+#
 # ## After
 #
 # Three things to look at: the language of the answers to Chinese questions, whether they are right, and what became of English.
@@ -178,8 +196,6 @@ after = evaluation.probe(tuned, tokenizer, max_new_tokens=scale.max_new_tokens)
 evaluation.plot({"base": before.scores, "tuned": after.scores}, chance=None, title="Held-out facts")
 print(after)
 # %%
-import pandas as pd
-
 pd.options.display.max_colwidth = None
 shown = [row for row in after.rows if row["asked"] == "zh"][::12]
 was = {row["question"]: row["answer"] for row in before.rows}
@@ -223,7 +239,7 @@ Markdown(re.sub("(?m)^(#+ )", r"##\1", card))
 # ## What if you change ...
 #
 # Guess first: which of these changes hurts, and whom? Each row below is one more tuning of a fresh base, recorded on two cores: the language of the answers to Chinese
-# questions, how many are right, and the same for English; then the loss on conversations trained on, the trainable parameters, and the rows, with how many of them are English. The first rows are the recipe with three seeds:
+# questions, how many are right, and the same for English; then the loss on the validation set, the trainable parameters, and the rows, with how many of them are English. The first rows are the recipe with three seeds:
 # read every other row against *their* spread. With one seed and so few questions, a few points are noise.
 
 # %%
@@ -262,7 +278,7 @@ from aurora_lib.training import experiments
 trainer = tuned = base = None  # at full, one model on the GPU at a time
 # at full, minutes instead of days, and enough to see the loss move
 short = {} if scale.name == "tiny" else {"max_steps": 50}
-mine = experiments.run(scale, conversations, english_share=0.0, settings=short)
+mine = experiments.run(scale, conversations, validation, english_share=0.0, settings=short)
 pd.Series(mine)[["zh_in_zh", "zh_right", "en_in_en", "en_right", "loss", "steps", "seconds"]]
 
 # %% [markdown]
@@ -281,7 +297,7 @@ pd.DataFrame(record["length"]["rows"])[columns].style.format(
 
 # %% [markdown]
 # For Mixtral, predicted from the lengths of a few thousand real conversations, as many as the paper's and split where they are too long: the *floor* of three epochs counts only reading the weights and multiplying, at the
-# speed one H100 reaches in practice. The authors' own run took the hours printed first, on how many GPUs they do not say.
+# speed one H100 reaches in practice. The authors' own run took the hours printed first, on one GPU, as their README says.
 
 # %%
 published = paper.RUN["training time"]
@@ -357,7 +373,9 @@ values = {
     "conversations": len(conversations),
 }
 values |= {"trainable parameters": trained, "training time [s]": round(run.metrics["train_runtime"], 1)}
-values |= {"loss, base [loss]": round(loss_before, 4), "loss, tuned [loss]": round(loss_after, 4)}
+weights = losses["conversations"] / losses["conversations"].sum()
+for which, column in (("base", "loss before"), ("tuned", "loss after")):
+    values[f"validation loss, {which} [loss]"] = round((weights * losses[column]).sum(), 4)
 for name in (name for name in before.scores if "either" not in name):
     values |= {f"{name}, base [share]": round(before.scores[name].accuracy, 3)}
     values |= {f"{name}, tuned [share]": round(after.scores[name].accuracy, 3)}

@@ -3,6 +3,7 @@
 import csv
 import json
 import tomllib
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,14 @@ import torch
 from transformers import MixtralConfig, MixtralForCausalLM
 
 from aurora_lib.course import DATA
+from aurora_lib.evaluation import evaluate
+from aurora_lib.evaluation.benchmarks import Question
 
 EXAMPLES = tomllib.loads(Path(__file__).with_name("examples.toml").read_text(encoding="utf-8"))
-INTRO = {
-    "en": "The following are multiple choice questions (with answers) about {}.",
-    "zh": "以下是中国关于{}考试的单项选择题，请选出其中的正确答案。",
+BUNDLED = DATA / "benchmarks"
+WORDS = {
+    "en": ("The following are multiple choice questions (with answers) about {}.\n\n", "\nAnswer: "),
+    "zh": ("以下是中国关于{}考试的单项选择题，请选出其中的正确答案。\n\n", "\n答案："),
 }
 
 
@@ -47,7 +51,7 @@ def write_task(tmp_path):
 
 @pytest.fixture(scope="session")
 def cells():
-    def read(task: str, split: str, subject: str, root: Path = DATA / "benchmarks") -> list[list[str]]:
+    def read(task: str, split: str, subject: str, root: Path = BUNDLED) -> list[list[str]]:
         """The rows of a file as question, A, B, C, D, answer; read with nothing of the library's."""
         name = f"{subject}.csv" if task == "cmmlu" else f"{subject}_{split}.csv"
         with (root / task / split / name).open(encoding="utf-8", newline="") as file:
@@ -59,23 +63,29 @@ def cells():
 
 @pytest.fixture(scope="session")
 def plain_letters(cells):
-    def score(model, tokenizer, task: str, subject: str, root: Path = DATA / "benchmarks", every: int = 1):
-        """(index, likeliest letter, right letter, log-probabilities): one forward a question, no cache."""
-        language, split = ("en", "test") if task == "mmlu" else ("zh", "val" if task == "ceval" else "test")
-        tail, gap = ("Answer:", " ") if language == "en" else ("答案：", "")
+    def score(model, encode, task, subject, form=("chat", "en"), root=BUNDLED, every=1, shuffle=0):
+        """(index, likeliest letter, right letter, log-probabilities): one forward a question, no cache.
+
+        `encode`: text -> ids; in a chat every turn is encoded apart, as in the authors' stack.
+        """
+        intro, tail = WORDS[form[1]]
+        split, gap = "val" if task == "ceval" else "test", "" if form == ("plain", "zh") else " "
         name = json.loads((root / task / "mapping.json").read_text(encoding="utf-8"))[subject]["name"]
-        ids = [tokenizer(tail + gap + letter, add_special_tokens=False).input_ids[-1] for letter in "ABCD"]
-
-        def block(row):
-            return f"{row[0]}\nA. {row[1]}\nB. {row[2]}\nC. {row[3]}\nD. {row[4]}\n{tail}"
-
-        shots = "".join(block(row) + gap + row[5] + "\n\n" for row in cells(task, "dev", subject, root)[:5])
-        found = []
+        letters = [encode(f"\n{gap}{letter}")[-1] for letter in "ABCD"]
+        dev, found = cells(task, "dev", subject, root), []
         for index, row in list(enumerate(cells(task, split, subject, root)))[::every]:
-            prompt = f"{INTRO[language].format(name)}\n\n{shots}{block(row)}"
-            inputs = torch.tensor([[1, *tokenizer(prompt, add_special_tokens=False).input_ids]])
+            shots = evaluate.shown(dev, 5, shuffle, Question(subject, index, "", (), "")) if shuffle else dev[:5]
+            texts = ["{}\nA. {}\nB. {}\nC. {}\nD. {}".format(*each) + tail for each in (*shots, row)]
+            *shown, asked = [intro.format(name) + texts[0], *texts[1:]]
+            if form[0] == "plain":
+                said = "".join(f"{text}{each[5]}\n\n" for text, each in zip(shown, shots, strict=True))
+                ids = [1, *encode(said + asked.strip())]
+            else:
+                turns = [encode(f"[INST] {text} [/INST]") for text in (*shown, asked.strip())]
+                answers = [[*encode(each[5]), 2, 1] for each in shots]
+                ids = [1, *chain(*chain(*zip(turns, answers, strict=False))), *turns[-1]]
             with torch.no_grad():
-                values = model(inputs, logits_to_keep=1).logits[0, -1].log_softmax(-1)[ids]
+                values = model(torch.tensor([ids]), logits_to_keep=1).logits[0, -1].log_softmax(-1)[letters]
             found.append((index, "ABCD"[values.argmax()], row[5], values.tolist()))
         return found
 

@@ -1,32 +1,69 @@
-"""Intervals, averages and the paired test, against values worked by hand."""
+"""Intervals, averages and the paired test, against scipy and against values worked by hand."""
+
+import random
 
 import matplotlib
 import pytest
+from scipy.stats import binomtest
 
 from aurora_lib.course import DATA
 from aurora_lib.evaluation.benchmarks import EvalError
 from aurora_lib.evaluation.evaluate import EvalResult, Score
+from aurora_lib.evaluation.fewshot import Form
 from aurora_lib.evaluation.scores import Paired, paired, plot
 
 
 def result(hits: dict[str, str], category: dict[str, str] | None = None, **changes) -> EvalResult:
     """A result: subject -> "1" for a right answer, "0" for a wrong one, a space for a question not asked."""
     rows = [
-        dict(subject=subject, index=i, correct=hit == "1", answer="A")
+        dict(subject=subject, index=i, correct=hit == "1", answer="A", weight=1.0)
         for subject, each in hits.items()
         for i, hit in enumerate(each)
         if hit != " "
     ]
     known = {subject: dict(name=subject, category=(category or {}).get(subject, "STEM")) for subject in hits}
-    fields = dict(task="mmlu", scoring="letter", shots=5, root=DATA, skipped=[])
+    fields = dict(task="mmlu", form=Form(), shots=5, root=DATA, skipped=[])
     return EvalResult(**fields | changes, subjects=known, predictions=rows)
 
 
-def test_wilson_interval_matches_values_worked_by_hand():
-    # 8 of 10: centre (0.8 + 3.8415/20) / 1.38415 = 0.71674, half 1.95996 / 1.38415 * sqrt(0.016 + 3.8415/400)
-    assert Score(8, 10).interval == pytest.approx((0.49016, 0.94333), abs=1e-4)
-    assert Score(0, 20).interval == pytest.approx((0.0, 0.16113), abs=1e-4)
+@pytest.mark.parametrize("weights", [[], [1.0] * 40, [2.5] * 40])
+@pytest.mark.parametrize("right", [0, 1, 8, 33, 40])
+def test_the_interval_of_a_whole_benchmark_is_wilsons(right, weights):
+    score = Score.of([i < right for i in range(40)], weights)
+    assert score.interval == pytest.approx(binomtest(right, 40).proportion_ci(method="wilson"), abs=1e-7)
+    assert score == Score(right, 40) and "sample" not in str(score)
     assert Score(0, 0).interval == (0.0, 1.0)
+
+
+def test_a_sample_with_weights_is_worth_what_kish_says():
+    # weights 3, 1, 1, 1: a third of them right; (3 + 1 + 1 + 1)**2 / (9 + 1 + 1 + 1) = 3 drawn evenly
+    score = Score.of([False, True, True, False], [3, 1, 1, 1])
+    assert (score.accuracy, score.n, score.effective) == (pytest.approx(1 / 3), 4, pytest.approx(3))
+    assert score.interval == pytest.approx(binomtest(1, 3).proportion_ci(method="wilson"), abs=1e-7)
+    assert str(score).endswith("n=4 (a sample, worth 3 drawn evenly)")
+    by = Score.by([("a", True, 3), ("b", True, 1), ("a", False, 1)], ["none", "b"])
+    assert [(name, score.accuracy) for name, score in by.items()] == [("b", 1), ("a", 0.75)]
+
+
+MANY = [1534, 895, 783, *range(100, 640, 10)]  # subjects about as MMLU's
+UNEQUAL = [  # questions of each subject and share right, and how many of each are asked
+    (MANY, [0.25 + (7 * i % 10) / 14 for i, _ in enumerate(MANY)], 20),
+    ([3000] + [40] * 40, [0.5] + [0.99] * 40, 20),
+    ([1000] + [50] * 10, [0.5] + [0.98] * 10, 5),
+]
+
+
+@pytest.mark.parametrize("sizes, shares, asked", UNEQUAL)
+def test_the_intervals_of_samples_hold_the_score_of_the_whole(sizes, shares, asked):
+    hits = [[i < size * share for i in range(size)] for size, share in zip(sizes, shares, strict=True)]
+    whole, held = Score.of(hit for each in hits for hit in each), 0
+    for seed in range(500):
+        draw, rows = random.Random(seed), []
+        for each in hits:
+            rows += [(hit, len(each) / asked) for hit in draw.sample(each, asked)]
+        low, high = Score.of(*zip(*rows, strict=True)).interval
+        held += low <= whole.accuracy <= high
+    assert held >= 0.93 * 500
 
 
 def test_table_has_categories_the_papers_average_the_subjects_average_and_chance():

@@ -14,10 +14,11 @@ TALK = [talk(f"{number} 号的首都是哪里？", f"第 {number} 号的首都�
 def build():
     """`build(scale, rows=20 conversations, **settings)`: a trainer of five steps an epoch, with dropout."""
 
-    def built(scale, rows=TALK, **changes):
+    def built(scale, rows=TALK, validation=None, **changes):
         quick = dict(max_steps=8, save_steps=2, logging_steps=1, gradient_accumulation_steps=2)
         args = training.sft_config(scale, **quick | dict(disable_tqdm=True) | changes)
         base, tokenizer = load_model(scale.base_model, **scale.loading), load_tokenizer(scale.base_model)
-        return training.build_trainer(base, tokenizer, Dataset.from_dict({"messages": rows}), args)
+        rows = Dataset.from_dict({"messages": rows}) if isinstance(rows, list) else rows
+        return training.build_trainer(base, tokenizer, rows, args, validation=validation)
 
     return built

@@ -13,22 +13,25 @@ from tools.record import experiments as tool
 CHINESE = [talk(f"法国的首都是哪里{'？' * (i % 5)}", "法国的首都是巴黎。" * (1 + i % 3)) for i in range(40)]
 ENGLISH = [talk("What is the capital of France?", "The capital of France is Paris.") for _ in range(10)]
 ROWS = Dataset.from_dict({"messages": CHINESE + ENGLISH})
+HELD = Dataset.from_dict({"messages": [talk("法国的首都是哪里？", "zq xj 9w vk 7f")] * 3})  # which nobody foresees
 
 
-def test_a_row_has_every_figure_is_read_when_asked_for_again_and_knows_changes_apart(tiny):
+def test_a_row_has_every_figure_is_read_when_asked_for_again_and_knows_changes_apart(tiny, monkeypatch):
     asked = dict(settings={"max_steps": 2}, lora={"r": 4})
-    first = experiments.run(tiny, ROWS, **asked)
+    first = experiments.run(tiny, ROWS, HELD, **asked)
     assert (first["seed"], first["conversations"], first["english"], first["steps"]) == (42, 50, 10, 2)
     # layers x rank x (in + out of q_proj and v_proj)
-    assert first["trainable"] == 4 * 4 * (128 + 128 + 128 + 64) and first["loss"] > 0
+    assert first["trainable"] == 4 * 4 * (128 + 128 + 128 + 64) and first["loss"] > 10
     assert all(0 <= first[name] <= 1 for name in ("zh_in_zh", "zh_right", "en_in_en", "en_right"))
     (file,) = (tiny.runs / "experiments").glob("*.json")
     file.write_text(json.dumps(first | {"loss": -1}))
-    assert experiments.run(tiny, ROWS, **asked)["loss"] == -1  # read, not made again
+    assert experiments.run(tiny, ROWS, HELD, **asked)["loss"] == -1  # read, not made again
     variants = {"as before": asked, "seed": {"settings": {"max_steps": 1, "seed": 43}}}
-    table = experiments.sweep(tiny, variants, ROWS)
+    table = experiments.sweep(tiny, variants, ROWS, HELD)
     assert list(table.variant) == ["as before", "seed"] and list(table.loss > 0) == [False, True]
     assert list(table.seed) == [42, 43] and list(table.trainable / first["trainable"]) == [1, 2]
+    monkeypatch.setattr(experiments, "_tune", lambda *args: {"loss": -2})
+    assert experiments.run(tiny, ROWS, HELD.select([0]), **asked)["loss"] == -2  # other rows, another run
 
 
 SHARES = [(0, 40, 0), (0.1, 40, 4), (0.2, 40, 10), (0.5, 10, 10), (1, 0, 10)]
@@ -50,7 +53,7 @@ def test_share_the_rows_cannot_give_is_refused(rows, share):
 
 def test_a_mix_is_trained_for_as_many_steps_as_all_rows(tiny):
     rows = ROWS.select([*range(10), *range(40, 42)])
-    row = experiments.run(tiny, rows, english_share=0.5)
+    row = experiments.run(tiny, rows, HELD, english_share=0.5)
     assert (row["conversations"], row["english"], row["steps"]) == (4, 2, 6)  # 2 steps of 8 rows, 3 epochs
 
 

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import math
 
 import pytest
 import torch
@@ -7,8 +8,10 @@ from datasets import Dataset
 
 from aurora_lib import training
 from aurora_lib.course import choose, paper, scale
+from aurora_lib.data import clean_conversations, hold_out
+from aurora_lib.evaluation import perplexity
 from aurora_lib.model import load_adapter, load_model, read_config, save_adapter
-from tests.data.conversations import talk
+from tests.data.conversations import dataset, talk
 from tests.model.test_files import FIELD
 
 TWO_ROUNDS = talk("你好", "你好！有什么可以帮你的吗？", "谢谢！", "不客气。")
@@ -35,15 +38,32 @@ def test_loss_is_on_the_assistants_tokens_and_the_end_token_only(tiny, build, to
 
 
 def test_adapters_alone_train_in_32_bits_lower_the_loss_and_have_a_gradient(tiny, build):
-    made = build(tiny, save_strategy="no")
+    held = dataset(*(talk("法国的首都是哪里？", f"第 {number} 号的首都是巴黎。") for number in range(90, 96)))
+    made = build(tiny, validation=held, save_strategy="no")
     trainable = {name: p for name, p in made.model.named_parameters() if p.requires_grad}
     assert trainable and all("lora_" in name and p.dtype == torch.float32 for name, p in trainable.items())
     assert made.aux_loss_enabled is False
-    before = made.evaluate()["eval_loss"]
+    before = made.evaluate()["eval_alpaca_zh_loss"]
     made.train()
-    assert made.evaluate()["eval_loss"] < 0.7 * before
+    assert made.evaluate()["eval_alpaca_zh_loss"] < 0.7 * before
     norms = [entry["grad_norm"] for entry in made.state.log_history if "grad_norm" in entry]
     assert len(norms) == 8 and min(norms) > 0
+
+
+def test_the_loss_on_what_validates_is_by_source_and_of_rows_not_trained_on(tiny, build, tokenizer):
+    rows, held = hold_out(clean_conversations(tiny))
+    made = build(tiny, rows, held, per_device_eval_batch_size=64)
+    losses = {name: value for name, value in made.evaluate().items() if name.endswith("_loss")}
+    sources = sorted(set(rows["source"]))
+    assert sorted(losses) == [f"eval_{source}_loss" for source in sources] and len(sources) == 3
+    for source in sources:
+        its = [row["messages"] for row in held if row["source"] == source]
+        loss = math.log(perplexity(made.model, tokenizer, its))  # in one batch every token weighs the same
+        assert losses[f"eval_{source}_loss"] == pytest.approx(loss, rel=1e-3)
+    trained = set(map(tuple, made.train_dataset["input_ids"]))
+    validated = [tuple(ids) for each in made.eval_dataset.values() for ids in each["input_ids"]]
+    assert len(made.train_dataset) == len(rows) and len(validated) == len(held) > 30
+    assert trained.isdisjoint(validated)
 
 
 def test_conversations_beyond_the_cutoff_are_counted_or_left_out(tiny, build, tokenizer, capsys):

@@ -4,10 +4,10 @@
 
 Same model, same prompts (token for token), same batch, CPU; nothing is downloaded but the harness itself,
 which goes into an environment of its own (`--harness`) that borrows this one's torch and transformers. Each
-side runs alone in a fresh process. Timed are, for ours, everything from CSV files to the result; for the
-harness, only its `evaluate`, with the model and the task's prompts already loaded. Two models: the course's
-tiny one, and a random Mixtral of about 44 million parameters with the real tokenizer, where arithmetic and
-not overhead takes the time.
+side runs alone in a fresh process, chat prompts first, then plain ones. Timed are, for ours, everything from
+CSV files to the result; for the harness, only its `evaluate`, with the model and the task's prompts already
+loaded. Two models: the course's tiny one, and a random Mixtral of about 47 million parameters with the real
+tokenizer, where arithmetic and not overhead takes the time.
 """
 
 import argparse
@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("--task", choices=["cmmlu", "ceval", "mmlu"], default="cmmlu")
     parser.add_argument("--subjects", nargs="+", help="default: four, evenly from the list of all")
     parser.add_argument("--models", nargs="+", choices=["tiny", "random"], default=["random", "tiny"])
+    parser.add_argument("--prompt", nargs="+", choices=["chat", "plain"], default=["chat", "plain"])
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--harness", type=Path, default=ROOT / "runs" / "bench" / "harness")
@@ -44,9 +45,9 @@ def main() -> None:
         model = prepare(name, work)
         job = dict(model=str(model), root=str(options.root), subjects=options.subjects, batch=options.batch)
         job |= dict(work=str(work), threads=options.threads, task=options.task)
-        ours = run(sys.executable, "ours", job)
-        theirs = run(python, "theirs", job)
-        report(name, options, ours, theirs)
+        for prompt in options.prompt:
+            sides = [(sys.executable, "ours"), (python, "theirs")]
+            report(name, prompt, options, *(run(*side, job | dict(prompt=prompt)) for side in sides))
 
 
 def environment(folder: Path) -> Path:
@@ -137,9 +138,8 @@ def ours(job: dict) -> None:
     task, known = job["task"], benchmarks.load_subjects(job["task"], job["root"])
     subjects = job["subjects"] or list(known)[:: max(1, len(known) // 4)][:4]
     before, start, cpu = memory(), time.perf_counter(), time.process_time()
-    result = multiple_choice(
-        model, tokenizer, task, root=job["root"], subjects=subjects, batch_size=job["batch"]
-    )
+    settings = dict(root=job["root"], subjects=subjects, batch_size=job["batch"], prompt=job["prompt"])
+    result = multiple_choice(model, tokenizer, task, **settings)
     seconds, cpu, peak = time.perf_counter() - start, time.process_time() - cpu, memory()
 
     harness.export(result, tokenizer, job["work"])  # after the clock has stopped
@@ -154,7 +154,7 @@ def theirs(job: dict) -> None:
 
     model, tokenizer = load(job)
     lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=job["batch"], device="cpu")
-    name = f"aurora_{job['task']}"
+    name = f"aurora_{job['task']}_{job['prompt']}"
     task = TaskManager(include_path=job["work"], include_defaults=False).load([name])["tasks"]
     before, start, cpu = memory(), time.perf_counter(), time.process_time()
     found = evaluator.evaluate(lm, task, bootstrap_iters=0, log_samples=True)
@@ -170,11 +170,11 @@ def answer(seconds, cpu, before, peak, predictions: list[str], accuracy: float) 
     print(json.dumps(measured | dict(said="".join(predictions), accuracy=accuracy)))
 
 
-def report(name: str, options, ours: dict, theirs: dict) -> None:
+def report(name: str, prompt: str, options, ours: dict, theirs: dict) -> None:
     n = len(ours["said"])
     same = sum(a == b for a, b in zip(ours["said"], theirs["said"], strict=True))
     print(
-        f"{name}: {n} questions of {options.task}, 5-shot, batch {options.batch}, "
+        f"{name}, {prompt}: {n} questions of {options.task}, 5-shot, batch {options.batch}, "
         f"{options.threads} threads, fp32"
     )
     print(

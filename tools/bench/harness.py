@@ -1,6 +1,6 @@
 """The questions of notebook 05 for lm-evaluation-harness: an independent program to check our scores with.
 
-    python -m tools.bench.harness --task cmmlu
+    python -m tools.bench.harness --task cmmlu --prompt chat
 
 scores the notebooks' model with its adapter (what notebook 05 has scored is not scored again), and writes
 what the model read as a task of the harness. How to run that: notebooks/lm_evaluation_harness.md.
@@ -12,10 +12,10 @@ from pathlib import Path
 
 from aurora_lib.course import choose
 from aurora_lib.evaluation import benchmarks, fewshot, multiple_choice
-from aurora_lib.evaluation.evaluate import EvalResult
+from aurora_lib.evaluation.evaluate import EvalResult, shown
 from aurora_lib.model import batching, find_adapter, load_adapter, load_model, load_tokenizer
 
-YAML = """task: aurora_{task}
+YAML = """task: aurora_{name}
 dataset_path: json
 dataset_kwargs:
   data_files:
@@ -34,46 +34,53 @@ metric_list:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--task", choices=list(benchmarks.TASKS), default="cmmlu")
+    parser.add_argument("--prompt", choices=fewshot.FORMS["prompt"], default="chat")
+    parser.add_argument("--questions", type=int, help="so many of each subject; all by default")
     options = parser.parse_args()
     scale = choose()
     model = load_adapter(load_model(scale.base_model, **scale.loading), find_adapter(scale))
     tokenizer = load_tokenizer(scale.base_model, revision=scale.revision)
-    settings = dict(root=scale.benchmarks or "hub", cache=scale.runs / "scores")
-    result = multiple_choice(model, tokenizer, options.task, **settings)
+    settings = dict(root=scale.benchmarks or "hub", cache=scale.runs / "scores", limit=options.questions)
+    result = multiple_choice(model, tokenizer, options.task, prompt=options.prompt, **settings)
     print(result)
     print("task written:", export(result, tokenizer, scale.runs / "harness"))
 
 
-def export(result: EvalResult, tokenizer, folder: str | Path) -> Path:
-    """Write the prompts of a letter `result`, token for token, as the harness's task `aurora_<task>`.
+def export(result: EvalResult, tokenizer, folder: str | Path, shuffle: int = 0) -> Path:
+    """Write the prompts of a letter `result`, token for token, as the task `aurora_<task>_<prompt>`.
 
-    `<task>.jsonl` has a line per question (`prompt`, `target` 0 to 3, in the order of `result.predictions`),
-    and `<task>.yaml` describes it; returns the latter. Raises EvalError where this tokenizer would read a
-    prompt as other tokens than we do.
+    Its `.jsonl` has a line per question (`prompt`, `target` 0 to 3, in the order of `result.predictions`) and
+    its `.yaml` describes that file; returns the latter. `shuffle`: what the result was made with. Raises
+    EvalError where the harness would read other tokens than we do, before a letter or as a letter.
     """
-    task, language = result.task, benchmarks.TASKS[result.task]["language"]
-    questions, examples = {}, {}
+    task, form, bos = result.task, result.form, tokenizer.bos_token
+    gap = " " if form.prompt == "chat" or form.language == "en" else ""
+    letters = fewshot.letter_ids(tokenizer, form)
+    parts, files = ("dev", benchmarks.TASKS[task]["split"]), {}
     for subject in result.subjects:
-        split = benchmarks.TASKS[task]["split"]
-        examples[subject] = benchmarks.load_questions(task, subject, "dev", result.root)[0][: result.shots]
-        for question in benchmarks.load_questions(task, subject, split, result.root)[0]:
-            questions[subject, question.index] = question
-    folder = Path(folder).resolve()
+        files[subject] = [benchmarks.load_questions(task, subject, part, result.root)[0] for part in parts]
+    name, folder = f"{task}_{form.prompt}", Path(folder).resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    file, described = folder / f"{task}.jsonl", folder / f"{task}.yaml"
+    file, described = folder / f"{name}.jsonl", folder / f"{name}.yaml"
     with file.open("w", encoding="utf-8") as lines:
         for row in result.predictions:
-            subject, question = row["subject"], questions[row["subject"], row["index"]]
-            shots = examples[subject][len(examples[subject]) - row["shots"] :]
-            text = fewshot.letter_prompt(question, shots, result.subjects[subject]["name"], language)
-            prompt = tokenizer.bos_token + text  # the harness leaves <s> to the tokenizer, and ours adds none
-            if tokenizer(prompt, add_special_tokens=False).input_ids != batching.encode(tokenizer, text):
-                where = f"{subject} {question.index}"
+            subject, (dev, questions) = result.subjects[row["subject"]]["name"], files[row["subject"]]
+            question = next(question for question in questions if question.index == row["index"])
+            examples = shown(dev, result.shots, shuffle, question)
+            examples = examples[len(examples) - row["shots"] :]
+            text = fewshot.letter_prompt(tokenizer, question, examples, subject, form)
+            prompt, ours = bos + text.removeprefix(bos), batching.encode(tokenizer, text)
+            # the harness adds no <s> to a text that begins with it, and cuts the letter off the whole
+            read = [prompt, *(prompt + gap + letter for letter in benchmarks.LETTERS)]
+            if tokenizer(read, add_special_tokens=False).input_ids != [
+                ours,
+                *(ours + ids for ids in letters),
+            ]:
+                where = f"{row['subject']} {row['index']}"
                 raise benchmarks.EvalError(f"{where}: the harness would read other tokens than we do.")
             target = benchmarks.LETTERS.index(question.answer)
             lines.write(json.dumps({"prompt": prompt, "target": target}) + "\n")
-    delimiter = " " if language == "en" else ""
-    described.write_text(YAML.format(task=task, questions=file, delimiter=delimiter), encoding="utf-8")
+    described.write_text(YAML.format(name=name, questions=file, delimiter=gap), encoding="utf-8")
     return described
 
 

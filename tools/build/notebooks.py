@@ -65,7 +65,7 @@ def as_before(made: Path, committed: Path) -> bool:
     if not committed.is_file():
         return False
     new, old = (json.loads(path.read_text(encoding="utf-8"))["values"] for path in (made, committed))
-    noisy = {label for label in new if label.endswith("[s]") or label == results.MEMORY}
+    noisy = {label for label in new if label.endswith(("[s]", "/s]")) or label == results.MEMORY}
     near = all(
         abs(new[label] - old.get(label, 0)) <= max(new[label], old.get(label, 0)) / 2 for label in noisy
     )
