@@ -18,7 +18,7 @@ from huggingface_hub import cached_assets_path, snapshot_download
 from aurora_lib.course import DATA, asking_hub
 
 LETTERS = "ABCD"
-# Per task: language of the prompt, split that is scored, file name. C-Eval's test answers are not public.
+# Per task: language of plain prompts, split that is scored (C-Eval's test: no answers until 2025), file name.
 TASKS = {
     "ceval": dict(language="zh", split="val", file="{subject}_{split}.csv"),
     "cmmlu": dict(language="zh", split="test", file="{subject}.csv"),
@@ -113,10 +113,8 @@ def load_questions(task: str, subject: str, split: str, root=None) -> tuple[list
     """One subject's usable questions of one split, and its skipped rows (file, line, subject, index, reason).
 
     C-Eval and CMMLU files have a header and ids, MMLU files have neither. Raises EvalError for an unknown
-    task, a file that is missing or no CSV, and C-Eval's unlabelled test split.
+    task, a file that is missing or no CSV, and one without answers, as C-Eval's test was until July 2025.
     """
-    if (task, split) == ("ceval", "test"):
-        raise EvalError("C-Eval publishes no answers for its test split; score its val split instead.")
     path = folder(task, root) / (file := file_name(task, subject, split))
     if not path.is_file():
         remedy = f"unpack {task} again, or leave {subject!r} out of subjects=[...]"
@@ -129,6 +127,8 @@ def load_questions(task: str, subject: str, split: str, root=None) -> tuple[list
         try:
             first = COLUMNS if task == "mmlu" else next(reader, [])
             header, last = [name.strip().capitalize() or "Id" for name in first], reader.line_num
+            if header and "Answer" not in header:
+                raise EvalError(f"{path} has no answers; score the val split, or take a newer release.")
             for row in reader:
                 line, last, index = last + 1, reader.line_num, len(questions) + len(skipped)
                 if not row:

@@ -91,6 +91,7 @@ class EvalResult:
     """
 
     task: str
+    split: str
     form: Form
     shots: int
     root: Path
@@ -118,22 +119,22 @@ class EvalResult:
 
     def __str__(self) -> str:
         notes = f"; {len(self.skipped)} rows skipped" if self.skipped else ""
-        name = f"{self.task} {TASKS[self.task]['split']}, {self.shots}-shot {_words(self.form)}"
+        name = f"{self.task} {self.split}, {self.shots}-shot {_words(self.form)}"
         return f"{name}: {self.overall}, chance {CHANCE:.2f}{notes}"
 
 
 def multiple_choice(
-    model, tokenizer, task, *, root=None, subjects=None, shots=5, limit=None, shuffle=0, prompt="chat",
-    language=None, scoring="letter", option=Form.option, batch_size=None, cache=None,
+    model, tokenizer, task, *, root=None, split=None, subjects=None, shots=5, limit=None, shuffle=0,
+    prompt="chat", language=None, scoring="letter", option=Form.option, batch_size=None, cache=None,
 ) -> EvalResult:  # fmt: skip
     """Few-shot multiple choice as the paper's authors scored it (section 4.2), in plain text, or by cloze.
 
     `task`: "ceval", "cmmlu" or "mmlu"; `subjects`: a list, or None for all. `root`: the folder that holds the
-    task's folder, or that folder, or "hub" for a download; the bundled questions by default. `limit`: at most
-    so many questions a subject, drawn at random; the score is weighted to the whole benchmark.
+    task's folder, or that folder, or "hub" for a download; the bundled questions by default. `split`: test,
+    for C-Eval val. `limit`: at most so many questions a subject, drawn at random; the score is weighted.
 
     The examples are the first `shots` of the subject's dev file, and are read once. With `shuffle`, a number,
-    they are drawn anew for every question, as the authors' were; another number is another draw. A prompt
+    they are shuffled for every question, as the authors' were; another number is another order. A prompt
     longer than the model's context loses examples from the front. `prompt`, `language`, `option` and
     `scoring` are those of `fewshot.Form`; plain text is in the benchmark's language unless told otherwise.
 
@@ -142,7 +143,7 @@ def multiple_choice(
     EvalError for an unknown task, subject or form, a missing file, and when no row at all can be scored.
     """
     known, root = benchmarks.load_subjects(task, root), benchmarks.folder(task, root)
-    split, own = TASKS[task]["split"], TASKS[task]["language"]
+    split, own = split or TASKS[task]["split"], TASKS[task]["language"]
     form = Form(prompt, language or (own if prompt == "plain" else "en"), option, scoring)
     subjects = list(known) if subjects is None else subjects
     given = [(kind, getattr(form, kind), allowed) for kind, allowed in FORMS.items()]
@@ -176,8 +177,7 @@ def multiple_choice(
     # score, then judge
     size = batch_size or (8 if model.device.type == "cpu" else 32)
     scored, speed = score(model, tokenizer, groups, f"{task} {_words(form)}", size, cache)
-    rows = [row | dict(weight=weights[row["subject"]]) for row in judge(groups, scored)]
-    return EvalResult(task, form, shots, root, chosen, rows, skipped, speed)
+    return EvalResult(task, split, form, shots, root, chosen, judge(groups, scored, weights), skipped, speed)
 
 
 def shown(examples: list, shots: int, shuffle: int, question) -> list:
@@ -217,8 +217,7 @@ def score(model, tokenizer, groups: list[Group], label, size, cache) -> tuple[li
                 asked = [group.rest[i] for i in batch]
                 values = fewshot.logprobs(model, prefix, asked, batching.padding(tokenizer))
                 if any(math.isnan(value) for four in values for value in four):
-                    where = f"{label}, {group.questions[0].subject}: the model's output"
-                    raise EvalError(f"{where} is not a number; load the model in bfloat16 or float32.")
+                    raise EvalError(f"{label}: the model's output is no number; load it in bf16 or fp32.")
                 kept.add({names[i]: four for i, four in zip(batch, values, strict=True)})
                 bar.update(len(batch))
     speed = flops(model.config, tokens) / (time.perf_counter() - began) / 1e9
@@ -248,15 +247,15 @@ def expected(model, passes: int, tokens: int) -> str:
     return f": on an H100 at least {seconds / 60:.1f} minutes (predicted)"
 
 
-def judge(groups: list[Group], scored: list[list[list[float]]]) -> list[dict]:
+def judge(groups: list[Group], scored: list[list[list[float]]], weights: dict[str, float]) -> list[dict]:
     """A row for each question, in the order of the files: the likeliest candidate is the prediction."""
     rows = {}
     for group, values in zip(groups, scored, strict=True):
         for question, four in zip(group.questions, values, strict=True):
             said = LETTERS[four.index(max(four))]
-            row = dict(subject=question.subject, index=question.index, prediction=said)
+            row = dict(subject=question.subject, index=question.index, prediction=said, logprobs=four)
             row |= dict(answer=question.answer, correct=said == question.answer, shots=group.shots)
-            rows.setdefault(question.subject, []).append(row | dict(logprobs=four))
+            rows.setdefault(question.subject, []).append(row | dict(weight=weights[question.subject]))
     return [row for each in rows.values() for row in sorted(each, key=lambda row: row["index"])]
 
 

@@ -1,4 +1,4 @@
-"""What a model says when it is simply asked, in Chinese and in English, and how well it foresees an answer."""
+"""What a model says when it is simply asked, in Chinese or in English; how well it foresees an answer."""
 
 import math
 import re

@@ -49,8 +49,8 @@ class Paired:
 def paired(a: EvalResult | list[bool], b: EvalResult | list[bool]) -> Paired:
     """Compare two models (`a` before, `b` after) question by question: far less noise than two intervals.
 
-    Given are two results of `multiple_choice`, of which the questions of both count, or what was right in two
-    lists in the same order. Raises EvalError where the two share no question.
+    Given are two results of `multiple_choice`, of which the questions of both count, all alike, or what was
+    right in two lists in the same order. Raises EvalError where the two share no question.
     """
     one, two = _hits(a), _hits(b)
     both = one.keys() & two.keys()
@@ -86,7 +86,9 @@ def plot(series: dict[str, dict[str, Score]], *, chance: float | None = CHANCE, 
         above = [score.interval[1] - score.accuracy for score in scores.values()]
         ax.bar(at, heights, width * 0.92, yerr=[below, above], capsize=3, label=name)
     if chance is not None:
-        smallest = min(score.n for scores in series.values() for score in scores.values())
+        smallest = min(
+            round(score.effective or score.n) for scores in series.values() for score in scores.values()
+        )
         half = Z * math.sqrt(chance * (1 - chance) / smallest)
         ax.axhspan(max(0, chance - half), min(1, chance + half), color="grey", alpha=0.2, zorder=0)
         ax.axhline(chance, color="grey", linestyle="--", linewidth=1, label=f"chance (band: n={smallest})")

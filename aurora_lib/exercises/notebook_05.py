@@ -59,7 +59,7 @@ def letter_ids(find):
             made, right = list(find(tokenizer, before, gap)), [ids[-1] for ids in whole]
             mine, piece = tokenizer.convert_ids_to_tokens([made[0], right[0]])
             if made != right:
-                yield f"after {before!r} the letter A is the piece {piece!r}, and {mine!r} is compared."
+                yield f"one of the prompts gets {mine!r} where the letter is the piece {piece!r}."
 
 
 @exercise("05.5", 2, 15, "an open question: the order of examples")

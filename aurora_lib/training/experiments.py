@@ -50,9 +50,7 @@ def mixed(conversations: Dataset, share: float) -> Dataset:
     return conversations.select(sorted(kept))
 
 
-def run(
-    scale: Scale, conversations: Dataset, validation: Dataset, *, lora=None, settings=None, english_share=None
-) -> dict:
+def run(scale, conversations, validation, *, lora=None, settings=None, english_share=None) -> dict:
     """Tune a fresh 4-bit base with the recipe and these changes, and probe it on facts tuning never shows.
 
     `conversations` and `validation` are as of `hold_out`.

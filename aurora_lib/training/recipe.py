@@ -8,7 +8,6 @@ import shutil
 import time
 from pathlib import Path
 
-from datasets import Dataset
 from peft import LoraConfig
 from transformers import PreTrainedModel, set_seed
 from trl import SFTConfig, SFTTrainer
@@ -58,9 +57,7 @@ def adapters_in_fp32(model: PreTrainedModel) -> None:
             parameter.data = parameter.data.float()
 
 
-def build_trainer(
-    model: PreTrainedModel, tokenizer, conversations: Dataset, args: SFTConfig, lora=None, validation=None
-) -> SFTTrainer:
+def build_trainer(model, tokenizer, conversations, args: SFTConfig, lora=None, validation=None) -> SFTTrainer:
     """An `SFTTrainer` on `conversations` (column `messages`) with a new adapter (the paper's), in 32 bits.
 
     TRL renders the messages by the tokenizer's chat template, `<s>[INST] question [/INST] answer</s>`, into

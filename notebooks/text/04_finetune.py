@@ -115,8 +115,8 @@ plan
 # %% [markdown]
 # ## Before
 #
-# Questions about facts that tuning will *never* see, in Chinese and in English. (Pre-training has seen them: tuning is to bring them
-# out in Chinese, not to teach them.) "Right in Chinese" asks for the right fact, said in Chinese; "in either language" accepts both. In brackets the 95 % interval.
+# Questions about facts that tuning at `tiny` will *never* see, in Chinese and in English. (Pre-training has seen them: tuning is to bring them
+# out in Chinese, not to teach them. The released rows at `full` may mention some.) "Right in Chinese" asks for the right fact, said in Chinese; "in either language" accepts both. In brackets the 95 % interval.
 
 # %%
 from aurora_lib import evaluation
@@ -184,7 +184,7 @@ losses = pd.DataFrame(
 losses.style.format("{:.3f}").format("{:.0f}", subset="conversations")
 
 # %% [markdown]
-# It falls for all three sources, on conversations that training never read. (Some ask, in other words, for an answer that a training row gives too. The next section asks about facts that no row mentions.)
+# It falls for all three sources, on conversations that training never read. (At `tiny` nearly half of their answers stand word for word in a training row, after another question. So this shows that the *form* was learned. The next section asks about facts that no row mentions.)
 #
 # ## After
 #

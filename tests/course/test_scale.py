@@ -27,7 +27,7 @@ def gpu(monkeypatch):
 
 @pytest.fixture
 def no_variables(monkeypatch):
-    for name in (*VARIABLES, "QUESTIONS"):
+    for name in VARIABLES:
         monkeypatch.delenv(f"AURORA_{name}", raising=False)
 
 
@@ -93,17 +93,6 @@ def test_overriding_paths_may_be_relative_or_in_the_home_folder(gpu, tmp_path, m
     assert choose({"AURORA_MODEL": "a/hub-id"}).base_model == "a/hub-id"
     with pytest.raises(ScaleError, match=r"=hf-mirror.com has no https.*=https://hf-mirror.com and"):
         choose({"HF_ENDPOINT": "hf-mirror.com"})
-
-
-@pytest.mark.parametrize("name, questions", [("tiny", 0), ("full", 20)])
-def test_questions_are_a_number(gpu, name, questions):
-    gpu(79.2)
-    assert choose({"AURORA_SCALE": name}).questions == questions
-    given = [choose({"AURORA_SCALE": name, "AURORA_QUESTIONS": few}).questions for few in ("7", "0", "")]
-    assert given == [7, 0, questions]
-    for wrong in ("-1", "all", "2.5"):
-        with pytest.raises(ScaleError, match=rf"AURORA_QUESTIONS='{wrong}' is no number.*0 asks all"):
-            choose({"AURORA_SCALE": name, "AURORA_QUESTIONS": wrong})
 
 
 def test_start_prints_scale_device_versions_and_reason(gpu, no_variables, monkeypatch, tmp_path, capsys):

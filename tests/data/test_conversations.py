@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+import re
 import shutil
 
 import pytest
@@ -31,36 +32,21 @@ def test_conversations_come_from_notebook_02_only_if_it_read_the_same_data(tmp_p
     assert set(cleaned.column_names) == set(sources.FEATURES)
 
 
-@pytest.fixture(scope="module")
-def pieces():
-    """100 conversations: 40 open as another does (but for a space), two of three are in several pieces."""
-    rows = []
-    for i in range(100):
-        row = dict(id=f"a.json[{i}]", source="alpaca_zh", category="")
-        rows.append(row | dict(messages=talk(f"opening{' ' * (1 + i // 60)}{i % 60}", "an answer")))
-        for n in range(2, 2 + i % 3):
-            rows.append(row | dict(id=f"{row['id']}#{n}", messages=talk(f"later {i} {n}", "another")))
-    return rows
-
-
-@pytest.mark.parametrize("settings, least, most", [({}, 5, 20), (dict(share=0.5), 70, 130), (dict(most=4), 1, 9)])
-def test_what_validates_opens_unlike_the_rest_and_is_no_part_of_it(pieces, settings, least, most):
-    sides = [[row["id"] for row in side] for side in hold_out(sources.table(pieces), **settings)]
-    assert sorted(sum(sides, [])) == sorted(row["id"] for row in pieces), "no row is lost"
-    assert least <= len(sides[1]) <= most
-    numbers = [{int(name.split("[")[1].split("]")[0]) for name in side} for side in sides]
-    assert numbers[0].isdisjoint(numbers[1])
-    assert {i % 60 for i in numbers[0]}.isdisjoint(i % 60 for i in numbers[1])
-
-
-def test_the_order_of_rows_decides_nothing_about_what_is_held_out(pieces):
-    chosen = {row["id"] for row in hold_out(sources.table(pieces))[1]}
+@pytest.mark.parametrize("kw, least, most", [({}, 5, 20), (dict(share=0.5), 70, 130), (dict(most=4), 1, 9)])
+def test_what_validates_opens_unlike_the_rest_is_no_part_of_it_and_hangs_on_no_order(kw, least, most):
+    rows, chosen = [], set()
+    for i in range(100):  # 40 open as another does, but for a space; two in three are in pieces
+        texts = [f"opening{' ' * (1 + i // 60)}{i % 60}", *(f"later {i} {n}" for n in range(i % 3))]
+        for n, text in enumerate(texts, 1):
+            about = dict(id=f"a.json[{i}]" + f"#{n}" * (n > 1), source="alpaca_zh", category="")
+            rows.append(about | dict(messages=talk(text, "an answer")))
     for seed in range(8):
-        random.Random(seed).shuffle(other := list(pieces))
-        assert {row["id"] for row in hold_out(sources.table(other))[1]} == chosen
-
-
-def test_with_one_opening_nothing_is_held_out_and_with_two_one_of_them():
-    alike = dataset(*(talk("Hi", f"answer {i}") for i in range(9)))
-    assert [len(side) for side in hold_out(alike)] == [9, 0]
-    assert [len(side) for side in hold_out(dataset(talk("Hi", "a"), talk("Hello", "b")), share=0.9)] == [1, 1]
+        random.Random(seed).shuffle(rows)
+        sides = [set(side["id"]) for side in hold_out(sources.table(rows), **kw)]
+        assert len(sides[0]) + len(sides[1]) == len(sides[0] | sides[1]) == len(rows), "no row is lost"
+        openings = [{int(re.findall(r"\d+", name)[0]) % 60 for name in side} for side in sides]
+        assert not openings[0] & openings[1] and least <= len(sides[1]) <= most
+        chosen.add(frozenset(sides[1]))
+    assert len(chosen) == 1
+    for talks, sizes in (([talk("Hi", "a")] * 9, [9, 0]), ([talk("Hi", "a"), talk("Hello", "b")], [1, 1])):
+        assert [len(side) for side in hold_out(dataset(*talks), share=0.9)] == sizes

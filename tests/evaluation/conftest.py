@@ -22,15 +22,19 @@ WORDS = {
 }
 
 
+def foreseen(model, ids: list[int], start: int) -> list[float]:
+    """The log-probability of each id from `start` on; one forward, no cache."""
+    with torch.no_grad():
+        table = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    return [table[i - 1, ids[i]].item() for i in range(start, len(ids))]
+
+
 @pytest.fixture(scope="session")
 def random_model():
     def make(context: int = 2048, seed: int = 2, vocab: int = 6400) -> MixtralForCausalLM:
         torch.manual_seed(seed)
-        sizes = dict(hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_local_experts=4)
-        heads = dict(num_attention_heads=2, num_key_value_heads=1)
-        # far from uniform, so that predictions do not hang on rounding
-        limits = dict(vocab_size=vocab, max_position_embeddings=context, initializer_range=0.3)
-        return MixtralForCausalLM(MixtralConfig(**sizes, **heads, **limits)).eval()
+        sizes = EXAMPLES["random_model"] | dict(vocab_size=vocab, max_position_embeddings=context)
+        return MixtralForCausalLM(MixtralConfig(**sizes)).eval()
 
     return make
 
@@ -64,26 +68,24 @@ def cells():
 @pytest.fixture(scope="session")
 def plain_letters(cells):
     def score(model, encode, task, subject, form=("chat", "en"), root=BUNDLED, every=1, shuffle=0):
-        """(index, likeliest letter, right letter, log-probabilities): one forward a question, no cache.
-
-        `encode`: text -> ids; in a chat every turn is encoded apart, as in the authors' stack.
-        """
+        """(index, likeliest letter, right letter, log-probabilities): one forward a question, no cache."""
         intro, tail = WORDS[form[1]]
         split, gap = "val" if task == "ceval" else "test", "" if form == ("plain", "zh") else " "
         name = json.loads((root / task / "mapping.json").read_text(encoding="utf-8"))[subject]["name"]
         letters = [encode(f"\n{gap}{letter}")[-1] for letter in "ABCD"]
         dev, found = cells(task, "dev", subject, root), []
         for index, row in list(enumerate(cells(task, split, subject, root)))[::every]:
-            shots = evaluate.shown(dev, 5, shuffle, Question(subject, index, "", (), "")) if shuffle else dev[:5]
+            draw = Question(subject, index, "", (), "")
+            shots = evaluate.shown(dev, 5, shuffle, draw) if shuffle else dev[:5]
             texts = ["{}\nA. {}\nB. {}\nC. {}\nD. {}".format(*each) + tail for each in (*shots, row)]
-            *shown, asked = [intro.format(name) + texts[0], *texts[1:]]
+            texts = [intro.format(name) + texts[0], *texts[1:-1], texts[-1].strip()]
             if form[0] == "plain":
-                said = "".join(f"{text}{each[5]}\n\n" for text, each in zip(shown, shots, strict=True))
-                ids = [1, *encode(said + asked.strip())]
-            else:
-                turns = [encode(f"[INST] {text} [/INST]") for text in (*shown, asked.strip())]
-                answers = [[*encode(each[5]), 2, 1] for each in shots]
-                ids = [1, *chain(*chain(*zip(turns, answers, strict=False))), *turns[-1]]
+                said = [f"{text}{each[5]}\n\n" for text, each in zip(texts, shots, strict=False)]
+                ids = [1, *encode("".join(said) + texts[-1])]
+            else:  # every turn is encoded apart, as the authors' stack did
+                turns = [encode(f"[INST] {text} [/INST]") for text in texts]
+                said = [[1, *turn, *encode(each[5]), 2] for turn, each in zip(turns, shots, strict=False)]
+                ids = [*chain(*said), 1, *turns[-1]]
             with torch.no_grad():
                 values = model(torch.tensor([ids]), logits_to_keep=1).logits[0, -1].log_softmax(-1)[letters]
             found.append((index, "ABCD"[values.argmax()], row[5], values.tolist()))

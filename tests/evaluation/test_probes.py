@@ -1,11 +1,15 @@
-"""Free answers: decoded as one by one, judged by language and by content."""
+"""Free answers: decoded as one by one, judged by language and by content; perplexity."""
+
+import math
+from statistics import fmean
 
 import pytest
 import torch
 
-from aurora_lib.evaluation import probes
+from aurora_lib.evaluation import perplexity, probes
 from aurora_lib.evaluation.benchmarks import EvalError
-from tests.evaluation.conftest import EXAMPLES
+from tests.data.conversations import talk
+from tests.evaluation.conftest import EXAMPLES, foreseen
 
 
 def test_batched_answers_equal_plain_greedy_decoding(random_model, tokenizer):
@@ -13,8 +17,7 @@ def test_batched_answers_equal_plain_greedy_decoding(random_model, tokenizer):
     model.config.output_router_logits = True
     prompts = ["Hello!", "法国的首都是哪里？", "Which continent is Peru in, and what is it known for?"]
     for prompt in prompts:
-        ids = tokenizer(f"<s>[INST] {prompt} [/INST]", add_special_tokens=False).input_ids
-        start = len(ids)
+        start = len(ids := tokenizer.encode(f"<s>[INST] {prompt} [/INST]"))
         for _ in range(6):
             with torch.no_grad():
                 ids.append(model(torch.tensor([ids])).logits[0, -1].argmax().item())
@@ -79,3 +82,27 @@ def test_a_probe_file_that_is_missing_or_damaged_is_named_with_the_remedy(tmp_pa
     monkeypatch.setattr(probes, "DATA", tmp_path)
     with pytest.raises(EvalError, match=r"probes.jsonl: .*git checkout"):
         probes.load_probes()
+
+
+def test_perplexity_equals_plain_forwards_over_the_answers_tokens(random_model, tokenizer):
+    model, ids, values = random_model(), tokenizer.encode, []
+    talks = [talk("法国的首都？", "巴黎。"), talk("2+3?", "5", "And 3+4?", "It is 7.")]
+    for messages in talks:
+        text = "<s>"
+        for asked, said in zip(messages[::2], messages[1::2], strict=True):
+            text += f"[INST] {asked['content']} [/INST]"
+            values += foreseen(model, ids(f"{text} {said['content']}</s>"), len(ids(text)))
+            text += f" {said['content']}</s>"
+    found = [perplexity(model, tokenizer, talks, batch_size=size) for size in (1, 2)]
+    assert found == pytest.approx([math.exp(-fmean(values))] * 2, rel=1e-4)
+
+
+def test_long_conversations_are_cut_and_those_without_an_answer_count_nothing(random_model, tokenizer):
+    model, ids = random_model(context=40), tokenizer.encode
+    long, silent = talk("Hi", "word " * 100), talk("word " * 100, "Hi")
+    values = foreseen(
+        model, ids("<s>[INST] Hi [/INST] " + "word " * 100)[:40], len(ids("<s>[INST] Hi [/INST]"))
+    )
+    assert perplexity(model, tokenizer, [long, silent]) == pytest.approx(math.exp(-fmean(values)), rel=1e-4)
+    with pytest.raises(ValueError, match=r"No conversation has an assistant token within .* 40 tokens"):
+        perplexity(model, tokenizer, [silent])

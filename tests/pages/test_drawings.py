@@ -1,4 +1,4 @@
-"""The drawings of notebook 03, in both languages, are those that `tools.pages.drawings` makes."""
+"""The drawings of notebooks 03 and 05, in both languages, are those that `tools.pages.drawings` makes."""
 
 from xml.etree import ElementTree
 

@@ -13,7 +13,7 @@ from tools.record import experiments as tool
 CHINESE = [talk(f"法国的首都是哪里{'？' * (i % 5)}", "法国的首都是巴黎。" * (1 + i % 3)) for i in range(40)]
 ENGLISH = [talk("What is the capital of France?", "The capital of France is Paris.") for _ in range(10)]
 ROWS = Dataset.from_dict({"messages": CHINESE + ENGLISH})
-HELD = Dataset.from_dict({"messages": [talk("法国的首都是哪里？", "zq xj 9w vk 7f")] * 3})  # which nobody foresees
+HELD = Dataset.from_dict({"messages": [talk("你好", "zq xj 9w vk 7f")] * 3})  # an answer nobody foresees
 
 
 def test_a_row_has_every_figure_is_read_when_asked_for_again_and_knows_changes_apart(tiny, monkeypatch):
@@ -34,14 +34,11 @@ def test_a_row_has_every_figure_is_read_when_asked_for_again_and_knows_changes_a
     assert experiments.run(tiny, ROWS, HELD.select([0]), **asked)["loss"] == -2  # other rows, another run
 
 
-SHARES = [(0, 40, 0), (0.1, 40, 4), (0.2, 40, 10), (0.5, 10, 10), (1, 0, 10)]
-
-
-@pytest.mark.parametrize(("share", "chinese", "english"), SHARES)
-def test_share_of_english_is_reached_by_leaving_rows_out(share, chinese, english):
-    kept = experiments.mixed(ROWS, share)["messages"]
+@pytest.mark.parametrize("part, zh, en", [(0, 40, 0), (0.1, 40, 4), (0.2, 40, 10), (0.5, 10, 10), (1, 0, 10)])
+def test_share_of_english_is_reached_by_leaving_rows_out(part, zh, en):
+    kept = experiments.mixed(ROWS, part)["messages"]
     said = [messages[-1]["content"] for messages in kept]
-    assert (sum("巴黎" in text for text in said), sum("Paris" in text for text in said)) == (chinese, english)
+    assert (sum("巴黎" in text for text in said), sum("Paris" in text for text in said)) == (zh, en)
     assert all(kept.count(messages) <= ROWS["messages"].count(messages) for messages in kept)  # none repeated
 
 

@@ -11,6 +11,7 @@ from aurora_lib.course import choose, paper, scale
 from aurora_lib.data import clean_conversations, hold_out
 from aurora_lib.evaluation import perplexity
 from aurora_lib.model import load_adapter, load_model, read_config, save_adapter
+from aurora_lib.training import recipe
 from tests.data.conversations import dataset, talk
 from tests.model.test_files import FIELD
 
@@ -38,8 +39,7 @@ def test_loss_is_on_the_assistants_tokens_and_the_end_token_only(tiny, build, to
 
 
 def test_adapters_alone_train_in_32_bits_lower_the_loss_and_have_a_gradient(tiny, build):
-    held = dataset(*(talk("法国的首都是哪里？", f"第 {number} 号的首都是巴黎。") for number in range(90, 96)))
-    made = build(tiny, validation=held, save_strategy="no")
+    made = build(tiny, held=dataset(talk("7 号的首都是哪里？", "第 7 号的首都是巴黎。")), save_strategy="no")
     trainable = {name: p for name, p in made.model.named_parameters() if p.requires_grad}
     assert trainable and all("lora_" in name and p.dtype == torch.float32 for name, p in trainable.items())
     assert made.aux_loss_enabled is False
@@ -50,19 +50,20 @@ def test_adapters_alone_train_in_32_bits_lower_the_loss_and_have_a_gradient(tiny
     assert len(norms) == 8 and min(norms) > 0
 
 
-def test_the_loss_on_what_validates_is_by_source_and_of_rows_not_trained_on(tiny, build, tokenizer):
-    rows, held = hold_out(clean_conversations(tiny))
-    made = build(tiny, rows, held, per_device_eval_batch_size=64)
+def test_what_validates_is_not_trained_on_and_has_a_loss_by_source(tiny, tokenizer, monkeypatch):
+    trainers, by_source = [], {}
+    monkeypatch.setattr(recipe, "run", lambda trainer, _: trainers.append(trainer) or trainer.train())
+    training.tune(tiny, max_steps=1, per_device_eval_batch_size=64)
+    (made,), (rows, held) = trainers, hold_out(clean_conversations(tiny))
+    for row in held:
+        by_source.setdefault(row["source"], []).append(row["messages"])
     losses = {name: value for name, value in made.evaluate().items() if name.endswith("_loss")}
-    sources = sorted(set(rows["source"]))
-    assert sorted(losses) == [f"eval_{source}_loss" for source in sources] and len(sources) == 3
-    for source in sources:
-        its = [row["messages"] for row in held if row["source"] == source]
-        loss = math.log(perplexity(made.model, tokenizer, its))  # in one batch every token weighs the same
-        assert losses[f"eval_{source}_loss"] == pytest.approx(loss, rel=1e-3)
+    # in one batch every token weighs the same
+    foreseen = {name: math.log(perplexity(made.model, tokenizer, its)) for name, its in by_source.items()}
+    assert losses == pytest.approx({f"eval_{name}_loss": loss for name, loss in foreseen.items()}, rel=1e-3)
     trained = set(map(tuple, made.train_dataset["input_ids"]))
     validated = [tuple(ids) for each in made.eval_dataset.values() for ids in each["input_ids"]]
-    assert len(made.train_dataset) == len(rows) and len(validated) == len(held) > 30
+    assert len(losses) == 3 and len(made.train_dataset) == len(rows) and len(validated) == len(held) > 30
     assert trained.isdisjoint(validated)
 
 

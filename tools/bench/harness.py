@@ -56,7 +56,7 @@ def export(result: EvalResult, tokenizer, folder: str | Path, shuffle: int = 0) 
     task, form, bos = result.task, result.form, tokenizer.bos_token
     gap = " " if form.prompt == "chat" or form.language == "en" else ""
     letters = fewshot.letter_ids(tokenizer, form)
-    parts, files = ("dev", benchmarks.TASKS[task]["split"]), {}
+    parts, files = ("dev", result.split), {}
     for subject in result.subjects:
         files[subject] = [benchmarks.load_questions(task, subject, part, result.root)[0] for part in parts]
     name, folder = f"{task}_{form.prompt}", Path(folder).resolve()

@@ -1,7 +1,7 @@
-"""Draw the ideas of notebook 03, in English and in Chinese: `python -m tools.pages.drawings`.
+"""Draw the ideas of notebooks 03 and 05, in English and in Chinese: `python -m tools.pages.drawings`.
 
-Three pictures in `notebooks/images/`: NF4's levels, LoRA's detour, memory over one training step. The
-numbers that they show are computed; the words are in LABELS.
+Four pictures in `notebooks/images/`: NF4's levels, LoRA's detour, memory over one training step, and
+few-shot scoring. The numbers that the first three show are computed; the words are in LABELS.
 """
 
 from collections.abc import Callable
@@ -100,8 +100,35 @@ time    | time                      | 时间
 note    | Schematic: {0} of {1} layers. Sizes: all {1} layers                | 示意图：{1} 层只画出 {0} 层；数值按全部 {1} 层
 note    | of Mixtral-8x7B, 2 × 1024 tokens, predicted.                       | 预测（Mixtral-8x7B，2 × 1024 个词元）。
 missing | Not drawn: the memory that a layer needs for a moment in forward.  | 未画出：前向传播时每一层短暂占用的显存。""",
+    "fewshot": """\
+title   | Few-shot: examples are read once, each question gives four numbers | 少样本（few-shot）：示例只读一次，每题只看四个数
+desc    | Left, a stack: the line that names the subject, and five solved    | 左边是一叠方块：写明科目的一行和五个做好的示例，
+desc    | examples, each with its letter. It is read once; its keys and      | 每个示例都带答案字母。它们只读一次，
+desc    | values are kept. Questions branch off from its end. After each,    | 键和值都保留下来。许多题目从末尾分出去。
+desc    | four bars: how probable A, B, C and D are as the next token. The   | 每题之后有四根柱子：下一个词元是 A、B、C、D 的概率。
+desc    | tallest is the prediction. Of three, two are right, one is wrong.  | 最高的就是预测。图中三题，两题对，一题错。
+once    | read once: keys and       | 只读一次：键和值
+kept    | values are kept (KV cache) | 留着用（KV 缓存）
+each    | read for each             | 每道题
+ask     | question                  | 接着读
+next    | probability of the        | 下一个词元的概率
+token   | next token (schematic)    | （示意图）
+subject | line with the subject     | 写明科目的一行
+solved  | example {}: question,     | 示例 {}：题目、
+example | example {}                | 示例 {}
+asked   | question {},              | 题目 {}、
+options | options A–D,              | 选项 A–D、
+answer  | Answer:                   | Answer:
+guess   | prediction                | 预测
+right   | right: {}                 | 答案：{}
+more    | … and many more questions | ……还有许多题
+score   | score = right letters / questions | 得分 = 答对的题 / 全部题目
+nothing | Nothing is generated.     | 什么也不生成。""",
 }
 EXAMPLES = (0.63, -0.6, -0.32, 0.29, 1.0)  # weights, divided by the largest; the first is spelled out
+LETTERS, SOLVED = "ABCD", "DACBA"  # SOLVED: the letters of the few-shot examples
+# questions: the right letter, and about how probable A, B, C and D are
+ASKED = ("C", (0.08, 0.16, 0.62, 0.12)), ("B", (0.1, 0.55, 0.08, 0.24)), ("D", (0.5, 0.06, 0.12, 0.3))
 Say = Callable[..., str]  # takes the name of a label and what fills its gaps
 Drawn = tuple[int, list[str]]  # height, elements
 
@@ -233,6 +260,49 @@ def memory_step(say: Say) -> Drawn:
     return floor + 98, out + column(360, floor + 58, 21, "small", *words)
 
 
+def fewshot(say: Say) -> Drawn:
+    top, tall, low, gap, pitch = 122, 74, 30, 6, 98  # with this pitch the last example and question are level
+    left, turn, cell, ask, width, bars = 30, 186, 36, 322, 120, 480  # a turn: its question, its letter's cell
+    edge, foot = left + turn + cell, top + low + tall + (gap + low) * (len(SOLVED) - 1)
+
+    def block(kind: str, x: float, y: float, width: float, *lines: str) -> list[str]:
+        height = tall if len(lines) > 1 else low
+        words = column(x + width / 2, y + height / 2 - 10 * len(lines) + 15, 20, "", *lines)
+        return [rect(kind, x, y, width, height), *words]
+
+    out = [rect("pale", left - 10, top - 10, edge - left + 20, foot - top + 20)]
+    out += block("grey", left, top, turn, say("subject"))
+    y = top + low
+    for i, letter in enumerate(SOLVED):
+        lines = [say("example", i + 1)] if i else [say("solved", 1), say("options"), say("answer")]
+        height = low if i else tall
+        out += [*block("mid", left, y, turn, *lines), rect("mid", left + turn, y, cell, height)]
+        out += [text(edge - cell / 2, y + height - 10, letter, "bold")]
+        y += height + gap
+    heads = ((left + edge) / 2, "cold", "once", "kept"), (ask + width / 2, "hot", "each", "ask")
+    for x, kind, *names in (*heads, (bars + 112, "", "next", "token")):
+        out += column(x, 70, 20, f"{kind} bold", *map(say, names))
+    out += [path("drop", f"M{edge + 10} {foot - low // 2}H{ask - 2}")]
+    for i, (right, chances) in enumerate(ASKED):
+        y = top + pitch * i
+        floor, guess = y + 57, LETTERS[chances.index(max(chances))]
+        if i:  # from this question's line up to the one before
+            out += [path("drop", f"M{ask - 26} {y + tall // 2}v{-pitch}h24")]
+        out += block("sand", ask, y, width, say("asked", i + 1), say("options"), say("answer"))
+        out += [path("drop", f"M{ask + width} {floor}H{bars - 4}"), path("line", f"M{bars} {floor}h142")]
+        for j, (letter, chance) in enumerate(zip(LETTERS, chances, strict=True)):
+            x, height = bars + 7 + 34 * j, 80 * chance
+            bar, name = ("warm", "hot bold") if letter == guess else ("grey", "")
+            out += [rect(bar, x, floor - height, 26, height), text(x + 13, floor + 18, letter, name)]
+            if letter == guess and i == 0:
+                out += [text(x + 13, floor - height - 7, say("guess"), name)]
+        sign, colour = ("m0 8l7 8l13-16", "#1f4e87") if guess == right else ("l16 16m0-16l-16 16", "#b54708")
+        out += [f'<path d="M668 {y + 20}{sign}" fill="none" stroke="{colour}" stroke-width="4"/>']
+        out += [text(678, y + 62, say("right", right), "")]
+    out += [text(ask, foot + 45, say("more"), "left small"), text(360, foot + 86, say("score"), "head")]
+    return foot + 138, [*out, text(360, foot + 114, say("nothing"), "bold")]
+
+
 def labels(table: str, language: int) -> dict[str, str]:
     """The labels of one language, 0 for English and 1 for Chinese, by name."""
     found = {}
@@ -245,7 +315,7 @@ def labels(table: str, language: int) -> dict[str, str]:
 def made() -> dict[Path, str]:
     """The text of every picture, by its path."""
     files = {}
-    for draw in (nf4, lora, memory_step):
+    for draw in (nf4, lora, memory_step, fewshot):
         for i, (language, ending) in enumerate(LANGUAGES.items()):
             words = labels(LABELS[draw.__name__], i)
             height, parts = draw(lambda name, *gaps, words=words: words[name].format(*gaps))
