@@ -24,7 +24,7 @@ Candidate = tuple[list[int], list[int]]  # the ids of a context, and of what may
 
 @dataclass(frozen=True)
 class Form:
-    """How a question is put; as it is, the paper authors' way (LLaMA-Factory, December 2023).
+    """How a question is put; as it is, the paper authors' way (LLaMA-Factory 0.4.0, December 2023).
 
     `prompt`: "chat", every example a user's turn with its letter as the answer, or "plain" text; `language`
     of the words around question and options; `option`: one line. `scoring`: "letter" (A, B, C or D comes

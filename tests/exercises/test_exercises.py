@@ -2,6 +2,7 @@ import html
 import math
 import re
 import tomllib
+from operator import lt
 from pathlib import Path
 from runpy import run_path
 
@@ -9,10 +10,12 @@ import nbformat
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binomtest
 
 from aurora_lib import exercises
 from aurora_lib.course import paper
 from aurora_lib.course.scale import ROOT
+from aurora_lib.evaluation.scores import paired
 from aurora_lib.exercises import EXERCISES, check, verdict
 from tools.build import solved
 
@@ -135,17 +138,25 @@ WRONG = [
     ("04.3", lambda w, u: plus(w, u, torch.float16) != torch.tensor(w).half(), "0.02 + 5e-05 is the same"),
     ("04.3", lambda w, u: not ANSWERS["04.3"](w, u), "the other way round"),
     ("04.3", lambda weight, update: update > 1e-3, "0.0001 + 5e-05 is another number"),
-    ("05.1", lambda k, n: [k / n + s * 1.96 * math.sqrt(0.09 / n) for s in (-1, 1)], "normal approximation"),
-    ("05.1", lambda k, n: ANSWERS["05.1"](k, n)[::-1], "lower end comes first"),
-    ("05.1", lambda k, n: [100 * end for end in ANSWERS["05.1"](k, n)], "between 0 and 1"),
-    ("05.1", lambda k, n: (0.5, 0.95), "Wilson's 95 % interval is about 0.596 to 0.982"),
-    ("05.2", lambda logits, ids: logits[ids].argmax(), "not its position"),
-    ("05.2", lambda logits, ids: max(ids, key=lambda i: logits[i]), "not its token id"),
-    ("05.2", lambda logits, ids: logits.argmax(), "not the whole vocabulary"),
-    ("05.2", lambda logits, ids: "ABCD"[logits[1:5].argmax()], "stand for A, B, C, D; B does not"),
-    ("05.2", lambda logits, ids: logits[ids], "one of the letters"),
-    ("05.3", lambda subjects: sum(k / n for k, n in subjects.values()) / len(subjects), "macro average"),
-    ("05.3", lambda subjects: 100 * 39 / 110, "39 of 110"),
+    ("05.1", 2.67, "from the middle to one end"),
+    ("05.1", 0.0534, "percentage points"),
+    ("05.1", 1.36, "one standard error"),
+    ("05.2", lambda logits, ids, start: each(logits[1:], ids[:-1])[start - 1 :].sum(), "expected"),
+    (
+        "05.2",
+        lambda x, ids, start: x.log_softmax(-1)[range(start, len(ids)), ids[start:]].sum(),
+        "row before",
+    ),
+    ("05.2", lambda x, ids, start: x[range(start - 1, len(ids) - 1), ids[start:]].sum(), "log_softmax"),
+    ("05.2", lambda x, ids, start: each(x, ids)[start - 1 :].mean(), "that is the mean"),
+    ("05.3", lambda a, b: binomtest(sum(map(lt, a, b)), len(a)).pvalue, "leave them out"),
+    ("05.3", lambda a, b: paired(a, b).p / 2, "one-sided"),
+    ("05.3", lambda a, b: 0.5, "right only after"),
+    (
+        "05.4",
+        lambda words, before, gap: [words(c, add_special_tokens=False).input_ids[-1] for c in "ABCD"],
+        "'A'",
+    ),
     ("06.1", turns("[INST] {q} [/INST] {a}</s>"), "begins with <s>"),
     ("06.1", turns("<s>[INST] {q} [/INST] {a}</s>"), "before the first turn only"),
     ("06.1", lambda talk: "<s>" + turns("[INST] {q} [/INST] {a}</s> ")(talk), "no space between </s>"),
@@ -206,9 +217,9 @@ RIGHT = [
     ("04.1", lambda ids, mask: ids.masked_fill_(mask == 0, -100)),
     ("04.2", lambda s, t, peak: peak * (1 + torch.cos(torch.tensor(math.pi * s / t))) / 2),
     ("04.3", lambda w, u: plus(w, u, torch.bfloat16) != torch.tensor(w).bfloat16()),
-    ("05.1", lambda k, n: np.array(ANSWERS["05.1"](k, n, z=1.959964))),
-    ("05.2", lambda logits, ids: max(zip(logits[ids], "ABCD", strict=True))[1]),
-    ("05.3", lambda subjects: (lambda k, n: k / n)(*torch.tensor([*subjects.values()]).sum(0))),
+    ("05.1", 5.34),
+    ("05.2", lambda logits, ids, start: each(logits, ids)[start - 1 :].sum()),
+    ("05.3", lambda before, after: paired(before, after).p),
     ("06.2", lambda logits, t: logits.div_(t).softmax(-1)),
     ("06.2", lambda logits, t: (lambda e: (e / e.sum()).tolist())(np.exp(logits.numpy() / t))),
     ("06.3", html.escape),
@@ -272,14 +283,14 @@ def test_no_answer_raises(id):
 
 
 def test_blame_falls_on_the_answer_only_where_it_raised():
-    assert "returned a float, which is not what is asked for" in verdict("05.1", lambda correct, n: 0.5)[1]
-    assert "Is a `return` missing?" in verdict("05.1", lambda correct, n: None)[1]
+    assert "returned a float, which is not what is asked for" in verdict("05.4", lambda *args: 0.5)[1]
+    assert "Is a `return` missing?" in verdict("05.4", lambda *args: None)[1]
     assert "A float is not what is asked for" in verdict("06.3", 0.5)[1]
 
 
 def test_check_prints_the_message(capsys):
-    check("05.3", lambda subjects: 0.6)
-    assert "macro average" in capsys.readouterr().out
+    check("05.1", 2.67)
+    assert "from the middle to one end" in capsys.readouterr().out
 
 
 def test_unknown_exercise_is_an_error():
@@ -307,7 +318,7 @@ def test_a_solved_notebook_holds_the_solution_of_every_exercise_and_no_stub():
 def test_a_solved_cell_raises_where_the_checker_is_not_content(capsys):
     right = solved_cells()["05.2"]
     exec(right, {"exercises": exercises})
-    wrong = solved_cells({id: 'def pick(logits, letter_ids):\n    return "E"' for id in EXERCISES})["05.2"]
+    wrong = solved_cells({id: "def answer_logprob(*args):\n    return 0.5" for id in EXERCISES})["05.2"]
     with pytest.raises(AssertionError):
         exec(wrong, {"exercises": exercises})
     assert "right! ✓" in capsys.readouterr().out

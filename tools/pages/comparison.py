@@ -183,13 +183,13 @@ def oddities() -> str:
   {run["last checkpoint"]:,.0f}, agree with. Its time times its speed gives
   {run["training time"] * run["conversations a second"] / 3:,.0f} conversations an epoch: the paper's number.
 - A comment in the README says that its scores for C-Eval, MMLU and CMMLU are of checkpoint
-  {paper.SCORED["checkpoint"].value:,}, a fifth of the way; its generation scores are of checkpoints 6000 to 14000.
-  Table 3 has the same scores and names no checkpoint.
+  {paper.SCORED["checkpoint"].value:,}, a fifth of the way; its generation scores are of checkpoints 6000 to
+  14000. Table 3 has the same scores and names no checkpoint.
 - The paper calls its tuning of a sparse Mixture-of-Experts model on instructions the first. Shen et al.
   (arXiv 2305.14705, May 2023) had tuned sparse models on instructions before.
 - Table 3 has no row for the untuned Mixtral. Public scores of it (above, another harness) lie higher on MMLU
-  and CMMLU; on C-Eval higher on the val split and lower on the test split, and which one the paper used is not
-  said. As far as two harnesses can be compared, these benchmarks show no gain from the tuning."""
+  and CMMLU; on C-Eval higher on the val split and lower on the test split, and which one the paper used is
+  not said. As far as two harnesses can be compared, these benchmarks show no gain from the tuning."""
 
 
 HEAD = "| | paper | source | ours, H100 | ours, `tiny` | tolerance | why they differ |\n" + "|---" * 7 + "|\n"
