@@ -532,7 +532,7 @@ table.round(1)
 # nearest from below.
 #
 # **What remains unproven.** We have not run the stack of 2023. It was rebuilt from its sources. Its tensors were counted, and the allocator
-# was simulated. The paper does not say its batch. The log does not say the number of GPUs (their README says one), nor that it belongs to the run of Table 4. A gap
+# was simulated. The paper does not say its batch. The log does not say the number of GPUs (their early README says one), nor that it belongs to the run of Table 4. A gap
 # is left. Context and workspaces fill a part of it, which is not measured. Without double quantization (32-bit absmax) the bar would be
 # higher. With FlashAttention it would be much lower, and 32 x 1 would come near before any reserve. So the verdict assumes eager
 # attention. And if the authors read thousands of MiB as GiB, they used less than their figures say. The next cell has these numbers.

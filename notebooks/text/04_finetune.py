@@ -19,7 +19,7 @@ scale = aurora_lib.start("04")
 #
 # Each conversation (对话) is written in Mixtral's own format. The loss is taken on the *assistant's* tokens only, end token
 # included; the rest is context. First comes what notebook 02 made of the rows: *set aside* are rows that are no conversation, *dropped* those that a
-# cleaning step refused. A few conversations are held out as a *validation set* (验证集): training never reads them. Conversations that open alike stay on one side.
+# cleaning step refused. A few conversations are held out as a *validation set* (验证集): training never reads them. Conversations that open with the same words stay on one side.
 # Below, in a conversation of two rounds, what is learned is bold (and green in Jupyter).
 
 # %%
@@ -209,7 +209,7 @@ pd.DataFrame(
 
 # %% [markdown]
 # Read the wrong answers too. There are few, and all are fluent Chinese: some slide from the right first character into another fact, some tell something else about the
-# right person or thing. A share of Chinese alone would hide them. Notebook 05 asks the same model in another way (*cloze*: which of four sentences is likeliest?).
+# right person or thing. A share of Chinese alone would hide them.
 
 # %%
 wrong = [row for row in after.rows if row["asked"] == "zh" and not row["correct"]]
@@ -266,7 +266,7 @@ table.style.format(dict.fromkeys(columns[2:6], "{:.0%}") | {"loss": "{:.3f}", "t
 # - **Learning rate.** The paper's 5e-5 is for a model ten thousand times larger and some sixteen thousand steps (of 32 conversations, by the speeds of the authors' run; their published command
 #   makes 8); in a few hundred it changes no answer's language. A tenth of our rate is enough here. Three times the rate ends at a higher loss, and keeps less English.
 # - **Router.** LoRA on its bare parameter takes no dropout, so compare it with the row *no dropout*: nothing gained that the table could show. Nor by training it whole (`modules_to_save`).
-# - **English rows.** The recipe has about one in nine; the row with the largest share was made by leaving out Chinese ones. Without any, the model begins to answer English in Chinese: the first sign of *forgetting* (灾难性遗忘), a relative of
+# - **English rows.** The recipe has about one in ten; the row with the largest share was made by leaving out Chinese ones. Without any, the model begins to answer English in Chinese: the first sign of *forgetting* (灾难性遗忘), a relative of
 #   what users of the original reported (its issue 9: step-by-step reasoning was lost). The more rows of what should stay, the less is lost: a cheap insurance.
 #
 # Now your own: the cell makes the row *no English rows* anew; put in a value of yours (`lora={"r": 2}`, `settings={"learning_rate": 3e-3}`). A result is kept on disk, so asking again is free;
@@ -297,7 +297,7 @@ pd.DataFrame(record["length"]["rows"])[columns].style.format(
 
 # %% [markdown]
 # For Mixtral, predicted from the lengths of a few thousand real conversations, as many as the paper's and split where they are too long: the *floor* of three epochs counts only reading the weights and multiplying, at the
-# speed one H100 reaches in practice. The authors' own run took the hours printed first, on one GPU, as their README says.
+# speed one H100 reaches in practice. The authors' own run took the hours printed first, on one GPU, as their early README says.
 
 # %%
 published = paper.RUN["training time"]

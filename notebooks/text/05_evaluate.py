@@ -75,7 +75,7 @@ print(f"the four together: {sum(probabilities):.3f} of all probability")
 # %% [markdown]
 # A wins, and A is right; but B and C are close. The score counts right or wrong, and not how sure the model was.
 #
-# Look at the line below the picture: nearly all probability is on four pieces of text, `▁A` to `▁D`. The mark in front is a space: in this prompt a letter follows a space. `A` without it is *another* token. Whoever compares the wrong four gets noise; exercise 05.4 is about this bug.
+# Look at the two lines that are printed: nearly all probability is on four pieces of text, `▁A` to `▁D`. The mark in front is a space: in this prompt a letter follows a space. `A` without it is *another* token. Whoever compares the wrong four gets noise; exercise 05.4 is about this bug.
 #
 # Now all questions of the subject, in the plainest way: one prompt, one pass, one letter. Beside it the library's `multiple_choice`. It must choose the same letters.
 
@@ -324,7 +324,7 @@ pd.DataFrame(foreseen).round(2)
 # First the column *base*. It finds the right Chinese answer less predictable than the English one, which it would give. But the same sentence with another word is far less predictable, and the line above the table says so question by question. So the untuned model *has* the Chinese answers, and does not say them.
 #
 # Then *tuned*. Right or wrong, the Chinese sentences became more predictable, by about the same factor. The English answers became less so. Tuning changed the language; this table shows no new knowledge. The validation rows say the same: nearly half of their answers stand word for word in training rows, after another
-# question, so their fall shows that the *form* was learned. (An adapter that was trained on all rows, as the authors' was, has no such rows.)
+# question, so their fall shows that the *form* was learned. (For an adapter that was trained on all rows, as the authors' was, these rows are not held out.)
 #
 # ## The paper's Table 3, with the missing row
 #
@@ -362,7 +362,7 @@ for column, n in asked.items():
 # On MMLU and CMMLU the untuned Mixtral stands about two points *higher* than Aurora. That is more than luck. On C-Eval it depends on the split: higher on val, lower on test. The paper does not say which split it used. (Its published command says `--split test`, and 51.9 has one decimal, as C-Eval's website gives it, while the authors'
 # tool prints two.) In a comment of their README all three scores are those of checkpoint 3000.
 #
-# But luck is not the only cause. Another harness asked the untuned model: MMLU in plain text; C-Eval and CMMLU in plain text or in `[INST]` turns, which of the two is not said; in which precision is not said either. Forms differ by several points. **So this proves neither gain nor loss. But the table cannot be read as a gain either.**
+# But more than luck and tuning can differ. Another harness asked the untuned model: MMLU in plain text; C-Eval and CMMLU in plain text or in `[INST]` turns, which of the two is not said; in which precision is not said either. Forms differ by several points. **So this proves neither gain nor loss. But the table cannot be read as a gain either.**
 # As far as two harnesses can be compared, these benchmarks show none, and whether tuning changed the *language* of answers they cannot show.
 #
 # Both models in *one* harness could settle it. That is what the last two rows are at `full`, for the adapter that is loaded: yours, or the authors' with `AURORA_ADAPTER=wangrongsheng/Aurora`. Nobody has run it yet. (At `tiny` these two answer our own easy questions; do not compare them with the rest.)
@@ -377,7 +377,7 @@ for column, n in asked.items():
 #   outside can.
 # - **Language.** A multiple-choice score in Chinese says nothing about whether the model *answers* in Chinese.
 #
-# Check all this with an independent program: [this page](lm_evaluation_harness.md) gives the same prompts, token for token, to `lm-evaluation-harness`, and says how OpenCompass asks. `tools/bench/evaluation.py` compares every
+# Check the scores with an independent program: [this page](lm_evaluation_harness.md) gives the same prompts, token for token, to `lm-evaluation-harness`, and says how OpenCompass asks. `tools/bench/evaluation.py` compares every
 # prediction, the seconds and the memory.
 
 # %% [markdown]
@@ -420,7 +420,7 @@ exercises.check("05.3", mcnemar)
 # %% [markdown]
 # <details><summary>Hint</summary>Count only the questions on which the two differ. If both were equally good, each of these would be a coin's toss: <code>scipy.stats.binomtest</code>.</details>
 #
-# **05.4 Hunt.** This function gives the ids of A, B, C and D as they follow `before`, with or without a space in between (`gap`). It looks right. After one of our prompts the tokens that it gives are the wrong ones. Repair it.
+# **05.4 Hunt.** This function gives the ids of A, B, C and D as they follow `before`; `gap` is what stands in between, a space or nothing. It looks right. After one of our prompts the tokens that it gives are the wrong ones. Repair it.
 
 
 # %%
