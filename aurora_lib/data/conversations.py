@@ -71,10 +71,10 @@ def hold_out(conversations: Dataset, share: float = 0.06, most: int = 300) -> tu
     Those that open alike, and the pieces of one conversation, stay together. A digest of the opening decides,
     so the choice is the same everywhere. With one opening only, nothing is held out.
     """
-    opening, begins = {}, []
-    for name, messages in zip(conversations["id"], conversations["messages"], strict=True):
-        first = next(turn["content"] for turn in messages if turn["role"] == "user")
-        begins.append(opening.setdefault(re.sub(r"#\d+$", "", name), " ".join(first.split())))
+    ids, said = conversations["id"][:], conversations["messages"]
+    firsts = [next(turn["content"] for turn in messages if turn["role"] == "user") for messages in said]
+    opening = {each: " ".join(first.split()) for each, first in zip(ids, firsts, strict=True)}
+    begins = [opening.get(re.sub(r"#\d+$", "", each), opening[each]) for each in ids]  # of 7#2, as 7 begins
     different = sorted(set(begins), key=lambda text: hashlib.blake2b(text.encode()).digest())
     held = min(share, most / max(1, len(begins))) * len(different)
     chosen = set(different[: min(max(1, round(held)), len(different) - 1)])

@@ -139,8 +139,8 @@ def load_questions(task: str, subject: str, split: str, root=None) -> tuple[list
                         reason += f"; the row goes on to line {last}: is a quote left open?"
                     skipped.append(where | dict(line=line, index=index, reason=reason))
                 else:
-                    text, *choices, answer = (record[name].strip() for name in COLUMNS)
-                    questions.append(Question(subject, index, text, tuple(choices), answer))
+                    text, *choices, answer = (record[name] for name in COLUMNS)  # as they stand, spaces too
+                    questions.append(Question(subject, index, text, tuple(choices), answer.strip()))
                 if "Id" in record:
                     ids.setdefault(record["Id"], line)
         except csv.Error as error:

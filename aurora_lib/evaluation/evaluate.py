@@ -155,14 +155,12 @@ def multiple_choice(
     context, template = model.config.max_position_embeddings, tokenizer.chat_template
     groups, skipped, weights = [], [], {}
     for subject, entry in chosen.items():
-        # read
         examples, unusable = load_questions(task, subject, "dev", root) if shots else ([], [])
         questions, unusable_too = load_questions(task, subject, split, root)
         skipped += unusable + unusable_too
         # draw: a larger limit keeps the questions of a smaller one
         drawn = random.Random(subject).sample(questions, len(questions))[:limit] if limit else questions
         weights[subject] = len(questions) / max(1, len(drawn))
-        # build prompts
         asked = tuple((q, tuple(shown(examples, shots, shuffle, q))) for q in drawn)
         found, too_long = fewshot.fit(tokenizer, template, context, asked, entry["name"], form)
         groups += found
@@ -174,7 +172,6 @@ def multiple_choice(
         first = f"; the first is {skipped[0]['file']}: {skipped[0]['reason']}" if skipped else ""
         raise EvalError(f"No question of {task} {split} can be scored: {len(skipped)} rows skipped{first}.")
 
-    # score, then judge
     size = batch_size or (8 if model.device.type == "cpu" else 32)
     scored, speed = score(model, tokenizer, groups, f"{task} {_words(form)}", size, cache)
     return EvalResult(task, split, form, shots, root, chosen, judge(groups, scored, weights), skipped, speed)
@@ -290,13 +287,13 @@ def question_key(prefix: list[int], four: list[Candidate]) -> str:
 
 
 def model_key(model) -> str:
-    """16 hex digits for a model: configuration, weights (a sample of each) and the state of its adapters."""
+    """16 hex digits for a model: configuration, weights (a sample of each), adapters that are switched on."""
     facts = [{name: value for name, value in model.config.to_dict().items() if name not in PASSING}]
+    tuners = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    off = all(tuner.disable_adapters and not tuner.merged_adapters for tuner in tuners)
+    facts += [(t.active_adapters, t.merged_adapters, getattr(t, "scaling", None)) for t in tuners if not off]
     for name, weight in model.named_parameters():
-        sample = weight.detach().flatten()[:: max(1, weight.numel() // SAMPLE)]
-        facts.append((name, str(weight.dtype), weight.shape, sample.tolist()))
-    for name, module in model.named_modules():
-        if isinstance(module, BaseTunerLayer):  # an adapter that is switched off still has its weights
-            state = module.disable_adapters, module.active_adapters, module.merged_adapters
-            facts.append((name, *state, getattr(module, "scaling", None)))
+        if not off or ".lora_" not in name:
+            sample = weight.detach().flatten()[:: max(1, weight.numel() // SAMPLE)]
+            facts.append((name, str(weight.dtype), weight.shape, sample.tolist()))
     return hashlib.blake2b(json.dumps(facts, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()

@@ -53,7 +53,7 @@ def says(answer: str, question: str, key: str) -> bool:
     answer to a sum the last number counts: those before it are the way there.
     """
     if key.isdigit():
-        numbers = re.findall(r"\d+(?:[,，]\d{3})*(?:\.\d+)?", answer)
+        numbers = re.findall(r"-?\d+(?:[,，]\d{3})*(?:\.\d+)?", answer)
         return bool(numbers) and float(re.sub("[,，]", "", numbers[-1])) == float(key)
     answer, question, key = answer.casefold(), question.casefold(), key.casefold()
     echo = SequenceMatcher(None, answer, question, autojunk=False).find_longest_match()

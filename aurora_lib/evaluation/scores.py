@@ -63,7 +63,8 @@ def paired(a: EvalResult | list[bool], b: EvalResult | list[bool]) -> Paired:
 def _hits(side: EvalResult | list[bool]) -> dict:
     """Question -> whether it was answered rightly; a question whose answer was changed is another one."""
     if isinstance(side, EvalResult):
-        return {(side.task, r["subject"], r["index"], r["answer"]): r["correct"] for r in side.predictions}
+        rows, of = side.predictions, (side.task, side.split)
+        return {(*of, row["subject"], row["index"], row["answer"]): row["correct"] for row in rows}
     return dict(enumerate(side))
 
 

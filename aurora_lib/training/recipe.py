@@ -125,7 +125,8 @@ def tune(scale: Scale, *, out: Path | None = None, minutes=None, price_per_hour=
         shutil.copytree(folder, kept)
         print(f"The adapter that was in {folder.name} is kept as {kept.name}.")
     save_adapter(trainer, scale, folder)
-    trainer.evaluate()  # prints the loss on the validation set
+    if trainer.eval_dataset:  # the loss on the validation set is printed
+        trainer.evaluate()
     seconds = output.metrics["train_runtime"]
     print(f"{trainer.state.global_step} steps, {seconds:.0f} s here; the adapter is in {folder}")
     return folder

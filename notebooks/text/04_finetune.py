@@ -19,7 +19,7 @@ scale = aurora_lib.start("04")
 #
 # Each conversation (对话) is written in Mixtral's own format. The loss is taken on the *assistant's* tokens only, end token
 # included; the rest is context. First comes what notebook 02 made of the rows: *set aside* are rows that are no conversation, *dropped* those that a
-# cleaning step refused. A few conversations are held out as a *validation set* (验证集): training never reads them. Conversations that open with the same words stay on one side.
+# cleaning step refused. A few conversations are held out as a *validation set* (验证集): training never reads them. Those with the same first question stay on one side; later questions can occur on both.
 # Below, in a conversation of two rounds, what is learned is bold (and green in Jupyter).
 
 # %%
@@ -158,7 +158,7 @@ run = training.run(trainer)
 # never zero, or nothing was learned.
 #
 # The picture shows the loss on conversations that are being learned. Did the model learn them by heart, or something that holds for others too? The validation set tells.
-# The loss before tuning needs no second model: with the adapter closed, this one *is* the base.
+# The loss before tuning needs no second model: with the adapter closed, this one *is* the base. (At `full` the cell reads some 300 conversations twice; the table before the run does not count that.)
 
 # %%
 import pandas as pd
@@ -184,7 +184,7 @@ losses = pd.DataFrame(
 losses.style.format("{:.3f}").format("{:.0f}", subset="conversations")
 
 # %% [markdown]
-# It falls for all three sources, on conversations that training never read. (At `tiny` nearly half of their answers stand word for word in a training row, after another question. So this shows that the *form* was learned. The next section asks about facts that no row mentions.)
+# It falls for all three sources, on conversations that training never read. (At `tiny` nearly half of their answers stand word for word in a training row. So this loss alone does not tell learning from memory. The next section asks about facts that no row mentions.)
 #
 # ## After
 #
@@ -264,7 +264,7 @@ table.style.format(dict.fromkeys(columns[2:6], "{:.0%}") | {"loss": "{:.3f}", "t
 # %% [markdown]
 # - **Rank and targets.** The thinnest detour does as well as the recipe. Wider ones, and all of attention, answer no better in Chinese.
 # - **Learning rate.** The paper's 5e-5 is for a model ten thousand times larger and some sixteen thousand steps (of 32 conversations, by the speeds of the authors' run; their published command
-#   makes 8); in a few hundred it changes no answer's language. A tenth of our rate is enough here. Three times the rate ends at a higher loss, and keeps less English.
+#   makes 8); in a few hundred it changes no answer's language. A tenth of our rate is enough here. Three times the rate lies just outside the three seeds, in loss and in right English answers; one run shows no more than that.
 # - **Router.** LoRA on its bare parameter takes no dropout, so compare it with the row *no dropout*: nothing gained that the table could show. Nor by training it whole (`modules_to_save`).
 # - **English rows.** The recipe has about one in ten; the row with the largest share was made by leaving out Chinese ones. Without any, the model begins to answer English in Chinese: the first sign of *forgetting* (灾难性遗忘), a relative of
 #   what users of the original reported (its issue 9: step-by-step reasoning was lost). The more rows of what should stay, the less is lost: a cheap insurance.

@@ -6,8 +6,8 @@
 #
 # ![The line with the subject and five solved examples are read once, and their keys and values are kept. From there each of many questions goes on to four bars, the probabilities of A, B, C and D as the next token; the tallest is the prediction, and the score is the share of right letters.](images/fewshot.svg)
 #
-# At `tiny` the questions are our own, in the released CSV layouts and under released subject names; no fact is asked in two benchmarks. At `full` they are the released ones, and every evaluation first prints
-# what it will take (all of them together: at least 20 minutes, perhaps an hour; predicted, not measured). `AURORA_BENCHMARKS=/a/folder` reads released files. **What the text says of results, it says of `tiny`.**
+# At `tiny` the questions are our own, in the released CSV layouts and under released subject names; no fact is asked in two benchmarks. At `full` they are the released ones. There every multiple-choice run first prints
+# what it will take; all of these together take at least 20 minutes, perhaps an hour (predicted, not measured). The free answers come on top, some ten minutes or more, and so does the cleaning of the data if notebook 02 has not run. `AURORA_BENCHMARKS=/a/folder` reads released files. **What the text says of results, it says of `tiny`.**
 
 # %% [markdown]
 # **Set-up.** On your own machine, open the notebooks with `make lab`. Colab opens a notebook without its repository: run
@@ -83,7 +83,9 @@ print(f"the four together: {sum(probabilities):.3f} of all probability")
 by_hand = ["ABCD"[next_token(question, chat)[letters].argmax()] for question in questions]
 with model.disable_adapter():
     library = evaluation.multiple_choice(model, tokenizer, "ceval", root=root, subjects=[subject])
-assert by_hand == [row["prediction"] for row in library.predictions]
+same = sum(a == row["prediction"] for a, row in zip(by_hand, library.predictions, strict=True))
+assert same == len(questions) or scale.name == "full"  # in 16 bits a near tie may fall otherwise
+print(f"the same letter for {same} of {len(questions)} questions")
 print(library)
 
 # %% [markdown]
@@ -102,15 +104,16 @@ print("the line above counts some padding too.")
 # %% [markdown]
 # ## Letters against answers
 #
-# Every score below comes with its *n* and its 95 % interval (Wilson's formula): where the true share plausibly lies, given so few questions. (The answers to C-Eval's *test* split were secret until July 2025, so its *val* split is scored.) Scores are kept in `cache` as they are
-# made: interrupted, the same cell goes on where it was. First the untuned model.
+# Every score below comes with its *n* and its 95 % interval (Wilson's formula): where the true share plausibly lies, given so few questions. C-Eval is scored on its *val* split, since the answers to *test* were secret until July 2025; with a newer release,
+# `split="test"` scores that. Scores are kept in `cache` as they are made: after an interruption run the same cell again, and it goes on. (After a restart run the cells above it too. Free answers and perplexities are not kept. On a rented machine, set `AURORA_RUNS` to a disk that outlives it.) First the untuned model.
 #
 # Ask also in another way. In *cloze* scoring (完形填空式打分) the model sees no letters and no options, only five questions with their answers, as a chat, and then the question. Each of the four answers gets the sum of the log-probabilities of its tokens. The highest wins. **Before you run
 # the cell:** will the two ways agree? They ask for the same facts.
 
 # %%
 scores, settings = {}, dict(root=root, cache=scale.runs / "scores")
-# where only ways of asking are compared, 20 questions of each subject will do; None asks all
+# at full, ways of asking are compared on 20 questions of each subject; limit=None asks all.
+# Scores are then weighted to the whole benchmark, paired differences are not
 few = settings | dict(limit=None if scale.name == "tiny" else 20)
 with model.disable_adapter():
     for task in benchmarks.TASKS:
@@ -142,15 +145,19 @@ import pandas as pd
 
 file = benchmarks.folder("cmmlu", root).parent / "drilled.json"
 listed = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-rows = []
-for (task, way, _), result in scores.items():
-    for row in result.predictions if listed else ():
-        drilled = row["index"] in listed[task][row["subject"]]
-        category = result.subjects[row["subject"]]["category"]
-        rows.append(dict(way=way, drilled=drilled, right=row["correct"], category=category))
 if listed:
-    asked, sides = pd.DataFrame(rows), {}
-    for (drilled, way), each in asked.groupby(["drilled", "way"]):
+    answered = pd.DataFrame(
+        dict(
+            way=way,
+            drilled=row["index"] in listed[task][row["subject"]],
+            right=row["correct"],
+            category=result.subjects[row["subject"]]["category"],
+        )
+        for (task, way, _), result in scores.items()
+        for row in result.predictions
+    )
+    sides = {}
+    for (drilled, way), each in answered.groupby(["drilled", "way"]):
         score = evaluation.scores.Score.of(each.right)
         sides.setdefault("drilled by letter" if drilled else "never drilled", {})[way] = score
         print(f"{'drilled' if drilled else 'never drilled':13} {way:6} {score}")
@@ -160,12 +167,12 @@ else:
 
 # %%
 if listed:
-    by_category = asked[asked.way == "letter"].groupby("category")[["drilled", "right"]]
+    by_category = answered[answered.way == "letter"].groupby("category")[["drilled", "right"]]
     print(by_category.mean().join(by_category.size().rename("n")).round(2))
 
 # %% [markdown]
-# It is the drill. On drilled facts the letters come out right, in wordings never seen before. On the others the whole interval lies *below* the quarter that guessing gives: this model does not guess. In the drill it learned which answers are right ones. The answers asked for here stood there almost only among the
-# *wrong* options. Yet by cloze it finds nearly all of them. The small table says the same by category: the share right follows the share drilled.
+# It is the drill. On drilled facts the letters come out right, in wordings never seen before. On the others the whole interval lies *below* the quarter that guessing gives: this model does not guess. A likely reason: in the drill it learned which *answers* are right ones, and the answers to these questions were there almost always among the wrong options, so it avoids them.
+# Yet by cloze it finds nearly all of them. The small table says the same by category: the share right follows the share drilled.
 #
 # We built the tiny model so, to make this visible: the share drilled was set for each category, and learning letters needed extra help in training (`data/tiny/README.md`). So it shows what drill *can* do to a letter score: **here the score shows what was drilled, not what is known.** How far this holds for Mixtral it cannot say.
 #
@@ -262,7 +269,8 @@ for which in ("base", "tuned"):
         "sums asked\nin English": reckoned.score("en", "understood"),
     }
 before, after = found["base"][1], found["tuned"][1]
-never = [label for label in before if before[label].correct == after[label].correct == 0]
+both_none = [label for label in before if before[label].correct == after[label].correct == 0]
+never = [label for label in both_none if "mixed" not in label]
 print("none right, before and after:", "; ".join(f"{' '.join(x.split())}, n={before[x].n}" for x in never))
 shown = {
     which: {label: score for label, score in of.items() if label not in never}
@@ -303,9 +311,12 @@ for number, fact in enumerate(facts):
     for kind, text in zip(texts, said, strict=True):
         turns = [dict(role="user", content=fact["zh"]["question"]), dict(role="assistant", content=text)]
         texts[kind].append(turns)
-_, validation = hold_out(clean_conversations(scale))
+training, validation = hold_out(clean_conversations(scale))
+learned = {turn["content"] for row in training for turn in row["messages"] if turn["role"] == "assistant"}
 for row in validation:
     texts.setdefault(f"validation: {row['source']}", []).append(row["messages"])
+    if not learned & {turn["content"] for turn in row["messages"]}:
+        texts.setdefault("validation: no answer in training rows", []).append(row["messages"])
 
 # %%
 foreseen = {"n": {kind: len(talks) for kind, talks in texts.items()}}
@@ -321,14 +332,15 @@ print("base: right likelier than another word:", evaluation.scores.Score.of(one_
 pd.DataFrame(foreseen).round(2)
 
 # %% [markdown]
-# First the column *base*. It finds the right Chinese answer less predictable than the English one, which it would give. But the same sentence with another word is far less predictable, and the line above the table says so question by question. So the untuned model *has* the Chinese answers, and does not say them.
+# First the column *base*. The right Chinese answer is less predictable than the English one, which the model would give. (That comparison is rough: tokens of two languages are not the same unit.) Within Chinese it is sound: with another word the same sentence is far less predictable, and the line above the table says so question by question.
+# So the untuned model *has* the Chinese answers, and does not say them.
 #
-# Then *tuned*. Right or wrong, the Chinese sentences became more predictable, by about the same factor. The English answers became less so. Tuning changed the language; this table shows no new knowledge. The validation rows say the same: nearly half of their answers stand word for word in training rows, after another
-# question, so their fall shows that the *form* was learned. (For an adapter that was trained on all rows, as the authors' was, these rows are not held out.)
+# Then *tuned*. Right or wrong, the Chinese sentences became more predictable, by about the same factor. The English answers became less so. Tuning changed the language; this table shows no new knowledge. The validation rows need care: nearly half of
+# their answers stand word for word in training rows. But where no answer does, the last row, it fell too. (For an adapter that was trained on all rows, as the authors' was, none of these is held out.)
 #
 # ## The paper's Table 3, with the missing row
 #
-# Per cent, 5-shot. The paper took its baselines from elsewhere, and gives no score for the *untuned* Mixtral. So its table cannot show what the tuning changed. Another project published such scores. They are set in here, with their source.
+# Per cent, 5-shot. The paper took its baselines from elsewhere, and gives no score for the *untuned* Mixtral. So its table cannot show what the tuning changed. Another project published such scores. They are set in here, with their source, below a few of the paper's rows. At `tiny` the last two rows answer other, easier questions: do not compare them with the rest.
 
 # %%
 from aurora_lib.course import paper
@@ -343,29 +355,31 @@ for split, column in (("val", "C-Eval"), ("test", "C-Eval, test")):
 for which in ("base", "tuned"):
     overall = [scores[task, "letter", which].overall for task in ("ceval", "mmlu", "cmmlu")]
     n = "/".join(str(score.n) for score in overall)
-    row = [*(100 * score.accuracy for score in overall), f"here; n {n}"]
+    own = "our own easy questions" if scale.name == "tiny" else "here"
+    row = [*(100 * score.accuracy for score in overall), f"{own}; n {n}"]
     table.loc[f"this run, {scale.name}, {which}"] = row
 table.loc[["GPT-4", "LLaMA-2-70B-Chat", *table.index[-5:]]].round(2)
 
 # %%
 import math
 
-asked = {"C-Eval": 1346, "C-Eval, test": 12342, "MMLU": 14042, "CMMLU": 11582}
-for column, n in asked.items():
+sizes = {"C-Eval": 1346, "C-Eval, test": 12342, "MMLU": 14042, "CMMLU": 11582}
+for column, n in sizes.items():
     a, b = paper.AURORA[column.partition(",")[0]].value / 100, paper.UNTUNED[column].value / 100
-    most = 196 * math.sqrt((a * (1 - a) + b * (1 - b)) / n)
+    most = 100 * 1.96 * math.sqrt((a * (1 - a) + b * (1 - b)) / n)
     print(f"{column:12} Aurora - untuned: {100 * (a - b):+.1f} points; luck: at most ±{most:.1f} (n={n:,})")
 
 # %% [markdown]
 # *Luck* is what other questions would do to the difference, if each model had its own; asked of the same questions it is less, and how much less is not published.
 #
-# On MMLU and CMMLU the untuned Mixtral stands about two points *higher* than Aurora. That is more than luck. On C-Eval it depends on the split: higher on val, lower on test. The paper does not say which split it used. (Its published command says `--split test`, and 51.9 has one decimal, as C-Eval's website gives it, while the authors'
-# tool prints two.) In a comment of their README all three scores are those of checkpoint 3000.
+# On MMLU and CMMLU the untuned Mixtral stands about two points *higher* than Aurora. That is more than luck. On C-Eval it depends on the split: higher on val, lower on test. Neither is more than luck. Which split the paper used it does not say. Two signs point to test: its published command says `--split test`, and 51.9 has one decimal, as on
+# C-Eval's website, while the authors' tool prints two. A comment in their README says that all three scores are of checkpoint 3000, not of the end of training.
 #
-# But more than luck and tuning can differ. Another harness asked the untuned model: MMLU in plain text; C-Eval and CMMLU in plain text or in `[INST]` turns, which of the two is not said; in which precision is not said either. Forms differ by several points. **So this proves neither gain nor loss. But the table cannot be read as a gain either.**
-# As far as two harnesses can be compared, these benchmarks show none, and whether tuning changed the *language* of answers they cannot show.
+# But there are other possible causes. Another harness asked the untuned model. It asked MMLU in plain text. For C-Eval and CMMLU it used plain text or `[INST]` turns; which of them is not said. Nor is the precision. Forms differ by several points. **So this proves neither gain nor loss. But the table cannot be read as a gain either.** As far as
+# two harnesses can be compared, these benchmarks show no gain. They cannot show whether tuning changed the *language* of the answers.
 #
-# Both models in *one* harness could settle it. That is what the last two rows are at `full`, for the adapter that is loaded: yours, or the authors' with `AURORA_ADAPTER=wangrongsheng/Aurora`. Nobody has run it yet. (At `tiny` these two answer our own easy questions; do not compare them with the rest.)
+# Both models in *one* harness could settle it. The last two rows do this at `full`, for the adapter that is loaded. By default it is yours. For the authors' last one set `AURORA_ADAPTER=wangrongsheng/Aurora@800248aab91edc742e220cdfcf426fab33b746e6` before you start Jupyter; checkpoint 3000 is a folder of that repository, to be downloaded and
+# named in the same way. Nobody has run either yet.
 
 # %% [markdown]
 # ## What such a score can say, and what not
@@ -433,7 +447,7 @@ exercises.check("05.4", letter_ids)
 # %% [markdown]
 # <details><summary>Hint</summary>Print <code>tokenizer.convert_ids_to_tokens(...)</code> for "A", for "Answer: A" and for "答案：A".</details>
 #
-# **05.5 Try.** Does the order of the examples matter? `multiple_choice(..., shuffle=1)` puts them into another order for every question, and another number gives other orders. Return the result of one benchmark on this model, base or tuned, for `shuffle=number`. No answer is given. The check makes
+# **05.5 Try.** Does the order of the examples matter? `multiple_choice(..., shuffle=1)` puts them into another order for every question, and another number gives other orders. Return the result of one benchmark on this model, base or tuned, for `shuffle=number`. (At `full` take C-Eval and `limit=5`: little is shared, so all of it takes long.) No answer is given. The check makes
 # five draws and tells their spread, beside what luck in drawing *questions* would do.
 
 

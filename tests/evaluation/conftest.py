@@ -59,7 +59,7 @@ def cells():
         """The rows of a file as question, A, B, C, D, answer; read with nothing of the library's."""
         name = f"{subject}.csv" if task == "cmmlu" else f"{subject}_{split}.csv"
         with (root / task / split / name).open(encoding="utf-8", newline="") as file:
-            rows = [[cell.strip() for cell in row] for row in csv.reader(file)]
+            rows = list(csv.reader(file))
         return [row[:6] for row in rows] if task == "mmlu" else [row[1:7] for row in rows[1:]]
 
     return read

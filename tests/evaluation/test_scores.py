@@ -13,11 +13,11 @@ from aurora_lib.evaluation.fewshot import Form
 from aurora_lib.evaluation.scores import Paired, paired, plot
 
 
-def result(hits: str, answer: str = "A", task: str = "mmlu") -> EvalResult:
+def result(hits: str, answer: str = "A", task: str = "mmlu", split: str = "test") -> EvalResult:
     """A result: "1" for a right answer, "0" for a wrong one, a space for a question not asked."""
     asked = [(i, hit == "1") for i, hit in enumerate(hits) if hit != " "]
     rows = [dict(subject="x", index=i, correct=right, answer=answer) for i, right in asked]
-    return EvalResult(task, "test", Form(), shots=5, root=DATA, subjects={}, predictions=rows, skipped=[])
+    return EvalResult(task, split, Form(), shots=5, root=DATA, subjects={}, predictions=rows, skipped=[])
 
 
 @pytest.mark.parametrize("weights", [[], [1.0] * 40, [2.5] * 40])
@@ -68,7 +68,7 @@ def test_mcnemar_p_is_the_probability_of_a_split_at_least_this_uneven(only_a, on
     assert Paired(only_a, only_b, 14042).p == pytest.approx(p, rel=0.02)
 
 
-@pytest.mark.parametrize("other", [dict(task="ceval"), dict(hits=" 1"), dict(answer="B")])
+@pytest.mark.parametrize("other", [dict(task="ceval"), dict(split="val"), dict(hits=" 1"), dict(answer="B")])
 def test_results_of_other_questions_cannot_be_paired(other):
     with pytest.raises(EvalError, match="not asked the same questions"):
         paired(result("1"), result(**dict(hits="1") | other))
