@@ -7,7 +7,7 @@
 # ![The line with the subject and five solved examples are read once, and their keys and values are kept. From there each of many questions goes on to four bars, the probabilities of A, B, C and D as the next token; the tallest is the prediction, and the score is the share of right letters.](images/fewshot.svg)
 #
 # At `tiny` the questions are our own, in the released CSV layouts and under released subject names; no fact is asked in two benchmarks. At `full` they are the released ones. There every multiple-choice run first prints
-# what it will take; all of these together take at least 20 minutes, perhaps an hour (predicted, not measured). The free answers come on top, some ten minutes or more, and so does the cleaning of the data if notebook 02 has not run. `AURORA_BENCHMARKS=/a/folder` reads released files. **What the text says of results, it says of `tiny`.**
+# what it will take; all of these together take at least 12 minutes (predicted, not measured). The free answers come on top, about 9 minutes by the same floor, and so does the cleaning of the data if notebook 02 has not run. In all it should be less than an hour. `AURORA_BENCHMARKS=/a/folder` reads released files. **What the text says of results, it says of `tiny`.**
 
 # %% [markdown]
 # **Set-up.** On your own machine, open the notebooks with `make lab`. Colab opens a notebook without its repository: run
