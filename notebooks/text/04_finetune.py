@@ -208,8 +208,7 @@ pd.DataFrame(
 )
 
 # %% [markdown]
-# Read the wrong answers too. There are few, and all are fluent Chinese: some slide from the right first character into another fact, some tell something else about the
-# right person or thing. A share of Chinese alone would hide them.
+# Read the wrong answers too. There are few, and all are fluent Chinese: about the right person or thing but beside the question, or about something else altogether. A share of Chinese alone would hide them.
 
 # %%
 wrong = [row for row in after.rows if row["asked"] == "zh" and not row["correct"]]
@@ -264,10 +263,10 @@ table.style.format(dict.fromkeys(columns[2:6], "{:.0%}") | {"loss": "{:.3f}", "t
 # %% [markdown]
 # - **Rank and targets.** The thinnest detour does as well as the recipe. Wider ones, and all of attention, answer no better in Chinese.
 # - **Learning rate.** The paper's 5e-5 is for a model ten thousand times larger and some sixteen thousand steps (of 32 conversations, by the speeds of the authors' run; their published command
-#   makes 8); in a few hundred it changes no answer's language. A tenth of our rate is enough here. Three times the rate lies just outside the three seeds, in loss and in right English answers; one run shows no more than that.
+#   makes 8); in a few hundred it changes no answer's language. A tenth of our rate is enough here. Three times the rate lies just outside the three seeds; one run shows no more than that.
 # - **Router.** LoRA on its bare parameter takes no dropout, so compare it with the row *no dropout*: nothing gained that the table could show. Nor by training it whole (`modules_to_save`).
 # - **English rows.** The recipe has about one in ten; the row with the largest share was made by leaving out Chinese ones. Without any, the model begins to answer English in Chinese: the first sign of *forgetting* (灾难性遗忘), a relative of
-#   what users of the original reported (its issue 9: step-by-step reasoning was lost). The more rows of what should stay, the less is lost: a cheap insurance.
+#   what users of the original reported (its issue 9: step-by-step reasoning was lost). Already a few rows of what should stay keep most of it: a cheap insurance.
 #
 # Now your own: the cell makes the row *no English rows* anew; put in a value of yours (`lora={"r": 2}`, `settings={"learning_rate": 3e-3}`). A result is kept on disk, so asking again is free;
 # `experiments.sweep` runs several and makes the table.

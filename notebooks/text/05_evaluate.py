@@ -7,7 +7,7 @@
 # ![The line with the subject and five solved examples are read once, and their keys and values are kept. From there each of many questions goes on to four bars, the probabilities of A, B, C and D as the next token; the tallest is the prediction, and the score is the share of right letters.](images/fewshot.svg)
 #
 # At `tiny` the questions are our own, in the released CSV layouts and under released subject names; no fact is asked in two benchmarks. At `full` they are the released ones. There every multiple-choice run first prints
-# what it will take; all of these together take at least 12 minutes (predicted, not measured). The free answers come on top, about 9 minutes by the same floor, and so does the cleaning of the data if notebook 02 has not run. In all it should be less than an hour. `AURORA_BENCHMARKS=/a/folder` reads released files. **What the text says of results, it says of `tiny`.**
+# what it will take; all of these together take at least 12 minutes (predicted from the weights to be read and the numbers to be multiplied, not measured). The free answers come on top, 9 minutes if all are long, and so does the cleaning of the data if notebook 02 has not run. In all it should be less than an hour. `AURORA_BENCHMARKS=/a/folder` reads released files. **What the text says of results, it says of `tiny`.**
 
 # %% [markdown]
 # **Set-up.** On your own machine, open the notebooks with `make lab`. Colab opens a notebook without its repository: run
@@ -315,8 +315,8 @@ training, validation = hold_out(clean_conversations(scale))
 learned = {turn["content"] for row in training for turn in row["messages"] if turn["role"] == "assistant"}
 for row in validation:
     texts.setdefault(f"validation: {row['source']}", []).append(row["messages"])
-    if not learned & {turn["content"] for turn in row["messages"]}:
-        texts.setdefault("validation: no answer in training rows", []).append(row["messages"])
+own = (row["messages"] for row in validation if not learned & {turn["content"] for turn in row["messages"]})
+texts["validation: no answer in training rows"] = list(own)
 
 # %%
 foreseen = {"n": {kind: len(talks) for kind, talks in texts.items()}}
@@ -372,7 +372,7 @@ for column, n in sizes.items():
 # %% [markdown]
 # *Luck* is what other questions would do to the difference, if each model had its own; asked of the same questions it is less, and how much less is not published.
 #
-# On MMLU and CMMLU the untuned Mixtral stands about two points *higher* than Aurora. That is more than luck. On C-Eval it depends on the split: higher on val, lower on test. Neither is more than luck. Which split the paper used it does not say. Two signs point to test: its published command says `--split test`, and 51.9 has one decimal, as on
+# On MMLU and CMMLU the untuned Mixtral stands about two points *higher* than Aurora. That is more than luck. On C-Eval it depends on the split: higher on val, lower on test. Neither is shown to be more than luck. Which split the paper used it does not say. Two signs point to test: its published command says `--split test`, and 51.9 has one decimal, as on
 # C-Eval's website, while the authors' tool prints two. A comment in their README says that all three scores are of checkpoint 3000, not of the end of training.
 #
 # But there are other possible causes. Another harness asked the untuned model. It asked MMLU in plain text. For C-Eval and CMMLU it used plain text or `[INST]` turns; which of them is not said. Nor is the precision. Forms differ by several points. **So this proves neither gain nor loss. But the table cannot be read as a gain either.** As far as
