@@ -118,8 +118,11 @@ class EvalResult:
         return self._by({subject: of["category"] for subject, of in self.subjects.items()}, CATEGORIES)
 
     def __str__(self) -> str:
-        notes = f"; {len(self.skipped)} rows skipped" if self.skipped else ""
-        name = f"{self.task} {self.split}, {self.shots}-shot {_words(self.form)}"
+        shots = max(row["shots"] for row in self.predictions)
+        fewer = sum(row["shots"] < shots for row in self.predictions)
+        notes = f"; {fewer:,} with fewer examples" * bool(fewer)
+        notes += f"; {len(self.skipped)} rows skipped" * bool(self.skipped)
+        name = f"{self.task} {self.split}, {shots}-shot {_words(self.form)}"
         return f"{name}: {self.overall}, chance {CHANCE:.2f}{notes}"
 
 
@@ -144,9 +147,9 @@ def multiple_choice(
     """
     known, root = benchmarks.load_subjects(task, root), benchmarks.folder(task, root)
     split, own = split or TASKS[task]["split"], TASKS[task]["language"]
-    form = Form(prompt, language or (own if prompt == "plain" else "en"), option, scoring)
+    form = Form(prompt, language or (own if prompt == "plain" else "en"), option, scoring, shuffle)
     subjects = list(known) if subjects is None else subjects
-    given = [(kind, getattr(form, kind), allowed) for kind, allowed in FORMS.items()]
+    given = [("split", split, ("val", "test")), *((k, getattr(form, k), known) for k, known in FORMS.items())]
     for kind, value, allowed in given + [("subject", subject, known) for subject in subjects]:
         if value not in allowed:
             raise EvalError(f"There is no {kind} {value!r} in {task}. Choose from: {', '.join(allowed)}.")
@@ -164,10 +167,9 @@ def multiple_choice(
         asked = tuple((q, tuple(shown(examples, shots, shuffle, q))) for q in drawn)
         found, too_long = fewshot.fit(tokenizer, template, context, asked, entry["name"], form)
         groups += found
-        for question, length in too_long:
-            row = dict(file=benchmarks.file_name(task, subject, split), line=None, subject=subject)
-            reason = f"{length} tokens without any example, and the model's context has {context}"
-            skipped.append(row | dict(index=question.index, reason=reason))
+        where = dict(file=benchmarks.file_name(task, subject, split), line=None, subject=subject)
+        reason = f"tokens without any example, and the model's context has {context}"
+        skipped += [where | dict(index=q.index, reason=f"{length} {reason}") for q, length in too_long]
     if not groups:
         first = f"; the first is {skipped[0]['file']}: {skipped[0]['reason']}" if skipped else ""
         raise EvalError(f"No question of {task} {split} can be scored: {len(skipped)} rows skipped{first}.")
@@ -179,14 +181,13 @@ def multiple_choice(
 
 def shown(examples: list, shots: int, shuffle: int, question) -> list:
     """The examples before a question: the first ones, or with `shuffle` some drawn for it alone."""
-    if not shuffle:
-        return examples[:shots]
     draw = random.Random(f"{int(shuffle)} {question.subject} {question.index}")
-    return draw.sample(examples, min(shots, len(examples)))
+    return draw.sample(examples, min(shots, len(examples))) if shuffle else examples[:shots]
 
 
 def _words(form: Form) -> str:
     asked = "cloze" if form.scoring == "cloze" else f"{form.prompt} letter {form.language}"
+    asked += f", shuffled {int(form.shuffle)}" * bool(form.shuffle)
     return asked + ", other options" * (form.option != Form.option)
 
 
@@ -236,12 +237,10 @@ def expected(model, passes: int, tokens: int) -> str:
     device = "tiny" if model.device.type == "cpu" else "h100"
     if speed := results.recorded("05", device).get(SPEED):
         return f": about {flops(model.config, tokens) / speed / 1e9:,.0f} s by the speed recorded"
-    if device == "tiny":
-        return ""
     budget = memory.predict(model.config, train=False)
     moved = budget.weights + 8 * (budget.parts["experts"] + budget.parts["attention"])
     seconds = passes * moved * machine.GIB / BANDWIDTH + flops(model.config, tokens) / FLOPS
-    return f": on an H100 at least {seconds / 60:.1f} minutes (predicted)"
+    return f": on an H100 at least {seconds / 60:.1f} minutes (predicted)" * (device == "h100")
 
 
 def judge(groups: list[Group], scored: list[list[list[float]]], weights: dict[str, float]) -> list[dict]:

@@ -35,6 +35,7 @@ class Form:
     language: str = "en"
     option: str = "\n{letter}. {choice}"
     scoring: str = "letter"
+    shuffle: int = 0
 
 
 FORMS = dict(prompt=("chat", "plain"), language=tuple(SYSTEM), scoring=("letter", "cloze"))
@@ -67,8 +68,7 @@ def cloze_prompt(tokenizer, question: Question, examples) -> str:
 
 
 def _chat(tokenizer, said: list[tuple[str, str]], asked: str) -> str:
-    turns = [*said, (asked,)]
-    return "".join(_turn(tokenizer, tokenizer.chat_template, *turn) for turn in turns)
+    return "".join(_turn(tokenizer, tokenizer.chat_template, *turn) for turn in [*said, (asked,)])
 
 
 @lru_cache(maxsize=4096)  # the examples of a subject are the same for every question

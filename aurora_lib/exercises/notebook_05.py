@@ -65,8 +65,9 @@ def letter_ids(find):
 @exercise("05.5", 2, 15, "an open question: the order of examples")
 def draw(score):
     made = [score(number) for number in range(1, 6)]
-    if len({tuple(row["prediction"] for row in each.predictions) for each in made}) == 1:
-        yield "all draws made the same predictions. Hand the number on as `shuffle`."
+    asked = {tuple((row["subject"], row["index"]) for row in each.predictions) for each in made}
+    if len(asked) > 1 or len({tuple(row["prediction"] for row in each.predictions) for each in made}) == 1:
+        yield "hand the number on as `shuffle`, and change nothing else: all draws ask the same questions."
     shares, n = [each.overall.accuracy for each in made], made[0].overall.n
     luck = math.sqrt(shares[0] * (1 - shares[0]) / n)
     print(f"Five draws: {min(shares):.3f} to {max(shares):.3f}, standard deviation {stdev(shares):.3f}.")

@@ -112,9 +112,10 @@ print("the line above counts some padding too.")
 
 # %%
 scores, settings = {}, dict(root=root, cache=scale.runs / "scores")
-# at full, ways of asking are compared on 20 questions of each subject; limit=None asks all.
+file = benchmarks.folder("cmmlu", root).parent / "drilled.json"  # only our own questions have it
+# of released files, ways of asking are compared on 20 questions of each subject; limit=None asks all.
 # Scores are then weighted to the whole benchmark, paired differences are not
-few = settings | dict(limit=None if scale.name == "tiny" else 20)
+few = settings | dict(limit=None if file.is_file() else 20)
 with model.disable_adapter():
     for task in benchmarks.TASKS:
         scores[task, "letter", "base"] = evaluation.multiple_choice(model, tokenizer, task, **settings)
@@ -143,7 +144,6 @@ import json
 
 import pandas as pd
 
-file = benchmarks.folder("cmmlu", root).parent / "drilled.json"
 listed = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 if listed:
     answered = pd.DataFrame(
@@ -355,7 +355,7 @@ for split, column in (("val", "C-Eval"), ("test", "C-Eval, test")):
 for which in ("base", "tuned"):
     overall = [scores[task, "letter", which].overall for task in ("ceval", "mmlu", "cmmlu")]
     n = "/".join(str(score.n) for score in overall)
-    own = "our own easy questions" if scale.name == "tiny" else "here"
+    own = "our own easy questions" if listed else "here"
     row = [*(100 * score.accuracy for score in overall), f"{own}; n {n}"]
     table.loc[f"this run, {scale.name}, {which}"] = row
 table.loc[["GPT-4", "LLaMA-2-70B-Chat", *table.index[-5:]]].round(2)
@@ -421,7 +421,7 @@ exercises.check("05.2", answer_logprob)
 # %% [markdown]
 # <details><summary>Hint</summary>The output at place i foresees the token at place i + 1. <code>log_softmax(-1)</code>, then add up.</details>
 #
-# **05.3 Build.** McNemar's exact test. `before` and `after` are lists of True and False, in the same order of questions. Return the two-sided p.
+# **05.3 Build.** McNemar's exact test. `before` and `after` are lists of True and False, in the same order of questions. Return the two-sided p; it is 1 where the two never differ.
 
 
 # %%

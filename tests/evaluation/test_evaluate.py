@@ -183,6 +183,7 @@ def test_a_prompt_longer_than_the_context_loses_examples_from_the_front(random_m
     result = multiple_choice(model, tokenizer, "mmlu", subjects=[GEOGRAPHY])
     assert [row["index"] for row in result.predictions] == list(range(len(questions)))
     assert {row["shots"] for row in result.predictions} > {3} and not result.skipped
+    assert "with fewer examples" in str(result)
     letters = tokenizer.convert_tokens_to_ids(["▁A", "▁B", "▁C", "▁D"])
     expected = [foreseen(model, [*three, letter], len(three))[0] for letter in letters]
     first = result.predictions[0]
@@ -195,6 +196,8 @@ def test_what_cannot_be_scored_is_one_sentence_that_says_why(random_model, token
         multiple_choice(model, tokenizer, "mmlu", subjects=["alchemy"])
     with pytest.raises(EvalError, match=r"no prompt 'vibes'.*chat, plain"):
         multiple_choice(model, tokenizer, "mmlu", prompt="vibes")
+    with pytest.raises(EvalError, match=r"no split 'dev'.*val, test"):  # the examples are from there
+        multiple_choice(model, tokenizer, "mmlu", split="dev")
     with pytest.raises(EvalError, match=r"1 rows skipped; the first is test/x_test.csv: answer 'E'"):
         multiple_choice(model, tokenizer, "mmlu", root=root)
     model.lm_head.weight.data[:] = torch.nan

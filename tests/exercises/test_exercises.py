@@ -141,6 +141,8 @@ WRONG = [
     ("05.1", 2.67, "from the middle to one end"),
     ("05.1", 0.0534, "percentage points"),
     ("05.1", 1.36, "one standard error"),
+    ("05.1", 5.45, "1.96 standard errors, not 2"),
+    ("05.5", lambda number: ANSWERS["05.5"](1), "hand the number on"),
     ("05.2", lambda logits, ids, start: each(logits[1:], ids[:-1])[start - 1 :].sum(), "expected"),
     (
         "05.2",

@@ -20,7 +20,7 @@ def test_the_task_holds_every_scored_question_as_it_was_asked(tokenizer, tmp_pat
     model = load_model(DATA / "tiny", dtype=torch.float32)
     model.config.max_position_embeddings = 190  # some questions lose examples
     result = multiple_choice(model, tokenizer, task, prompt=prompt, shuffle=shuffle, limit=2)
-    made = yaml.safe_load(harness.export(result, tokenizer, tmp_path, shuffle).read_text(encoding="utf-8"))
+    made = yaml.safe_load(harness.export(result, tokenizer, tmp_path).read_text(encoding="utf-8"))
     assert made["task"] == f"aurora_{task}_{prompt}"
     questions = Path(made["dataset_kwargs"]["data_files"]["test"]).read_text(encoding="utf-8")
     lines = [json.loads(line) for line in questions.splitlines()]

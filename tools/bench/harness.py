@@ -46,11 +46,11 @@ def main() -> None:
     print("task written:", export(result, tokenizer, scale.runs / "harness"))
 
 
-def export(result: EvalResult, tokenizer, folder: str | Path, shuffle: int = 0) -> Path:
+def export(result: EvalResult, tokenizer, folder: str | Path) -> Path:
     """Write the prompts of a letter `result`, token for token, as the task `aurora_<task>_<prompt>`.
 
     Its `.jsonl` has a line per question (`prompt`, `target` 0 to 3, in the order of `result.predictions`) and
-    its `.yaml` describes that file; returns the latter. `shuffle`: what the result was made with. Raises
+    its `.yaml` describes that file; returns the latter. Raises
     EvalError where the harness would read other tokens than we do, before a letter or as a letter.
     """
     task, form, bos = result.task, result.form, tokenizer.bos_token
@@ -66,7 +66,7 @@ def export(result: EvalResult, tokenizer, folder: str | Path, shuffle: int = 0) 
         for row in result.predictions:
             subject, (dev, questions) = result.subjects[row["subject"]]["name"], files[row["subject"]]
             question = next(question for question in questions if question.index == row["index"])
-            examples = shown(dev, result.shots, shuffle, question)
+            examples = shown(dev, result.shots, form.shuffle, question)
             examples = examples[len(examples) - row["shots"] :]
             text = fewshot.letter_prompt(tokenizer, question, examples, subject, form)
             prompt, ours = bos + text.removeprefix(bos), batching.encode(tokenizer, text)
