@@ -149,7 +149,7 @@ def multiple_choice(
     split, own = split or TASKS[task]["split"], TASKS[task]["language"]
     form = Form(prompt, language or (own if prompt == "plain" else "en"), option, scoring, shuffle)
     subjects = list(known) if subjects is None else subjects
-    given = [("split", split, ("val", "test")), *((k, getattr(form, k), known) for k, known in FORMS.items())]
+    given = [("split", split, ("val", "test")), *((k, getattr(form, k), names) for k, names in FORMS.items())]
     for kind, value, allowed in given + [("subject", subject, known) for subject in subjects]:
         if value not in allowed:
             raise EvalError(f"There is no {kind} {value!r} in {task}. Choose from: {', '.join(allowed)}.")
