@@ -29,6 +29,7 @@ class Form:
     `prompt`: "chat", every example a user's turn with its letter as the answer, or "plain" text; `language`
     of the words around question and options; `option`: one line. `scoring`: "letter" (A, B, C or D comes
     next) or "cloze" (no options are shown; which choice is the likeliest answer in a chat?).
+    `shuffle`: not 0 where the examples were shuffled for each question; another number, another order.
     """
 
     prompt: str = "chat"

@@ -131,7 +131,7 @@ def perplexity(model, tokenizer, conversations: list[list[dict]], *, batch_size:
     for messages in conversations:
         row = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
         ids, mask = row["input_ids"][:limit], [*row["assistant_masks"][:limit], 0]
-        changes = [i for i in range(1, len(mask)) if mask[i] != mask[i - 1]]  # where he begins, and ends
+        changes = [i for i in range(1, len(mask)) if mask[i] != mask[i - 1]]  # where answers begin, and end
         said += [[(ids[:a], ids[a:b])] for a, b in zip(changes[::2], changes[1::2], strict=True)]
     if not said:
         raise ValueError(f"No conversation has an assistant token within the context of {limit} tokens.")
