@@ -103,7 +103,8 @@ def main() -> int:
     print(f"{'all':<22}{time.time() - began:>9.1f}\n")
     values = results.yours("04", scale)
     n = values["held-out prompts per language"]
-    print(f"Before and after tuning. Shares: of {n} facts a language that it never saw; loss: on conversations held out of training.\n")
+    print(f"Before and after tuning. Shares: of {n} facts a language that it never saw;", end=" ")
+    print("loss: on conversations held out of training.\n")
     print(before_after(values).to_string(), "\n")
     where = os.path.relpath(scale.runs / "notebooks")
     print(f"The executed notebooks are in {where}. To work through the course yourself: make lab")
