@@ -73,8 +73,8 @@ class Tensors(TorchDispatchMode):
 class profile:
     """Memory over time: `with machine.profile("cpu") as timeline: ...; timeline.mark("load"); ...`.
 
-    On CUDA allocated and reserved bytes; on a CPU those of the tensors made meanwhile, which is what
-    `memory.predict` predicts. `seconds`, `used` and `reserved` (bytes) grow while it runs, `marks` is a list
+    On CUDA bytes allocated meanwhile, and all that are reserved; on a CPU those of the tensors made
+    meanwhile, which is what `memory.predict` predicts. `seconds`, `used` and `reserved` (bytes) grow while it runs, `marks` is a list
     of (seconds, phase).
     """
 
@@ -87,6 +87,7 @@ class profile:
         if self.cuda:
             torch.cuda.init()
             torch.cuda.reset_peak_memory_stats()
+            self._held = torch.cuda.memory_allocated()  # by models loaded before
         else:
             self._tensors.__enter__()
         self._begin, self._stop = time.perf_counter(), threading.Event()
@@ -108,7 +109,7 @@ class profile:
 
     def _sample(self) -> None:
         if self.cuda:
-            used, reserved = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
+            used, reserved = torch.cuda.memory_allocated() - self._held, torch.cuda.memory_reserved()
         else:
             used = reserved = self._tensors.now
         self.seconds.append(time.perf_counter() - self._begin)
@@ -122,4 +123,5 @@ class profile:
     @property
     def peak(self) -> float:
         """Highest use in GiB, whatever was sampled: the count of CUDA's allocator, or of `Tensors`."""
-        return (torch.cuda.max_memory_allocated() if self.cuda else self._tensors.peak) / GIB
+        peak = torch.cuda.max_memory_allocated() - self._held if self.cuda else self._tensors.peak
+        return peak / GIB

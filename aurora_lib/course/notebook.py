@@ -11,8 +11,8 @@ from aurora_lib.course.scale import Scale, ScaleError, choose
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes")
 COLAB = """\
-This is Colab: its CPU and its T4 (15 GB) fit tiny only, and runs/ vanishes with the machine. To keep your
-runs, mount your drive and run `%env AURORA_RUNS=/content/drive/MyDrive/aurora` before this cell."""
+This is Colab: its CPU fits tiny, its T4 (15 GB) AURORA_SCALE=mid, and runs/ vanishes with the machine. To keep
+your runs, mount your drive and run `%env AURORA_RUNS=/content/drive/MyDrive/aurora` before this cell."""
 
 
 def start(notebook: str) -> Scale:

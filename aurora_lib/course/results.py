@@ -7,9 +7,10 @@ import time
 from pathlib import Path
 
 import pandas as pd
+import torch
 
 from aurora_lib.course import paper
-from aurora_lib.course.machine import peak_rss, write_whole
+from aurora_lib.course.machine import GIB, peak_rss, write_whole
 from aurora_lib.course.scale import ROOT, Scale
 
 RECORDED = ROOT / "results"
@@ -29,13 +30,14 @@ def begin(notebook: str, scale: Scale) -> None:
 def record(notebook: str, values: dict[str, float]) -> Path:
     """Write `values` (label -> number; units in brackets, as in "memory [GiB]") to `runs/<scale>/results/`.
 
-    Time since `start` and the peak memory of this process are added. Raises RuntimeError before `start`.
+    Time since `start` and this process's peak memory (of the GPU, where one is used) are added. Raises RuntimeError before `start`.
     """
     scale, began = _begun(notebook)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     whole = dict(notebook=notebook, scale=scale.name, device=scale.device, date=time.strftime("%Y-%m-%d"))
     whole |= dict(base_model=Path(scale.base_model).name, python=platform.python_version(), cores=cores)
-    whole["values"] = values | {SECONDS: round(time.time() - began, 1), MEMORY: round(peak_rss(), 3)}
+    peak = torch.cuda.max_memory_reserved() / GIB if scale.device == "cuda" else peak_rss()
+    whole["values"] = values | {SECONDS: round(time.time() - began, 1), MEMORY: round(peak, 3)}
     # numbers of numpy and torch become Python's
     text = json.dumps(whole, indent=1, ensure_ascii=False, default=lambda value: value.item())
     return write_whole(_path(notebook, scale), text + "\n")

@@ -1,6 +1,7 @@
-"""Scale presets: everything that differs between `tiny` and `full`, and nothing else."""
+"""Scale presets (`scales.toml`): everything that differs between `tiny`, `mid` and `full`."""
 
 import os
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from aurora_lib.course.machine import GIB
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "data"
+PRESETS = tomllib.loads(Path(__file__).with_name("scales.toml").read_text(encoding="utf-8"))
+TINY, FULL = PRESETS["tiny"], PRESETS["full"]
 
 
 class ScaleError(RuntimeError):
@@ -21,15 +24,17 @@ class ScaleError(RuntimeError):
 class Scale:
     """One size at which the whole course runs.
 
-    `AURORA_MODEL`, `AURORA_DATA`, `AURORA_BENCHMARKS`, `AURORA_ADAPTER` and `AURORA_RUNS` override names and
-    paths. `learning_rate`, `epochs` and `length` (tokens) are those of training; `full` has the paper's.
+    `AURORA_MODEL`, `AURORA_DATA`, `AURORA_BENCHMARKS`, `AURORA_ADAPTER`, `AURORA_RUNS` override names and
+    paths, `AURORA_MINUTES` how long notebook 04 trains, and `AURORA_DEVICE=cpu` the device. `learning_rate`,
+    `epochs`, `minutes` (0: all epochs) and `length` (tokens) are those of training; `full` has the paper's.
+    One of `every` released rows is read, and `questions` of a benchmark's subject are asked (None: all).
     """
 
     name: str
     device: str
+    dtype: torch.dtype
     reason: str
     base_model: str
-    revision: str | None
     data: Path | None
     benchmarks: Path | None
     runs: Path
@@ -41,53 +46,79 @@ class Scale:
     length: int
     save_steps: int
     max_new_tokens: int
+    revision: str | None = None
+    shipped: str | None = None
+    minutes: float = 0
+    every: int = 1
+    questions: int | None = None
 
     @property
     def loading(self) -> dict:
-        """What `load_model` is told beside the model: CPUs compute in fp32, as bf16 would only be slower."""
-        dtype = torch.bfloat16 if self.device == "cuda" else torch.float32
-        return dict(revision=self.revision, dtype=dtype, device=self.device)
-
-
-_both = dict(epochs=3, batch=2, accumulation=4)
-TINY = dict(base_model=str(DATA / "tiny"), revision=None, data=DATA / "rows", benchmarks=DATA / "benchmarks")
-TINY |= _both | dict(learning_rate=1e-2, length=256, save_steps=50, max_new_tokens=48)
-FULL = dict(base_model="mistralai/Mixtral-8x7B-Instruct-v0.1", data=None, benchmarks=None)
-FULL |= dict(revision="125c431e2ff41a156b9f9076f744d2f35dd6e67a")
-FULL |= _both | dict(learning_rate=5e-5, length=1024, save_steps=1000, max_new_tokens=256)
+        """What `load_model` is told beside the model."""
+        return dict(revision=self.revision, dtype=self.dtype, device=self.device)
 
 
 def choose(environ=os.environ) -> Scale:
     """The scale to run at: `tiny` unless `AURORA_SCALE` says otherwise. `~` in a path is the home folder.
 
-    Raises ScaleError for an unknown name, `full` without a CUDA GPU, and a wrong HF_ENDPOINT. Whether the
-    model fits that GPU is for its memory budget to say, in `load_model` and before a training.
+    Raises ScaleError for an unknown name, `mid` and `full` without a CUDA GPU, another device than "cpu",
+    minutes that are no number, and a wrong HF_ENDPOINT. Whether the model fits that GPU is for its memory
+    budget to say, in `load_model` and before a training.
     """
     if fault := endpoint_fault(environ):
         raise ScaleError(f"{fault}.")
-    name = environ.get("AURORA_SCALE") or "tiny"
-    if name not in ("tiny", "full"):
-        remedy = "Set it to 'tiny' or 'full', or unset it for 'tiny'."
+    given = {k: os.path.expanduser(v) for k, v in environ.items() if k.startswith("AURORA_") and v}
+    name, asked = given.get("AURORA_SCALE", "tiny"), given.get("AURORA_DEVICE", "")
+    if name not in PRESETS:
+        remedy = "Set it to 'tiny', 'mid' or 'full', or unset it for 'tiny'."
         raise ScaleError(f"AURORA_SCALE={name!r} does not exist. {remedy}")
+    if asked not in ("", "cpu"):
+        raise ScaleError(f"AURORA_DEVICE={asked!r} does not exist. Set it to 'cpu', or unset it for the GPU.")
     gpu = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None
     seen = f"{gpu.name} with {gpu.total_memory / GIB:.1f} GiB" if gpu else "no CUDA GPU"
-    if name == "full" and not gpu:
+    device = "cpu" if name == "tiny" or asked else "cuda"
+    if device == "cuda" and not gpu:
         remedy = "Unset AURORA_SCALE to run all at 'tiny' on the CPU, or rent a GPU (README, 'Going full')."
-        raise ScaleError(f"AURORA_SCALE=full needs a CUDA GPU, and this machine has none. {remedy}")
-    if environ.get("AURORA_SCALE"):
-        reason = f"AURORA_SCALE={name}; {seen}"
+        slow = "AURORA_DEVICE=cpu computes without one, which suits notebook 02 and rehearsals only."
+        raise ScaleError(f"AURORA_SCALE={name} needs a CUDA GPU, and this machine has none. {remedy} {slow}")
+    if "AURORA_SCALE" in given:
+        reason = f"AURORA_SCALE={name}; {seen}" + "; AURORA_DEVICE=cpu" * bool(asked)
     elif gpu:
-        tried = "could be tried with AURORA_SCALE=full, where the memory budget decides"
+        tried = "could be tried with AURORA_SCALE=mid or full, where the memory budget decides"
         reason = f"AURORA_SCALE is not set; {seen} {tried}"
     else:
         reason = f"the default, since AURORA_SCALE is not set; {seen} here"
-    preset = dict(TINY if name == "tiny" else FULL)
-    given = {key: os.path.expanduser(value) for key, value in environ.items() if key.startswith("AURORA_")}
-    if given.get("AURORA_MODEL"):
-        preset |= dict(base_model=given["AURORA_MODEL"], revision=None)
+    # a T4 computes in fp16 only; CPUs in fp32, as bf16 would only be slower
+    dtype = torch.bfloat16 if device == "cuda" and gpu.major >= 8 else torch.float16
+    preset = dict(
+        device=device, dtype=dtype if device == "cuda" else torch.float32, data=None, benchmarks=None
+    )
+    preset |= PRESETS[name]
+    if name == "tiny":
+        preset |= {key: str(DATA / preset[key]) for key in ("base_model", "shipped")}
+        preset |= {key: DATA / preset[key] for key in ("data", "benchmarks")}
+    if model := given.get("AURORA_MODEL"):
+        if Path(model).name != Path(preset["base_model"]).name:
+            preset["shipped"] = None  # an adapter belongs to one base
+        preset |= dict(base_model=model, revision=None)
     for key in ("data", "benchmarks"):
         if place := given.get(f"AURORA_{key.upper()}"):
             preset[key] = Path(place).resolve()
+    if "AURORA_DATA" in given:
+        preset["every"] = 1
+    if minutes := given.get("AURORA_MINUTES"):
+        preset["minutes"] = _minutes(minutes)
+    preset["adapter"] = given.get("AURORA_ADAPTER")
+    if preset["adapter"] == "released" and "shipped" in preset:
+        preset["adapter"] = preset["shipped"]
     preset["runs"] = Path(given.get("AURORA_RUNS") or ROOT / "runs").resolve() / name
-    preset |= dict(device="cuda" if name == "full" else "cpu", adapter=given.get("AURORA_ADAPTER"))
     return Scale(name=name, reason=reason, **preset)
+
+
+def _minutes(text: str) -> float:
+    try:
+        if 0 <= float(text) < float("inf"):
+            return float(text)
+    except ValueError:
+        pass
+    raise ScaleError(f"AURORA_MINUTES={text!r} is no number of minutes. 0 trains all epochs.")

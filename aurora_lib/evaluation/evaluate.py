@@ -17,18 +17,18 @@ from pathlib import Path
 from peft.tuners.tuners_utils import BaseTunerLayer
 from tqdm.auto import tqdm
 
-from aurora_lib.course import machine, results
+from aurora_lib.course import results
 from aurora_lib.evaluation import benchmarks, fewshot
 from aurora_lib.evaluation.benchmarks import LETTERS, TASKS, EvalError, load_questions
 from aurora_lib.evaluation.fewshot import FORMS, Candidate, Form, Group
-from aurora_lib.model import batching, memory
+from aurora_lib.model import batching
+from aurora_lib.model import speed as speeds
 
 SAMPLE = 256  # at least so many elements of each weight identify it
 CATEGORIES = ("STEM", "Social Sciences", "Humanities", "Other")
 CHANCE = 1 / len(LETTERS)
 Z = 1.959964  # standard errors on either side that hold 95 % of a normal distribution
 SPEED = "letters, speed [GFLOP/s]"
-BANDWIDTH, FLOPS = 3e12, 600e12  # bytes and bf16 operations a second that an H100 reaches in practice
 PASSING = ("use_cache", "output_router_logits", "_name_or_path", "transformers_version")  # change no score
 
 
@@ -218,29 +218,20 @@ def score(model, tokenizer, groups: list[Group], label, size, cache) -> tuple[li
                     raise EvalError(f"{label}: the model's output is no number; load it in bf16 or fp32.")
                 kept.add({names[i]: four for i, four in zip(batch, values, strict=True)})
                 bar.update(len(batch))
-    speed = flops(model.config, tokens) / (time.perf_counter() - began) / 1e9
+    speed = speeds.flops(model.config, tokens) / (time.perf_counter() - began) / 1e9
     return [[kept[key] for key in names] for names in keys], speed
-
-
-def flops(config, tokens: int) -> float:
-    """Operations to read `tokens`: two for a parameter in use. The head is left out: few tokens need it."""
-    parts = memory.predict(config, train=False).parts  # half a byte a parameter
-    used = getattr(config, "num_experts_per_tok", 1) / getattr(config, "num_local_experts", 1)
-    return 4 * machine.GIB * (parts["experts"] * used + parts["attention"]) * tokens
 
 
 def expected(model, passes: int, tokens: int) -> str:
     """The time that `passes` of the model over `tokens` will take, in words; nothing where it is unknown.
 
-    By the speed recorded, else on a GPU by a floor: a pass reads all weights, and unpacks the 4-bit ones.
+    By the speed recorded, else on a GPU the least that it can be.
     """
     device = "tiny" if model.device.type == "cpu" else "h100"
     if speed := results.recorded("05", device).get(SPEED):
-        return f": about {flops(model.config, tokens) / speed / 1e9:,.0f} s by the speed recorded"
-    budget = memory.predict(model.config, train=False)
-    moved = budget.weights + 8 * (budget.parts["experts"] + budget.parts["attention"])
-    seconds = passes * moved * machine.GIB / BANDWIDTH + flops(model.config, tokens) / FLOPS
-    return f": on an H100 at least {seconds / 60:.1f} minutes (predicted)" * (device == "h100")
+        return f": about {speeds.flops(model.config, tokens) / speed / 1e9:,.0f} s by the speed recorded"
+    seconds, card = speeds.at_least(model.config, passes, tokens)
+    return f": on {card} at least {seconds / 60:.1f} minutes (predicted)" * (device == "h100")
 
 
 def judge(groups: list[Group], scored: list[list[list[float]]], weights: dict[str, float]) -> list[dict]:

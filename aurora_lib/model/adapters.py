@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from aurora_lib.course import DATA, Scale, asking_hub
+from aurora_lib.course import Scale, asking_hub
 from aurora_lib.model.files import contents, said, skeleton
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -75,17 +75,18 @@ def _card(trainer, scale: Scale) -> str:
 
 
 def find_adapter(scale: Scale) -> str:
-    """Where the tuned adapter is: AURORA_ADAPTER, else notebook 04's, else (at tiny) the one in `data/`.
+    """Where the tuned adapter is: AURORA_ADAPTER, else notebook 04's, else the one that `scale` has for all.
 
-    Prints which one. Raises AdapterError if there is none.
+    At tiny that is in `data/`, at full the authors' own; AURORA_ADAPTER=released takes it in any case. Prints
+    which one. Raises AdapterError if there is none.
     """
-    if scale.adapter:
-        place, why = scale.adapter, "AURORA_ADAPTER"
-    elif (scale.runs / "adapter" / "adapter_config.json").is_file():
+    place, why = scale.adapter, "AURORA_ADAPTER"
+    if not place and (scale.runs / "adapter" / "adapter_config.json").is_file():
         place, why = scale.runs / "adapter", "made by notebook 04"
-    elif scale.name == "tiny":
-        place, why = DATA / "tiny_adapter", "shipped with the course, since notebook 04 has not run here"
-    else:
+    elif not place and scale.shipped:
+        whose = "shipped with the course" if scale.name == "tiny" else "the authors' own, released"
+        place, why = scale.shipped, f"{whose}, since notebook 04 has not run here"
+    if not place:
         raise AdapterError(said("adapter_none"))
     print(f"adapter: {Path(place).name} ({why})")
     return str(place)

@@ -69,8 +69,10 @@ class MemoryBudget:
         elif torch.device(device).type == "cuda":
             if not torch.cuda.is_available():
                 raise DoesNotFit(f"This machine has no CUDA GPU.\n\n{self}")
-            gpu = torch.cuda.get_device_properties(torch.device(device))
-            where, available = gpu.name, gpu.total_memory / machine.GIB
+            # what other processes hold, a notebook left open for one, is not there
+            free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+            where = f"{torch.cuda.get_device_name(device)}, other processes left out,"
+            available = free / machine.GIB
         else:
             where, available = "this machine's RAM", psutil.virtual_memory().total / machine.GIB
         if self.total > available:

@@ -28,6 +28,8 @@ def main() -> None:
     for name, about in OPTIONS.items():
         parser.add_argument(f"--{name}", **about | {"type": TYPES[about.get("type", "text")]})
     asked = {name: value for name, value in vars(parser.parse_args()).items() if value is not None}
+    if "minutes" in asked:
+        os.environ["AURORA_MINUTES"] = str(asked.pop("minutes"))
     for value in asked.values():
         if isinstance(value, int | float) and not 0 < value < float("inf"):
             parser.error(f"every number must be above 0, and one is {value}")

@@ -1,11 +1,13 @@
 """What watches a training run: an alarm for a zero gradient, a meter, and a live picture."""
 
 import io
+import math
 import time
 
 import psutil
 import torch
-from transformers import TrainerCallback
+from tqdm.auto import tqdm
+from transformers import ProgressCallback, TrainerCallback
 
 from aurora_lib.course import machine
 from aurora_lib.model import memory
@@ -28,22 +30,24 @@ class ZeroGradientAlarm(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         norm = (logs or {}).get("grad_norm", 1.0)
-        if not norm > 0:
+        skipped = args.fp16 and not math.isfinite(norm)  # fp16's scale was too large: a smaller one is tried
+        if not norm > 0 and not skipped:
             seen = f"The gradient norm is {norm:g} at step {state.global_step}: nothing is being learned."
             remedy = "Load the base with aurora_lib.model.load_model, which keeps it trainable on every CPU."
             raise TrainingError(f"{seen} {remedy}")
 
 
 class Meter(TrainerCallback):
-    """Adds `tokens_per_second` and `memory_gib` to the trainer's log, and has the last step logged too.
+    """Adds `tokens_per_second`, `memory_gib` and `seconds` to the trainer's log; has the last step logged too.
 
     Tokens are those read since the entry before: questions and answers, but no padding (needs
     `include_num_input_tokens_seen="non_padding"`). Memory is the highest allocated so far on CUDA, the
-    resident set of this process on a CPU.
+    resident set of this process on a CPU. Seconds are of training, before an interruption too.
     """
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.time, self.tokens = time.perf_counter(), state.num_input_tokens_seen
+        self.begin = self.time - training_seconds(state)
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step >= state.max_steps:
@@ -54,7 +58,8 @@ class Meter(TrainerCallback):
             return
         now, tokens = time.perf_counter(), state.num_input_tokens_seen
         used = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0  # 0 in a run on the CPU
-        extra = {"memory_gib": round((used or psutil.Process().memory_info().rss) / machine.GIB, 3)}
+        extra = {"seconds": round(now - self.begin, 1)}
+        extra |= {"memory_gib": round((used or psutil.Process().memory_info().rss) / machine.GIB, 3)}
         if tokens > self.tokens:
             extra["tokens_per_second"] = round((tokens - self.tokens) / (now - self.time), 1)
         self.time, self.tokens = now, tokens
@@ -63,6 +68,28 @@ class Meter(TrainerCallback):
             for name in [name for name in entry if name.startswith("train_")]:
                 del entry[name]
             entry.update(extra)
+
+
+def training_seconds(state) -> float:
+    """Seconds that a run has trained, interruptions left out, as `Meter` logs them."""
+    return next((entry["seconds"] for entry in state.log_history[::-1] if "seconds" in entry), 0.0)
+
+
+class Bar(ProgressCallback):
+    """transformers' bar, without a line for every entry of the log, and with the steps that are left now."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.training_bar.total = state.max_steps
+        super().on_step_end(args, state, control, **kwargs)
+
+    def on_prediction_step(self, args, state, control, eval_dataloader=None, **kwargs):
+        if self.prediction_bar is None:
+            self.prediction_bar = tqdm(total=len(eval_dataloader), desc="validation", leave=False)
+        self.prediction_bar.update()
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if self.training_bar is not None and "loss" in (logs or {}):
+            self.training_bar.set_postfix(loss=f"{logs['loss']:.3f}")
 
 
 def plot(log_history: list[dict], predicted: memory.MemoryBudget | None = None):

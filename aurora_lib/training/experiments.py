@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from importlib.metadata import version
 
 import pandas as pd
-import torch
 from datasets import Dataset
 from datasets.fingerprint import Hasher
 from peft import LoraConfig
@@ -89,6 +88,7 @@ def sweep(scale: Scale, variants: Mapping[str, Mapping], conversations, validati
 
 
 def _tune(scale: Scale, conversations, validation, adapter: LoraConfig, args: SFTConfig) -> dict:
+    gc.collect()  # a model that the caller has let go of may still be there
     tokenizer = load_tokenizer(scale.base_model, revision=scale.revision)
     base = load_model(scale.base_model, **scale.loading)
     trainer = build_trainer(base, tokenizer, conversations, args, adapter)
@@ -107,7 +107,4 @@ def _tune(scale: Scale, conversations, validation, adapter: LoraConfig, args: SF
     row |= dict(steps=trainer.state.global_step) | share | dict(loss=round(loss, 4))
     row |= dict(seconds=round(seconds, 1), cpu_seconds=round(busy, 1))
     row["trainable"] = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
-    del trainer, base
-    gc.collect()
-    torch.cuda.empty_cache()
     return row

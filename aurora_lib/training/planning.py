@@ -9,7 +9,7 @@ from datasets import Dataset
 from trl import SFTConfig
 
 from aurora_lib.course import Scale, machine, results
-from aurora_lib.model import load_tokenizer, memory, resolve_targets
+from aurora_lib.model import load_tokenizer, memory, resolve_targets, speed
 
 NOTHING = "There is no conversation to train on. Check AURORA_DATA, or run notebook 02 to see why."
 SAMPLED = 500  # conversations whose tokens are counted
@@ -34,8 +34,8 @@ def preflight(
 ) -> Preflight:
     """What training `conversations` with `args` and the adapter `lora` (the paper's) will take.
 
-    Nothing is loaded. Hours come from the speed recorded on an H100 at the paper's batch, and are unknown
-    without it. Raises `memory.DoesNotFit` where memory or disk is too small, ValueError where there is no
+    Nothing is loaded. Hours come from the speed recorded on an H100 at the paper's batch, else they are the
+    least that they can be; `scale.minutes` cut them short. Raises `memory.DoesNotFit` where memory or disk is too small, ValueError where there is no
     conversation or `lora` has targets that this model lacks.
     """
     if len(conversations) == 0:
@@ -45,12 +45,13 @@ def preflight(
     how |= dict(batch=args.per_device_train_batch_size, dtype=scale.loading["dtype"])
     budget = memory.predict(config, **how).require(args.device)
     per_step = args.train_batch_size * args.gradient_accumulation_steps
+    each, seen = _tokens(conversations, scale, args.max_length), len(conversations) * args.num_train_epochs
+    # packs are full but for the last one or two in a hundred
+    rows = math.ceil(len(conversations) * (each / args.max_length if args.packing else 1))
+    batches = math.ceil(rows / args.train_batch_size)
+    steps = math.ceil(args.num_train_epochs * math.ceil(batches / args.gradient_accumulation_steps))
     if args.max_steps > 0:
-        steps, seen = args.max_steps, args.max_steps * per_step
-    else:
-        batches = math.ceil(len(conversations) / args.train_batch_size)
-        steps = math.ceil(args.num_train_epochs * math.ceil(batches / args.gradient_accumulation_steps))
-        seen = len(conversations) * args.num_train_epochs
+        steps, seen = args.max_steps, args.max_steps * per_step * len(conversations) / rows
     # weights and both Adam moments in fp32; while one checkpoint is written, those kept are still there
     checkpoint = 12 * budget.adapter_parameters + BESIDE
     needed = ((args.save_total_limit or 2) + 1) * checkpoint + 4 * budget.adapter_parameters
@@ -60,21 +61,31 @@ def preflight(
     if free < needed:
         short = f"Checkpoints and adapter need {need} of disk and {args.output_dir} has {has} free."
         raise memory.DoesNotFit(f"{short} Make room, or set AURORA_RUNS to another disk.")
-    tokens = round(seen * _tokens(conversations, scale, args.max_length))
+    tokens = round(seen * each)
     recorded = results.recorded("mixtral_8x7b", "h100") if scale.name == "full" else {}
-    speed = recorded.get("training: batch 2, accumulation 4 [tokens/s]")
-    hours = tokens / speed / 3600 if speed else None
-    rows = {
-        "optimizer steps": f"{steps:,}",
-        "tokens, about": f"{tokens:,}",
+    hours, how = None, "not measured"
+    if reached := recorded.get("training: batch 2, accumulation 4 [tokens/s]"):
+        hours = tokens / reached / 3600
+        how = f"{hours:.1f} ({reached:,.0f} tokens/s recorded)"
+    elif scale.name != "tiny":
+        passes = 3 * steps * args.gradient_accumulation_steps
+        seconds, card = speed.at_least(config, passes, 3 * tokens)
+        hours, how = seconds / 3600, f"at least {seconds / 3600:.1f} on {card} (predicted)"
+    # the minutes end a run before its epochs do
+    limit = scale.minutes / 60 if args.max_steps <= 0 and (hours or 0) > scale.minutes / 60 else 0
+    rows = {"optimizer steps": f"{steps:,}", "tokens, about": f"{tokens:,}", "hours": how}
+    if limit:
+        rows = {f"{name}, {args.num_train_epochs:g} epochs": value for name, value in rows.items()}
+        share = f"{limit / hours:.0%} of these epochs at most; the cosine ends there"
+        rows["hours"] = f"{limit:.1f} (AURORA_MINUTES={scale.minutes:g}): {share}"
+    rows |= {
         "memory, predicted": f"{budget.total:.2f} GiB",
         "disk for checkpoints and adapter": need,
         "disk free": has,
-        "hours": f"{hours:.1f} ({speed:,.0f} tokens/s recorded)" if hours else "not measured",
     }
     if price_per_hour:
-        cost = f"{hours * price_per_hour:.2f}" if hours else "not measured"
-        rows[f"cost at {price_per_hour:g} an hour"] = cost
+        cost = (limit or hours or 0) * price_per_hour
+        rows[f"cost at {price_per_hour:g} an hour"] = f"{cost:.2f}" if cost else "not measured"
     width = max(map(len, rows))
     table = "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
     return Preflight(steps, tokens, budget, needed, table)

@@ -8,14 +8,16 @@ import shutil
 import time
 from pathlib import Path
 
+import torch
 from peft import LoraConfig
 from transformers import PreTrainedModel, set_seed
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from trl import SFTConfig, SFTTrainer
 
 from aurora_lib.course import Scale, paper
 from aurora_lib.data import clean_conversations, hold_out
 from aurora_lib.model import load_model, load_tokenizer, read_config, resolve_targets, save_adapter
-from aurora_lib.training.callbacks import Meter, ZeroGradientAlarm
+from aurora_lib.training.callbacks import Bar, Meter, ZeroGradientAlarm
 from aurora_lib.training.planning import NOTHING, preflight
 from aurora_lib.training.running import run
 
@@ -35,14 +37,15 @@ def shared_settings(scale: Scale) -> dict:
     settings = dict(per_device_train_batch_size=scale.batch, gradient_accumulation_steps=scale.accumulation)
     settings |= dict(max_length=scale.length, lr_scheduler_type="cosine", router_aux_loss_coef=0.0, seed=SEED)
     settings |= dict(use_cpu=not gpu, dataloader_pin_memory=gpu, activation_checkpointing=gpu)
-    return settings | dict(save_steps=scale.save_steps, save_total_limit=2, report_to="none", bf16=gpu)
+    settings |= dict(bf16=scale.dtype == torch.bfloat16, fp16=scale.dtype == torch.float16)
+    return settings | dict(save_steps=scale.save_steps, save_total_limit=2, report_to="none")
 
 
 def sft_config(scale: Scale, **changes) -> SFTConfig:
     """The paper's training settings (section 4.1) at `scale`; `changes` override any field of `SFTConfig`."""
     settings = dict(output_dir=str(scale.runs / "checkpoints"), learning_rate=scale.learning_rate)
     settings |= dict(num_train_epochs=scale.epochs, assistant_only_loss=True, logging_steps=10)
-    settings |= dict(include_num_input_tokens_seen="non_padding")
+    settings |= dict(include_num_input_tokens_seen="non_padding", packing=scale.minutes > 0)
     return SFTConfig(**shared_settings(scale) | settings | changes)
 
 
@@ -81,6 +84,10 @@ def build_trainer(model, tokenizer, conversations, args: SFTConfig, lora=None, v
         own = validation.select([i for i, source in enumerate(validation["source"]) if source == name])
         given.setdefault("eval_dataset", {})[name] = own.select_columns(["messages"])
     trainer = SFTTrainer(model=model, args=args, callbacks=[ZeroGradientAlarm(), Meter()], **given)
+    if not args.disable_tqdm:
+        # in a notebook it is a table with a row for every entry of the log, sent anew with each
+        trainer.remove_callback(DEFAULT_PROGRESS_CALLBACK)
+        trainer.add_callback(Bar())
     if not args.packing:
         _report_cut(trainer, len(answered))
     # its count goes over all parameters in every batch, and nobody reads it
@@ -104,7 +111,7 @@ def _report_cut(trainer: SFTTrainer, given: int) -> None:
         print(f"{longer}: {lost}")
 
 
-def tune(scale: Scale, *, out: Path | None = None, minutes=None, price_per_hour=None, **changes) -> Path:
+def tune(scale: Scale, *, out: Path | None = None, price_per_hour=None, **changes) -> Path:
     """The whole of notebook 04's training; returns the adapter's folder (`out`, or one in `scale.runs`).
 
     `changes` override any field of `SFTConfig`. An adapter that was in the folder before is kept beside it.
@@ -118,7 +125,7 @@ def tune(scale: Scale, *, out: Path | None = None, minutes=None, price_per_hour=
     print(f"\n{preflight(config, conversations, scale, args, price_per_hour)}\n", flush=True)
     base = load_model(scale.base_model, **scale.loading)
     trainer = build_trainer(base, tokenizer, conversations, args, validation=validation)
-    output = run(trainer, minutes)
+    output = run(trainer, scale.minutes)
     folder = Path(out or scale.runs / "adapter").resolve()
     if folder.is_dir():
         kept = folder.with_name(f"{folder.name}-before-{time.strftime('%Y%m%d-%H%M%S')}")

@@ -7,6 +7,7 @@ there, and whose it is. Both stand in `run.json`, which is written last into eve
 import hashlib
 import itertools
 import json
+import math
 import os
 import signal
 import threading
@@ -18,7 +19,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
 from aurora_lib.course import write_whole
-from aurora_lib.training.callbacks import TrainingError
+from aurora_lib.training.callbacks import TrainingError, training_seconds
 
 RUN_FILE = "run.json"
 # Settings that decide what a run computes; a checkpoint made with others is another run's.
@@ -39,21 +40,22 @@ class _AllStepsMade(Exception):
     """The checkpoint that was loaded is the last one of its run."""
 
 
-def run(trainer: Trainer, minutes: float | None = None) -> TrainOutput:
+def run(trainer: Trainer, minutes: float = 0) -> TrainOutput:
     """`trainer.train`, from the last whole checkpoint of this very run if there is one.
 
-    Ctrl-C finishes the step in flight, writes a checkpoint and raises Stopped; a second one stops at once.
-    After `minutes` it stops in the same way and returns. Raises TrainingError where a checkpoint cannot be
-    written, or the gradient is zero.
+    With `minutes` the cosine ends when they are over (see `CosineInTime`). Ctrl-C finishes the step in
+    flight, writes a checkpoint and raises Stopped; a second one stops at once. Raises ValueError for minutes
+    with another schedule than a cosine, TrainingError where a checkpoint cannot be written, or the gradient
+    is zero.
     """
     folder, mine = Path(trainer.args.output_dir), fingerprint(trainer)
-    stop, seal = StopBetweenSteps(minutes), Seal(mine)
-    trainer.add_callback(stop)
-    trainer.add_callback(seal)
+    own = [StopBetweenSteps(), Seal(mine), *([CosineInTime(minutes, trainer)] if minutes else [])]
+    for callback in own:
+        trainer.add_callback(callback)
     try:
         found = checkpoint_to_resume(folder, mine)
         print(f"Training from step {found.name.split('-')[1] if found else 0}.", flush=True)
-        with stop:
+        with own[0]:
             output = trainer.train(resume_from_checkpoint=str(found) if found else None)
     except _AllStepsMade:
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -66,29 +68,74 @@ def run(trainer: Trainer, minutes: float | None = None) -> TrainOutput:
         remedy = "Make room and run the same again: it goes on from the checkpoint before."
         raise TrainingError(f"{failed} {remedy}") from error
     finally:
-        trainer.remove_callback(stop)
-        trainer.remove_callback(seal)
+        for callback in own:
+            trainer.remove_callback(callback)
     step = trainer.state.global_step
-    rest = f"step {step} of {trainer.state.max_steps}; checkpoint-{step} is saved. The same again goes on."
-    if stop.why == "signal":
-        raise Stopped(f"Stopped after {rest}")
-    if stop.why == "time":
-        print(f"The {minutes:g} minutes are over after {rest}", flush=True)
+    if own[0].stopped:
+        saved = f"checkpoint-{step} is saved. The same again goes on."
+        raise Stopped(f"Stopped after step {step} of {trainer.state.max_steps}; {saved}")
+    # of all sessions of this run, where transformers counts the last one
+    output.metrics["train_runtime"] = training_seconds(trainer.state)
     return output
 
 
-class StopBetweenSteps(TrainerCallback):
-    """Stops after the step in flight, with a checkpoint, on Ctrl-C (or SIGTERM) or when `minutes` are over.
+class CosineInTime(TrainerCallback):
+    """Lets the learning rate fall to zero, along its half cosine, when `minutes` of training are over.
 
-    `with StopBetweenSteps() as stop:` takes the signals and gives them back; a second Ctrl-C, more than a
-    second after the first, stops at once. Afterwards `stop.why` is None, "signal" or "time".
+    How many steps that are, follows from the speed, measured anew at every step. `phase` goes from 0 (peak)
+    to 1 (zero): each step takes it on by an equal part of what is left. Time before an interruption counts.
     """
 
-    def __init__(self, minutes: float | None = None):
-        self.minutes, self.why, self.asked, self.handlers = minutes, None, None, {}
+    def __init__(self, minutes: float, trainer: Trainer):
+        args = trainer.args
+        if args.lr_scheduler_type != "cosine" or args.warmup_steps:
+            raise ValueError("Minutes end a cosine without warm-up: leave lr_scheduler_type and warmup_steps.")
+        self.minutes, self.fewest = minutes, 1
+
+    def on_train_begin(self, args, state, control, lr_scheduler=None, **kwargs):
+        schedule = getattr(lr_scheduler, "scheduler", lr_scheduler)  # accelerate wraps it
+        reached = schedule.get_last_lr()[0] / schedule.base_lrs[0]
+        self.phase = math.acos(2 * min(reached, 1) - 1) / math.pi
+        if state.global_step and self.phase > 0.999:
+            raise _AllStepsMade
+        schedule.lr_lambdas = [lambda _: (1 + math.cos(math.pi * self.phase)) / 2] * len(schedule.lr_lambdas)
+        self.begun, self.all = state.global_step, state.max_steps
+        self.ends = time.monotonic() + 60 * self.minutes - training_seconds(state)
+        self.left, self.times = self.all - self.begun, []
+        if self.begun:
+            self.fewest = 10  # where the minutes are used up already, it does not fall at once
+            used = f"{training_seconds(state) / 60:.1f} of {self.minutes:g} minutes are used"
+            print(f"{used}, the learning rate is at {reached:.0%} of its peak: it falls to zero in the rest.")
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        # after a step and before the next learning rate is set
+        self.phase += (1 - self.phase) / self.left
+        self.times.append(time.monotonic())
+        made = len(self.times)
+        if made > 2:  # the first step also warms up
+            pace = (self.times[-1] - self.times[0]) / (made - 1)
+            fit = round((self.ends - self.times[-1]) / pace)
+            # no sudden end: what is above 1 % of the peak falls in one step more
+            self.left = max(fit, self.fewest - made, int(self.phase < 0.93))
+            self.left = min(self.left, self.all - self.begun - made)
+        else:
+            self.left = self.all - self.begun - made
+        state.max_steps = self.begun + made + self.left
+        if made == 3:
+            print(f"{pace:.2f} s a step: about {state.max_steps:,} steps end in {self.minutes:g} minutes.")
+
+
+class StopBetweenSteps(TrainerCallback):
+    """Stops after the step in flight, with a checkpoint, on Ctrl-C or SIGTERM; `stopped` says so afterwards.
+
+    `with StopBetweenSteps() as stop:` takes the signals and gives them back; a second Ctrl-C, more than a
+    second after the first, stops at once.
+    """
+
+    def __init__(self):
+        self.stopped, self.asked, self.handlers = False, None, {}
 
     def __enter__(self) -> "StopBetweenSteps":
-        self.deadline = time.monotonic() + 60 * self.minutes if self.minutes else None
         if threading.current_thread() is threading.main_thread():  # Python gives signals to no other
             for number in (signal.SIGINT, signal.SIGTERM):
                 self.handlers[number] = signal.signal(number, self._ask)
@@ -109,9 +156,8 @@ class StopBetweenSteps(TrainerCallback):
             raise _AllStepsMade  # transformers would make one step more where an epoch is not over
 
     def on_step_end(self, args, state, control, **kwargs):
-        over = self.deadline is not None and time.monotonic() > self.deadline
-        if over or self.asked is not None:
-            self.why = "time" if self.asked is None else "signal"
+        if self.asked is not None:
+            self.stopped = True
             control.should_log = control.should_save = control.should_training_stop = True
 
 

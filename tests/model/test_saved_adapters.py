@@ -39,7 +39,7 @@ def test_adapter_is_found_in_order_override_own_shipped(tiny):
     assert find_adapter(tiny) == str(own)
     assert find_adapter(dataclasses.replace(tiny, adapter="elsewhere")) == "elsewhere"
     with pytest.raises(AdapterError, match="run notebook 04"):
-        find_adapter(dataclasses.replace(tiny, name="full", runs=tiny.runs / "none"))
+        find_adapter(dataclasses.replace(tiny, shipped=None, runs=tiny.runs / "none"))
 
 
 def test_no_adapter_is_one_sentence_and_another_base_is_warned_about(tiny, tmp_path):

@@ -1,5 +1,6 @@
 """Runs that are stopped, killed, short of disk or half-written end with the bytes of an undisturbed one."""
 
+import math
 import os
 import resource
 import shutil
@@ -15,7 +16,7 @@ from transformers import TrainerCallback
 from aurora_lib import training
 from aurora_lib.course.scale import ROOT, choose
 from aurora_lib.model import AdapterError, save_adapter
-from aurora_lib.training import running
+from aurora_lib.training import callbacks, running
 from tests.training.conftest import TALK
 
 
@@ -86,13 +87,58 @@ def test_second_ctrl_c_stops_at_once_but_a_doubled_one_does_not():
     assert signal.getsignal(signal.SIGINT) is handler
 
 
-def test_minutes_end_a_run_with_a_checkpoint_that_saving_the_adapter_keeps(tiny, build, capsys):
-    made = build(tiny, save_steps=100)
-    output = training.run(made, minutes=1e-6)
-    assert output.global_step == 1 and "minutes are over after step 1 of 8" in capsys.readouterr().out
-    folder = save_adapter(made, tiny)
-    assert "1 steps of 8 planned" in (folder / "README.md").read_text()
-    assert (Path(made.args.output_dir) / "checkpoint-1").is_dir()
+def pretend_seconds(monkeypatch, each=2.0):
+    """Time passes by steps alone: `each` seconds a step."""
+    now = [1000.0]
+    monkeypatch.setattr(running.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(callbacks.time, "perf_counter", lambda: now[0])
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, *_, **__):
+            now[0] += each
+
+    return Clock()
+
+
+def rates(made):
+    return [entry["learning_rate"] for entry in made.state.log_history if "learning_rate" in entry]
+
+
+def test_the_cosine_ends_with_the_minutes_and_all_is_as_if_so_many_steps_had_been_asked(
+    tiny, build, monkeypatch, capsys
+):
+    made = build(tiny, max_steps=200, save_steps=1000)
+    made.add_callback(pretend_seconds(monkeypatch))
+    training.run(made, minutes=1)
+    steps, peak = made.state.global_step, made.args.learning_rate
+    assert steps == 30 and made.state.max_steps == steps and "about 30 steps end" in capsys.readouterr().out
+    asked = [peak * (1 + math.cos(math.pi * step / 30)) / 2 for step in range(30)]
+    assert rates(made) == pytest.approx(asked, abs=0.03 * peak) and rates(made)[-1] < 0.01 * peak
+    assert made.state.log_history[-1]["seconds"] == pytest.approx(60, abs=6)
+    assert "planned" not in (save_adapter(made, tiny) / "README.md").read_text()
+    with pytest.raises(ValueError, match="cosine without warm-up"):
+        training.run(build(tiny, lr_scheduler_type="linear"), minutes=1)
+
+
+@pytest.mark.parametrize(("minutes", "steps"), [(1.5, 45), (0.1, 25)])
+def test_killed_it_goes_on_within_other_minutes_and_says_how(
+    tiny, build, monkeypatch, capsys, minutes, steps
+):
+    made = build(tiny, max_steps=200, save_steps=5)
+    made.add_callback(clock := pretend_seconds(monkeypatch))
+    made.add_callback(At(16, lambda: (_ for _ in ()).throw(KeyboardInterrupt)))
+    with pytest.raises(KeyboardInterrupt):
+        training.run(made, minutes=1)
+    again = build(tiny, max_steps=200, save_steps=5)
+    again.add_callback(clock)
+    training.run(again, minutes=minutes)
+    said = capsys.readouterr().out
+    assert "Resuming from checkpoint-15" in said and f"0.5 of {minutes:g} minutes are used" in said
+    assert "it falls to zero in the rest" in said
+    assert again.state.global_step == pytest.approx(steps, abs=1)
+    assert rates(again)[15] == pytest.approx(rates(made)[14], abs=0.1 * made.args.learning_rate)
+    assert sorted(rates(again), reverse=True) == rates(again)
+    assert rates(again)[-1] < 0.02 * made.args.learning_rate
 
 
 FILES = "adapter_model.safetensors optimizer.pt scheduler.pt rng_state.pth trainer_state.json run.json"

@@ -27,10 +27,10 @@ from torch.nn.functional import cross_entropy
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from trl import pack_dataset
 
-from aurora_lib.course import machine, paper, results, scale, write_whole
+from aurora_lib.course import paper, results, scale, write_whole
 from aurora_lib.data import clean, clean_conversations, hold_out, sources, split
 from aurora_lib.data.conversations import exchange_tokens
-from aurora_lib.model import load_model, load_tokenizer, memory
+from aurora_lib.model import load_model, load_tokenizer, memory, speed
 from aurora_lib.training import build_trainer, experiments, sft_config
 
 SEEDS = (42, 43, 44)
@@ -84,10 +84,7 @@ LENGTHS = {
     "packed, batch 1 x 1": {"settings": ONE_PACK},
 }
 
-# Floors of an H100: bytes and bf16 operations a second that large kernels reach in practice.
-BANDWIDTH, FLOPS = 3e12, 600e12
-TRAINING_FLOPS = 77e9  # a token of Mixtral-8x7B, recomputation included
-PASSES = 3  # over the weights for each batch: forward, recomputation, backward
+PASSES = 3  # over the weights and tokens of each batch: forward, recomputation, backward
 
 
 def seeds(chosen: scale.Scale, rows: Dataset, held: Dataset) -> dict:
@@ -278,19 +275,17 @@ def pairs(lengths: list[int]) -> list[list[int]]:
 def predicted(name: str, batches: list[list[int]]) -> dict:
     """What one way of batching costs, for ten times these batches.
 
-    `hours, floor` are of three epochs on one H100: every batch reads and dequantizes all NF4 weights in each
-    of PASSES (0.5 bytes read, 2 written, 2 read), and every position is computed. `hours at the recorded
+    `hours, floor` are of three epochs on one H100 (`model.speed`), in PASSES. `hours at the recorded
     speed` is the positions at the speed recorded for full batches of 2 x 1024.
     """
     tokens = sum(map(sum, batches))
     # packs stand in one row, one after the other: nothing is padded
     positions = tokens if name == "packed" else sum(max(batch) * len(batch) for batch in batches)
-    weights = memory.predict(memory.MIXTRAL_8X7B)
-    quantized = 2 * (weights.parts["experts"] + weights.parts["attention"]) * machine.GIB  # half a byte each
-    dequantize = PASSES * quantized * (memory.nf4_bytes() + 4) / BANDWIDTH
     epochs = scale.FULL["epochs"]
-    seconds = 10 * epochs * (len(batches) * dequantize + positions * TRAINING_FLOPS / FLOPS)
-    speed = results.recorded("mixtral_8x7b", "h100").get("training: batch 2, accumulation 4 [tokens/s]")
+    work = (10 * epochs * PASSES * each for each in (len(batches), positions))
+    seconds, _ = speed.at_least(memory.MIXTRAL_8X7B, *work)
+    recorded = results.recorded("mixtral_8x7b", "h100")
+    reached = recorded.get("training: batch 2, accumulation 4 [tokens/s]")
     return {
         "batching": name,
         "padding [share]": round(1 - tokens / positions, 4),
@@ -298,8 +293,8 @@ def predicted(name: str, batches: list[list[int]]) -> dict:
         "batches an epoch": 10 * len(batches),
         "steps an epoch": 10 * len(batches) // scale.FULL["accumulation"],
         "hours, floor": round(seconds / 3600, 1),
-        "hours at the recorded speed": round(10 * epochs * positions / speed / 3600, 1)
-        if speed
+        "hours at the recorded speed": round(10 * epochs * positions / reached / 3600, 1)
+        if reached
         else "not measured",
     }
 

@@ -413,8 +413,10 @@ def sft_trainer(chosen: Preset, note: Recorder) -> None:
         tokenizer = load_tokenizer(None if chosen.device == "cuda" else DATA / "tiny")
         text = (ROOT / "data" / "topics.jsonl").read_text(encoding="utf-8")[: 8 * chosen.length]
         talk = [dict(role="user", content="你好"), dict(role="assistant", content=text)]
-        shared = dict(device=chosen.device, reason="", runs=Path(folder), adapter=None)
-        shared |= (FULL if chosen.device == "cuda" else TINY) | dict(length=chosen.length)
+        shared = dict(device=chosen.device, dtype=chosen.dtype, reason="", runs=Path(folder), adapter=None)
+        preset = FULL if chosen.device == "cuda" else TINY
+        # packs would say nothing of the published batch
+        shared |= dict(data=None, benchmarks=None) | preset | dict(length=chosen.length, minutes=0)
         scale, rows = Scale(chosen.name, **shared), Dataset.from_dict(dict(messages=[talk] * 24))
         args = training.sft_config(scale, max_steps=3, logging_steps=1, save_strategy="no")
         trainer = training.build_trainer(model, tokenizer, rows, args)
