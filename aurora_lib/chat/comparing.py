@@ -15,7 +15,7 @@ MODELS = ("base", "tuned")
 
 
 def prompts(scale: str) -> list[dict]:
-    """The bundled prompts for `scale` ("tiny": what the tiny model knows; "full").
+    """The bundled prompts for `scale` ("tiny": what the tiny model knows; "mid" and "full" share theirs).
 
     Each has id, scale, kind, source (where the paper shows the kind), prompts (what the user says, turn by
     turn) and language (of a good answer; None: any, as in translations). Some have system (a line before the
@@ -23,8 +23,8 @@ def prompts(scale: str) -> list[dict]:
     paper's two models answered to its own prompt of this kind). Raises ValueError for another scale.
     """
     bundled = [row.value for row in rows.read_rows(DATA / "prompts.jsonl")]
-    if not (chosen := [prompt for prompt in bundled if prompt["scale"] == scale]):
-        raise ValueError(f"There are no prompts for scale {scale!r}; there are for tiny and full.")
+    if not (chosen := [each for each in bundled if each["scale"] == {"mid": "full"}.get(scale, scale)]):
+        raise ValueError(f"There are no prompts for scale {scale!r}; there are for tiny, mid and full.")
     return chosen
 
 

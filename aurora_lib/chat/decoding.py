@@ -6,7 +6,6 @@ thousand small kernels in Mixtral-8x7B, can be replayed as one CUDA graph.
 """
 
 import codecs
-import re
 import threading
 import warnings
 from contextlib import nullcontext
@@ -14,6 +13,8 @@ from itertools import takewhile
 
 import torch
 from transformers import DynamicCache, PreTrainedModel, StaticCache
+
+from aurora_lib.model import batching
 
 # PEFT switches an adapter for the whole model, and base and tuned may answer in two threads at once
 ONE_AT_A_TIME = threading.RLock()
@@ -166,8 +167,8 @@ def choose_token(logits: torch.Tensor, temperature: float, top_p: float, generat
 class TextStream:
     """Turns tokens into text as they come, each in constant time; joined, the pieces are the whole text.
 
-    For tokenizers with byte pieces (Mixtral's and the tiny model's). Bytes wait until their character is
-    whole; bytes that are none become one U+FFFD. (The tokenizer's `decode` loses good characters with them.)
+    Bytes wait until their character is whole; bytes that are none become one U+FFFD. (The tokenizer's
+    `decode`, and the `DecodeStream` of tokenizers, lose good characters with them.)
     """
 
     def __init__(self, tokenizer):
@@ -178,9 +179,8 @@ class TextStream:
         """The text that `token` completes; may be empty."""
         if token in self.skipped:
             return ""
-        piece = self.tokenizer.convert_ids_to_tokens(token) or ""  # a model may have more rows than pieces
-        byte = re.fullmatch("<0x([0-9A-F]{2})>", piece)
-        data = bytes.fromhex(byte[1]) if byte else piece.replace("▁", " ").encode()
+        piece = batching.pieces(self.tokenizer, [token])[0]  # none: a model may have more rows than pieces
+        data = batching.raw_bytes(piece)
         if data and not self._begun:  # the tokenizer puts a space before the first word
             self._begun, data = True, data.removeprefix(b" ")
         return self._characters.decode(data)

@@ -1,18 +1,15 @@
-"""A conversation with a model: history in its exact format, streaming, the context window, on disk."""
+"""A conversation with a model: history in its exact format, streaming, the context window."""
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from aurora_lib.chat.decoding import Decoder, TextStream, choose_token
-from aurora_lib.course import write_whole
+from aurora_lib.model import batching
 
-FORMAT = "aurora-chat-1"
 SETTINGS = {  # name -> type, least, most
     "max_new_tokens": (int, 1, 32768),
     "temperature": (float, 0, 100),
@@ -148,8 +145,7 @@ class ChatSession:
         head = self._head()
         turns = self.messages[len(head) + 2 * self.forgotten :]
         while True:
-            rendered = self.tokenizer.apply_chat_template(head + turns, tokenize=False)
-            ids = self.tokenizer(rendered, add_special_tokens=False).input_ids
+            ids = batching.encode(self.tokenizer, batching.chat_prompt(self.tokenizer, head + turns))
             if len(ids) <= limit or len(turns) == 1:
                 break
             turns = turns[2:]  # a question and its answer
@@ -182,34 +178,3 @@ class ChatSession:
             began = time.perf_counter()
         if rest := text.finish():
             yield rest
-
-    def save(self, path: str | Path) -> Path:
-        """Write the conversation as JSON: `format`, `settings`, and `messages` of role and content."""
-        whole = {"format": FORMAT, "settings": self.settings, "messages": self.messages}
-        return write_whole(Path(path), json.dumps(whole, ensure_ascii=False, indent=1) + "\n")
-
-    @classmethod
-    def load(cls, path: str | Path, model, tokenizer) -> "ChatSession":
-        """The conversation of a file that `save` wrote, with its settings; sampling begins again at its seed.
-
-        Raises ValueError, which names the file and the message, where it holds anything else.
-        """
-        try:
-            whole, role = json.loads(Path(path).read_text(encoding="utf-8")), ""
-            if whole["format"] != FORMAT:
-                raise ValueError(f"its format is not {FORMAT}.")
-            settings = {name: checked(name, whole["settings"][name]) for name in SETTINGS}
-            session = cls(model, tokenizer, **settings)
-            for row, message in enumerate(whole["messages"], start=1):
-                follows = {"": ("system", "user"), "user": ("assistant",)}.get(role, ("user",))
-                match message:
-                    case {"role": str(role), "content": str(text), **rest} if role in follows and not rest:
-                        text.encode()  # half of a surrogate pair is refused here
-                    case _:
-                        raise ValueError(f"message {row} must be a text of role {' or '.join(follows)}.")
-            if role == "user":
-                raise ValueError(f"the question in message {row} has no answer.")
-        except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
-            raise ValueError(f"{path} holds no saved conversation: {error}") from error
-        session.messages = list(whole["messages"])
-        return session

@@ -1,6 +1,7 @@
 """Scale presets (`scales.toml`): everything that differs between `tiny`, `mid` and `full`."""
 
 import os
+import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,18 +108,11 @@ def choose(environ=os.environ) -> Scale:
     if "AURORA_DATA" in given:
         preset["every"] = 1
     if minutes := given.get("AURORA_MINUTES"):
-        preset["minutes"] = _minutes(minutes)
+        if not re.fullmatch(r"\d+(\.\d+)?", minutes):
+            raise ScaleError(f"AURORA_MINUTES={minutes!r} is no number of minutes. 0 trains all epochs.")
+        preset["minutes"] = float(minutes)
     preset["adapter"] = given.get("AURORA_ADAPTER")
     if preset["adapter"] == "released" and "shipped" in preset:
         preset["adapter"] = preset["shipped"]
     preset["runs"] = Path(given.get("AURORA_RUNS") or ROOT / "runs").resolve() / name
     return Scale(name=name, reason=reason, **preset)
-
-
-def _minutes(text: str) -> float:
-    try:
-        if 0 <= float(text) < float("inf"):
-            return float(text)
-    except ValueError:
-        pass
-    raise ScaleError(f"AURORA_MINUTES={text!r} is no number of minutes. 0 trains all epochs.")

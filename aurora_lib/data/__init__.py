@@ -6,12 +6,12 @@ Read in this order:
 - `edits` and `drops`: the steps, small functions of one conversation. `patterns.toml`: what they look for,
   each rule with examples. `duplicates`: equal and nearly equal ones. `language` (in `patterns`): of a text.
 - `clean` (in `cleaning`): all steps over all rows; each is kept, or dropped with its step and reason.
-- `show`: what a cleaning did, as an account and as a card. `topics`: what the conversations are about.
+- `show`: what a cleaning did, as an account.
 - `split` (in `conversations`): pieces that fit the training length. `save_conversations` and
   `clean_conversations`: how notebook 02 hands them to the notebooks behind it. `hold_out`: a validation set.
 """
 
-from aurora_lib.data import drops, duplicates, edits, show, sources, topics
+from aurora_lib.data import drops, duplicates, edits, show, sources
 from aurora_lib.data.cleaning import clean
 from aurora_lib.data.conversations import clean_conversations, hold_out, save_conversations, split
 from aurora_lib.data.patterns import language

@@ -15,7 +15,6 @@ from aurora_lib.data.sources import read, state, table
 
 BATCH = 1_000  # conversations
 SAVED, SPLIT = "conversations.jsonl", "after splitting the long ones"
-EXCHANGE = "[INST] {} [/INST] {}</s>"  # as the chat template renders a question and its answer
 
 
 def split(dataset: Dataset, tokenizer, length: int) -> Dataset:
@@ -39,16 +38,23 @@ def split(dataset: Dataset, tokenizer, length: int) -> Dataset:
 
 def exchange_tokens(conversations: list[list[dict]], tokenizer) -> list[list[int]]:
     """Tokens of each conversation's beginning (<s>, the system turn) and of each exchange."""
-    texts = []
+    marks = [dict(role=r, content=c) for r, c in (("system", "⓪"), ("user", "①"), ("assistant", "②"))]
+    probes = [marks, marks[1:], 2 * marks[1:]]  # to render every conversation would take twice as long
+    headed, alone, two = tokenizer.apply_chat_template(probes, tokenize=False)
+    before, between, after = re.split("[①②]", pair := two.removeprefix(alone))
+    texts = [[pair]]
     for messages in conversations:
-        system = messages[0]["role"] == "system"
-        said = [turn["content"].replace("<s>", "< s>").replace("</s>", "</ s>") for turn in messages]
+        said, system = [turn["content"] for turn in messages], messages[0]["role"] == "system"
+        for token in tokenizer.all_special_tokens:  # the template breaks them up
+            said = [text.replace(token, f"{token[:-2]} {token[-2:]}") for text in said]
         pairs = zip(said[system::2], said[system + 1 :: 2], strict=True)
-        texts.append(["<s>" + (said[0] + "\n\n") * system, *(EXCHANGE.format(*pair) for pair in pairs)])
+        head = headed.replace("⓪", said[0]) if system else alone
+        texts.append([head, *(before + question + between + answer + after for question, answer in pairs)])
     # the fast tokenizer's own batch: all cores, and no offsets, which nobody needs here
     flat = [text for parts in texts for text in parts]
     encoded = iter(tokenizer.backend_tokenizer.encode_batch_fast(flat, add_special_tokens=False))
-    return [[len(next(encoded)) for _ in parts] for parts in texts]
+    (of_marks,), *sizes = [[len(next(encoded)) for _ in parts] for parts in texts]
+    return [[head - of_marks, *exchanges] for head, *exchanges in sizes]
 
 
 def _pieces(row: dict, sizes: list[int], length: int) -> Iterator[dict]:
@@ -95,7 +101,7 @@ def clean_conversations(scale: Scale) -> Dataset:
             return table([json.loads(line) for line in lines])
     from aurora_lib.model import load_tokenizer  # here: torch takes seconds to import, cleaning needs none
 
-    reading = read(data)
+    reading = read(data, every=scale.every)
     result = clean(reading.conversations, folder=scale.runs / "cleaning")
     print(account(reading, result))
     pieces = split(result.kept, load_tokenizer(scale.base_model, revision=scale.revision), scale.length)

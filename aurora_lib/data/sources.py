@@ -52,8 +52,10 @@ class Reading(NamedTuple):
     remarks: list[str]
 
 
-def read(path: str | Path | None = None, name: str | None = None) -> Reading:
+def read(path: str | Path | None = None, name: str | None = None, every: int = 1) -> Reading:
     """Conversations of all sources, or of the one `name`d: columns `id, source, category, messages`.
+
+    With `every` one row of so many is used of each file, the first among them, and `remarks` says so.
 
     `path` is a folder, a file, None for the bundled sample, or "hub" for the released files from the Hugging
     Face hub. A row that is no conversation is set aside. Raises DataError for a file without any, saying what
@@ -66,7 +68,7 @@ def read(path: str | Path | None = None, name: str | None = None) -> Reading:
     def conversations() -> Iterator[dict]:
         for source, file in pairs:
             named = f"{source}:{file.relative_to(folder) if folder in file.parents else file.name}"
-            for number, (row, messages) in enumerate(_conversations(file), 1):
+            for number, (row, messages) in islice(enumerate(_conversations(file), 1), None, None, every):
                 if isinstance(messages, list):
                     tools[source] += "tools" in row.value
                     category = tag if isinstance(tag := row.value.get("category"), str) else ""
@@ -77,6 +79,7 @@ def read(path: str | Path | None = None, name: str | None = None) -> Reading:
 
     read_in = table(conversations())
     remarks = [f"{of}: tools are left out (rows that name some: {n:,})" for of, n in tools.items() if n]
+    remarks += [f"a sample: one row of every {every:,} in a file"] if every > 1 else []
     used, beside = {file for _, file in pairs}, _visible(folder) if folder.is_dir() and not name else []
     if others := [file.name for file in beside if file not in used]:
         some = ", ".join(others[:3]) + f" and {len(others) - 3:,} more" * (len(others) > 3)

@@ -21,8 +21,7 @@ from aurora_lib.course import results
 from aurora_lib.evaluation import benchmarks, fewshot
 from aurora_lib.evaluation.benchmarks import LETTERS, TASKS, EvalError, load_questions
 from aurora_lib.evaluation.fewshot import FORMS, Candidate, Form, Group
-from aurora_lib.model import batching
-from aurora_lib.model import speed as speeds
+from aurora_lib.model import batching, memory
 
 SAMPLE = 256  # at least so many elements of each weight identify it
 CATEGORIES = ("STEM", "Social Sciences", "Humanities", "Other")
@@ -218,7 +217,7 @@ def score(model, tokenizer, groups: list[Group], label, size, cache) -> tuple[li
                     raise EvalError(f"{label}: the model's output is no number; load it in bf16 or fp32.")
                 kept.add({names[i]: four for i, four in zip(batch, values, strict=True)})
                 bar.update(len(batch))
-    speed = speeds.flops(model.config, tokens) / (time.perf_counter() - began) / 1e9
+    speed = memory.flops(model.config, tokens) / (time.perf_counter() - began) / 1e9
     return [[kept[key] for key in names] for names in keys], speed
 
 
@@ -229,8 +228,8 @@ def expected(model, passes: int, tokens: int) -> str:
     """
     device = "tiny" if model.device.type == "cpu" else "h100"
     if speed := results.recorded("05", device).get(SPEED):
-        return f": about {speeds.flops(model.config, tokens) / speed / 1e9:,.0f} s by the speed recorded"
-    seconds, card = speeds.at_least(model.config, passes, tokens)
+        return f": about {memory.flops(model.config, tokens) / speed / 1e9:,.0f} s by the speed recorded"
+    seconds, card = memory.least_seconds(model.config, passes, tokens)
     return f": on {card} at least {seconds / 60:.1f} minutes (predicted)" * (device == "h100")
 
 

@@ -79,6 +79,12 @@ def _turn(tokenizer, template, *said: str) -> str:
     return batching.chat_prompt(tokenizer, [dict(role=role, content=text) for role, text in turns])
 
 
+def _gap(tokenizer) -> str:
+    """What a chat template puts between prompt and answer: a space in Mixtral's, nothing in most."""
+    prompt, whole = (_turn(tokenizer, tokenizer.chat_template, *said) for said in ("?", "?A"))
+    return whole.removeprefix(prompt).partition("A")[0]
+
+
 def split_ids(alone: list[int], whole: list[int]) -> Candidate:
     """The ids of a context with its continuation, cut where they leave those of the context alone."""
     same = batching.shared_length([alone, whole])
@@ -86,13 +92,13 @@ def split_ids(alone: list[int], whole: list[int]) -> Candidate:
 
 
 def letter_ids(tokenizer, form: Form) -> list[list[int]]:
-    """The ids of A, B, C, D as they follow the prompt: " A" in a chat or after "Answer:", "A" after "答案：".
+    """The ids of A, B, C, D as they follow the prompt: " A" in Mixtral's chat or after "Answer:", else "A".
 
     With Mixtral's tokenizer one id each: "▁A" and "A" are different pieces, and the wrong one scores noise.
     """
     answer = ANSWER[form.language].strip()
     before = answer if form.prompt == "plain" else _chat(tokenizer, [], answer)
-    gap = "" if (form.prompt, form.language) == ("plain", "zh") else " "
+    gap = {"zh": "", "en": " "}[form.language] if form.prompt == "plain" else _gap(tokenizer)
     alone, *wholes = batching.encode_all(tokenizer, [before, *(before + gap + letter for letter in LETTERS)])
     return [split_ids(alone, whole)[1] for whole in wholes]
 
@@ -105,8 +111,8 @@ def candidates(tokenizer, asked: list[Asked], subject_name: str, form: Form) -> 
         letters = letter_ids(tokenizer, form)
         prompts = [letter_prompt(tokenizer, *each, subject_name, form) for each in asked]
         return [[(context, ids) for ids in letters] for context in batching.encode_all(tokenizer, prompts)]
-    prompts = [cloze_prompt(tokenizer, *each) for each in asked]
-    texts = [f"{p} {choice}" for p, (q, _) in zip(prompts, asked, strict=True) for choice in q.choices]
+    prompts, gap = [cloze_prompt(tokenizer, *each) for each in asked], _gap(tokenizer)
+    texts = [p + gap + choice for p, (q, _) in zip(prompts, asked, strict=True) for choice in q.choices]
     alone, wholes = batching.encode_all(tokenizer, prompts), iter(batching.encode_all(tokenizer, texts))
     return [[split_ids(context, next(wholes)) for _ in LETTERS] for context in alone]
 

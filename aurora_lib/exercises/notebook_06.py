@@ -5,7 +5,7 @@ import torch
 from aurora_lib.exercises.checking import compare, exercise, normal
 
 
-@exercise("06.1", 1, 8, "the exact chat format")
+@exercise("06.1", 1, 8, "the exact chat format of Mixtral")
 def prompt(render):
     talks = [[("你好", "你好！"), ("再见", None)], [("1 + 1", None)]]
     talks += [[("下雨吗？", "对。"), ("2 > 1？", "对。"), ("1 > 2？", "不对。"), ("为什么？", None)]]

@@ -106,7 +106,7 @@ def load_adapter(model: PreTrainedModel, adapter: str | Path) -> PeftModel:
         raise AdapterError(said("adapter_experts", place=adapter, names=", ".join(sorted(experts))))
     try:
         config = PeftConfig.from_pretrained(folder)
-        if any(name.endswith(".gate") for name in tuned):
+        if any(name.endswith((".gate", ".router")) for name in tuned):
             config.lora_dropout = 0.0  # PEFT has none for a parameter, as routers are; answers need none
         tuned = PeftModel.from_pretrained(model, folder, config=config).eval()
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -169,8 +169,9 @@ def resolve_targets(config: PreTrainedConfig, lora: LoraConfig) -> tuple[LoraCon
         names += hit
     if refused:
         known = {name.rpartition(".")[2] for name in layers if re.fullmatch(ALL_LINEAR, name)}
+        routers = [n for n in free if n.endswith((".gate.weight", ".router.weight"))] or [".mlp.gate.weight"]
         about = dict(names=", ".join(sorted(refused)), known=", ".join(sorted(known)))
-        raise ValueError(said("targets", **about))
+        raise ValueError(said("targets", router=".".join(routers[0].split(".")[-3:]), **about))
     lora = copy.deepcopy(lora)
     if names:
         lora.target_modules = _find_minimal_target_modules(names, [n for n in modules if n not in names])

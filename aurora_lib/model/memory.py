@@ -1,4 +1,4 @@
-"""Predict what a model needs, and refuse what cannot fit. A GiB is 2**30 bytes.
+"""Predict what a model needs, and refuse what cannot fit; and the least time. A GiB is 2**30 bytes.
 
 `predict` adds up named terms, one function each, from the shapes of a model that is never allocated. The
 budget it returns is a table; its `require` refuses a device that is too small. Predicted is what is
@@ -21,6 +21,8 @@ from aurora_lib.course import machine, paper
 from aurora_lib.model.files import said, skeleton
 
 QUANTIZATIONS = ("nf4", "nf4-linear-only", "bf16")
+# Bytes and 16-bit operations a second that large kernels reach in practice; below the data sheets.
+CARDS = {"an H100": (3e12, 600e12), "an A100": (1.7e12, 250e12), "a T4": (2.6e11, 40e12)}
 LOGIT_TILE = (4096, 32_768)  # tokens x vocabulary: TRL's loss never holds more logits than this
 
 # The published sizes of mistralai/Mixtral-8x7B-Instruct-v0.1.
@@ -131,6 +133,26 @@ def predict(
     return MemoryBudget(title, {name: size / machine.GIB for name, size in parts.items()}, adapter)
 
 
+def flops(config: PreTrainedConfig, tokens: int) -> float:
+    """Operations to read `tokens`: two for a parameter in use. The head is left out: few tokens need it."""
+    shape = _shape(config.to_json_string(use_diff=False))
+    return 2 * tokens * (shape.experts * shape.top_k / shape.count + shape.linear)
+
+
+def least_seconds(config: PreTrainedConfig, passes: int, tokens: int) -> tuple[float, str]:
+    """Seconds for `passes` over `tokens` in all, and the card they are of: this machine's, else an H100.
+
+    A pass reads the weights, and writes and reads the 4-bit ones in 16 bits. Training makes three passes
+    a batch (forward, recomputed forward, backward), over three times the tokens.
+    """
+    here = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    card = next((name for name in CARDS if name.split()[1] in here), "an H100")
+    bandwidth, speed = CARDS[card]
+    shape = _shape(config.to_json_string(use_diff=False))
+    moved = predict(config, train=False).weights * machine.GIB + 4 * (shape.experts + shape.linear)
+    return passes * moved / bandwidth + flops(config, tokens) / speed, card
+
+
 def nf4_bytes(double_quant: bool = True) -> float:
     """Bytes per NF4 parameter (QLoRA, section 3): 4 bits, and one absmax for each block of 64.
 
@@ -167,10 +189,8 @@ def training_step(shape, batch, length, width, stack, matrix, checkpointing) -> 
     """
     tokens = batch * length
     experts = kept_by_experts(shape, tokens, width)
-    kept, passing = (
-        kept_by_layer(shape, tokens, width, stack),
-        passing_through(shape, tokens, width, stack, matrix),
-    )
+    kept = kept_by_layer(shape, tokens, width, stack)
+    passing = passing_through(shape, tokens, width, stack, matrix)
     scores = batch * shape.heads * length**2 * stack.eager_attention  # one for each head, query and key
     softmax = scores * (4 + width)  # in 32 bits, and its 16-bit copy
     in_backward = scores * (8 + width)  # result and its gradient in 32 bits, the gradient that leaves in 16
@@ -228,13 +248,9 @@ def passing_through(shape, tokens: int, width: int, stack: Stack, matrix: int) -
     """What is not kept: the gradient that has come in, and the experts' rows and gradients on their way."""
     incoming, k = width * shape.hidden, shape.top_k
     if stack.expert_layers:
-        inside = (
-            3 * width * shape.inner * k / shape.count
-        )  # gradients of SiLU, up and their product: one expert
+        inside = 3 * width * shape.inner * k / shape.count  # gradients of SiLU, up, their product: one expert
         return tokens * incoming + max(matrix, tokens * inside)
-    weighted = (
-        4 * k * shape.hidden
-    )  # expert rows times router weights, in 32 bits; their gradient is as large
+    weighted = 4 * k * shape.hidden  # expert rows times router weights, in 32 bits; so is their gradient
     rows = k * incoming  # on their way into the experts
     return tokens * (incoming + rows + weighted) + max(matrix, tokens * weighted)
 
@@ -278,6 +294,6 @@ def _shape(config_json: str) -> SimpleNamespace:
         adapters=len(adapted) / config.num_hidden_layers,  # linear layers with an adapter, in a layer
         norms_queries=any(name.endswith("q_norm") for name in modules),  # and keys, as OLMoE and Qwen3 do
         inner=inner,  # width inside one expert
-        count=getattr(config, "num_local_experts", 1) if stacks else 1,  # experts in a layer
+        count=len(stacks[0]) if stacks else 1,  # experts in a layer
         top_k=config.num_experts_per_tok if stacks else 1,  # experts a token
     )

@@ -1,9 +1,11 @@
-"""The real Mixtral-8x7B tokenizer, built offline, and the chat template with generation markers.
+"""The real Mixtral-8x7B tokenizer, built offline, and chat templates with generation markers.
 
 The SentencePiece file inside the mistral-common wheel *is* Mixtral's. `LlamaTokenizer.from_pretrained` on it
 is subtly wrong (its merges ignore the scores, so runs of spaces split differently): the BPE is built here.
 """
 
+import re
+from contextlib import suppress
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -20,25 +22,59 @@ PROBES = ("", "a  b   c\n\tdef f(x):", " 混合专家，café 龘 😀  ", "1234
 # `[INST] question [/INST] answer</s>`, turns joined without a space: the ids mistral-common's v1 gives.
 # What stands between `generation` and `endgeneration` is what an assistant-only loss trains: answer and </s>.
 # A `<s>` or `</s>` inside a message (HTML has such tags) is broken up, or it would end the turn.
-CHAT_TEMPLATE = Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8")
-CHAT_TEMPLATE = CHAT_TEMPLATE.replace("\n", "").replace(r"\n", "\n")  # its line breaks are for the reader
+# `any_template` does both around a model's own template, whichever way that is written.
+CHAT_TEMPLATE, ANY_TEMPLATE = (
+    Path(__file__).with_name(name).read_text(encoding="utf-8").replace("\n", "").replace(r"\n", "\n")
+    for name in ("chat_template.jinja", "any_template.jinja")  # their line breaks are for the reader
+)
 
 
 def load_tokenizer(path: str | Path | None = None, *, revision: str | None = None) -> PreTrainedTokenizerFast:
-    """A tokenizer with the course's chat template: Mixtral-8x7B's own, or that of a folder or hub id.
+    """Mixtral-8x7B's own tokenizer, or that of a folder or hub id; its chat template marks the answers.
 
-    The first `<s>` of a conversation is in the template, so tokenise what it rendered with
-    `add_special_tokens=False`. Pads on the right, which training wants; set `padding_side = "left"` before
-    generating in batches. Every call returns a tokenizer of its own, so such settings do not leak.
+    With `[INST]` or without any it is the course's; any other stays a model's own. It writes the first `<s>`,
+    so tokenise what it rendered with `add_special_tokens=False`; `bos_token` is None where chats have none in
+    front. Pads on the right, which training wants; set `padding_side = "left"` before generating in batches.
+    Every call returns a tokenizer of its own, so such settings do not leak. Source: mistral-common, v1.
 
-    Raises ModelFileError where `path` holds no tokenizer. Source: mistral-common, tokenizer v1.
+    Raises ModelFileError where `path` holds no tokenizer, or a template that cannot be marked.
     """
     tokenizer = _found(path, revision) if path else _from_sentencepiece(str(MISTRAL_FILE))
     if tokenizer.pad_token is None:
         # Byte fallback leaves <unk> unused in text; if </s> padded, a collator might mask the real </s> too.
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    own = tokenizer.chat_template and tokenizer.get_chat_template()
     tokenizer.chat_template = CHAT_TEMPLATE
+    if own and "[INST]" not in own:
+        _wrap(tokenizer, own, path)
     return tokenizer
+
+
+def _wrap(tokenizer: PreTrainedTokenizerFast, own: str, place: str | Path) -> None:
+    """Give it its own template with markers. Raises ModelFileError where that cannot be done."""
+    from trl.chat_template_utils import get_training_chat_template  # here: Mixtral needs no TRL
+
+    tokenizer.chat_template = own
+    with suppress(Exception):  # a ValueError, where TRL has none for this model
+        own = get_training_chat_template(tokenizer) or own  # Qwen3's own rewrites earlier turns
+    own = re.sub(r"({%[-+]?\s*)(end)?generation\b", lambda tag: tag[1] + ("endif" if tag[2] else "if 1"), own)
+    special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    system, *talk = [dict(role=r, content=f"The {r}.") for r in ("system", *("user", "assistant") * 2)]
+
+    def render(joined: bool, *talk: dict) -> str:
+        parts = dict(OWN="\n" + own.removesuffix("\n"), SPECIAL=str(special), JOINED=str(joined))
+        tokenizer.chat_template = re.sub("|".join(parts), lambda part: parts[part[0]], ANY_TEMPLATE)
+        return tokenizer.apply_chat_template(talk, tokenize=False)
+
+    try:
+        if not render(False, *talk).startswith(tokenizer.bos_token or "\0"):
+            tokenizer.bos_token = None
+        with suppress(Exception):  # it refuses a system turn
+            if system["content"] in render(False, system, *talk):
+                return
+        render(True, system, *talk)  # joined to the user's turn, as Mixtral has it
+    except Exception as error:
+        raise ModelFileError(said("template", place=place, why=str(error).rstrip("."))) from error
 
 
 def _found(path: str | Path, revision: str | None) -> PreTrainedTokenizerFast:

@@ -1,15 +1,18 @@
 """Pictures of routing: coloured tokens (HTML, escaped) and loads."""
 
 import html
-import re
 from collections.abc import Sequence
+from itertools import islice
 
 import matplotlib.pyplot as plt
 import torch
 from torch import Tensor
 
+from aurora_lib.model import batching
 from aurora_lib.routing.statistics import load_by_group
 from aurora_lib.routing.tracing import RoutingTrace
+
+MANY = 16  # experts that a picture has room for, each with its number
 
 
 def tokens_to_html(trace: RoutingTrace, layer: int = 0) -> str:
@@ -35,27 +38,26 @@ def tokens_to_html(trace: RoutingTrace, layer: int = 0) -> str:
 
 def byte_characters(tokens: Sequence[str]) -> list[str]:
     """For every piece like <0xE9> the character that it is a byte of; "" for others and for broken bytes."""
-    pieces = [re.fullmatch("<0x([0-9A-F]{2})>", token) for token in tokens]
-    text = bytes(int(piece[1], 16) if piece else 0 for piece in pieces).decode("utf-8", "surrogateescape")
-    found = []
-    for character in text:  # neither the 0 for other pieces nor the surrogate for a broken byte is printable
-        width = len(character.encode("utf-8", "surrogateescape"))
-        found += [character if character.isprintable() else ""] * width
-    return found
+    pieces = [batching.raw_bytes(token) if "<0x" in token else b"\0" for token in tokens]
+    how = "utf-8", "surrogateescape"
+    # neither the 0 for other pieces nor the surrogate for a broken byte is printable
+    of_byte = (c * c.isprintable() for c in b"".join(pieces).decode(*how) for _ in c.encode(*how))
+    return ["".join(dict.fromkeys(islice(of_byte, len(piece)))).strip() for piece in pieces]
 
 
 def load_to_html(load: Tensor, title: str) -> str:
     """Bars of one layer's load `[experts]`, the balanced share in the heading; `title` is escaped."""
     experts, most = len(load), max(load.max().item(), 1e-9)
     cell = "padding:0 6px;line-height:1.2;text-align"
-    rows = "".join(
+    rows = [
         f'<tr><td style="{cell}:right">{expert}</td><td style="{cell}:left;width:240px">'
         f'<div style="background:{_color(expert, experts)};width:{100 * share / most:.0f}%">&nbsp;</div></td>'
         f'<td style="{cell}:right">{share:.1%}</td></tr>'
         for expert, share in enumerate(load.tolist())
-    )
+    ]
+    tables = "".join(f"<table>{''.join(rows[i : i + MANY])}</table>" for i in range(0, experts, MANY))
     heading = f"{html.escape(title)}: share of token slots by expert (balanced = {1 / experts:.1%})"
-    return f"<div><small>{heading}</small></div><table>{rows}</table>"
+    return f'<div><small>{heading}</small></div><div style="display:flex;flex-wrap:wrap">{tables}</div>'
 
 
 def _color(expert: int, experts: int) -> str:
@@ -64,16 +66,19 @@ def _color(expert: int, experts: int) -> str:
 
 
 def plot_load(load: Tensor) -> plt.Axes:
-    """Heat map of `expert_load(trace)`, layer by expert, each cell in percent."""
+    """Heat map of `expert_load(trace)`, layer by expert, in percent; for many experts by colour alone."""
     layers, experts = load.shape
-    ax = plt.subplots(figsize=(1.5 + 0.6 * experts, 1.2 + 0.35 * layers), layout="constrained")[1]
+    ax = plt.subplots(figsize=(1.5 + 0.6 * min(experts, MANY), 1.2 + 0.35 * layers), layout="constrained")[1]
     image = ax.imshow(load.numpy(), aspect="auto", cmap="viridis", vmin=0)
     middle = image.get_clim()[1] / 2
     for layer, shares in enumerate(load.tolist()):
-        for expert, share in enumerate(shares):
+        for expert, share in enumerate(shares if experts <= MANY else ()):
             ink = "white" if share < middle else "black"
             ax.text(expert, layer, f"{100 * share:.0f}", ha="center", va="center", color=ink, fontsize=8)
-    ax.set(xlabel="expert", ylabel="layer", xticks=range(experts), yticks=range(layers))
+    ax.set(xlabel="expert", ylabel="layer", yticks=range(layers))
+    ax.set_xticks(range(0, experts, -(-experts // MANY)))
+    if experts > MANY:
+        ax.figure.colorbar(image, label="share of slots")
     ax.set_title(f"Expert load (% of token slots; balanced = {100 / experts:.1f})", fontsize=10)
     return ax
 
@@ -82,8 +87,8 @@ def plot_groups(trace: RoutingTrace, labels: Sequence[str], layers: Sequence[int
     """Load of each group of texts (labels: one per text), with 95 % intervals; a panel per layer (from 0)."""
     loads = load_by_group(trace, labels)
     experts, width = trace.logits.shape[-1], 0.8 / len(loads)
-    layout = dict(figsize=(7, 1 + 1.6 * len(layers)), sharex=True, squeeze=False, layout="constrained")
-    figure, axes = plt.subplots(len(layers), 1, **layout)
+    size, layout = (7 if experts <= MANY else 12, 1 + 1.6 * len(layers)), dict(layout="constrained")
+    figure, axes = plt.subplots(len(layers), 1, figsize=size, sharex=True, squeeze=False, **layout)
     for ax, layer in zip(axes[:, 0], layers, strict=True):
         for g, (group, load) in enumerate(loads.items()):
             share, low, high = 100 * load[:, layer]
@@ -93,6 +98,6 @@ def plot_groups(trace: RoutingTrace, labels: Sequence[str], layers: Sequence[int
             ax.bar(places, share, width, yerr=error, capsize=2, label=label)
         ax.axhline(100 / experts, color="grey", linestyle=":", linewidth=1)
         ax.set(ylabel=f"layer {trace.layers[layer]}\n% of slots", ylim=(0, None))
-    axes[-1, 0].set(xlabel="expert", xticks=range(experts))
+    axes[-1, 0].set(xlabel="expert", xticks=range(0, experts, -(-experts // MANY)))
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(loads))
     return figure

@@ -17,7 +17,7 @@ from aurora_lib.model import batching
 class RoutingTrace:
     """The routers' choices for one text or several, on the CPU; padded positions are not in it.
 
-    tokens: pieces as strings; a space is ▁, a byte-fallback piece is <0xE9>.
+    tokens: pieces as strings; a space is ▁, a byte that is no character is <0xE9>.
     experts: int64 `[layers, tokens, top_k]`, strongest first.
     weights: float32, same shape, renormalised: they sum to one for every token.
     logits: float32 `[layers, tokens, experts]`.
@@ -101,7 +101,7 @@ def trace_many(model: nn.Module, tokenizer, texts: Sequence[str], *, batch_token
     logits, scores, experts = (torch.cat(part, dim=1) for part in zip(*by_text, strict=True))
     ids, lengths = [token for row in rows for token in row], torch.tensor([len(row) for row in rows])
     return RoutingTrace(
-        tokens=tokenizer.convert_ids_to_tokens(ids),
+        tokens=batching.pieces(tokenizer, ids),
         experts=experts.long(),
         weights=scores.float() / scores.float().sum(-1, keepdim=True),
         logits=logits.float(),

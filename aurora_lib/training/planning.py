@@ -9,7 +9,7 @@ from datasets import Dataset
 from trl import SFTConfig
 
 from aurora_lib.course import Scale, machine, results
-from aurora_lib.model import load_tokenizer, memory, resolve_targets, speed
+from aurora_lib.model import load_tokenizer, memory, resolve_targets
 
 NOTHING = "There is no conversation to train on. Check AURORA_DATA, or run notebook 02 to see why."
 SAMPLED = 500  # conversations whose tokens are counted
@@ -69,7 +69,7 @@ def preflight(
         how = f"{hours:.1f} ({reached:,.0f} tokens/s recorded)"
     elif scale.name != "tiny":
         passes = 3 * steps * args.gradient_accumulation_steps
-        seconds, card = speed.at_least(config, passes, 3 * tokens)
+        seconds, card = memory.least_seconds(config, passes, 3 * tokens)
         hours, how = seconds / 3600, f"at least {seconds / 3600:.1f} on {card} (predicted)"
     # the minutes end a run before its epochs do
     limit = scale.minutes / 60 if args.max_steps <= 0 and (hours or 0) > scale.minutes / 60 else 0

@@ -4,6 +4,7 @@
 load-balancing loss, which the paper's stack did not use: it is off. 3. A gradient of zero stops the run.
 """
 
+import os
 import shutil
 import time
 from pathlib import Path
@@ -46,6 +47,7 @@ def sft_config(scale: Scale, **changes) -> SFTConfig:
     settings = dict(output_dir=str(scale.runs / "checkpoints"), learning_rate=scale.learning_rate)
     settings |= dict(num_train_epochs=scale.epochs, assistant_only_loss=True, logging_steps=10)
     settings |= dict(include_num_input_tokens_seen="non_padding", packing=scale.minutes > 0)
+    settings |= dict(dataset_num_proc=None if scale.name == "tiny" else os.cpu_count())
     return SFTConfig(**shared_settings(scale) | settings | changes)
 
 
@@ -78,6 +80,8 @@ def build_trainer(model, tokenizer, conversations, args: SFTConfig, lora=None, v
     if len(answered) == 0:
         raise ValueError(NOTHING)
     lora, _ = resolve_targets(model.config, lora or lora_config())
+    if args.dataset_num_proc:
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # threads do not survive the fork
     set_seed(args.seed)
     given = dict(train_dataset=answered, processing_class=tokenizer, peft_config=lora)
     for name in sorted(set(validation["source"])) if validation else ():

@@ -89,7 +89,9 @@ class CosineInTime(TrainerCallback):
     def __init__(self, minutes: float, trainer: Trainer):
         args = trainer.args
         if args.lr_scheduler_type != "cosine" or args.warmup_steps:
-            raise ValueError("Minutes end a cosine without warm-up: leave lr_scheduler_type and warmup_steps.")
+            raise ValueError(
+                "Minutes end a cosine without warm-up: leave lr_scheduler_type and warmup_steps."
+            )
         self.minutes, self.fewest = minutes, 1
 
     def on_train_begin(self, args, state, control, lr_scheduler=None, **kwargs):

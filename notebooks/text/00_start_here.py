@@ -7,8 +7,9 @@
 #
 # **Here:** the paper in one page (its Introduction), what you are about to build, and what it costs.
 #
-# **Two scales, one set of notebooks.** `tiny` (the default) runs on any laptop, without a network: a Mixtral of a few million
-# parameters that has the same habit. `full` is the real model on one rented GPU: set `AURORA_SCALE=full` before you start.
+# **Three scales, one set of notebooks.** `tiny` (the default) runs on any laptop, without a network: a Mixtral of a few million
+# parameters that has the same habit. `mid` is a real sparse model, OLMoE (64 experts, 8 for each token), on a card of 15 GB, as Colab lends one. `full` is
+# Mixtral itself on one rented GPU. Set `AURORA_SCALE=mid` or `full` before you start. Sentences about results are about `tiny`, where they do not say otherwise.
 
 # %% [markdown]
 # **Set-up.** On your own machine, open the notebooks with `make lab`. Colab opens a notebook without its repository: run
@@ -96,7 +97,7 @@ pd.DataFrame(
 # | [06 Chat](06_chat.ipynb) | talk to base and tuned model side by side |
 # | [07 Preference](07_preference.ipynb), optional | tune a second time, on pairs of a better and a worse answer |
 #
-# Each runs alone, in any order. Every notebook has exercises that check themselves: replace the `...`, run, read what the
+# Each runs alone, in any order; at `mid` there is no adapter for all, so run 04 before 05, 06 and 07. Every notebook has exercises that check themselves: replace the `...`, run, read what the
 # checker says. Worked solutions are in [solutions](solutions/).
 #
 # ## Exercises

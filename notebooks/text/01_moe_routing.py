@@ -44,7 +44,7 @@ feed_forward(torch.randn(3, 32), torch.randn(2 * 64, 32), torch.randn(32, 64)).s
 # %%
 import pandas as pd
 
-pd.options.display.max_colwidth = 70
+pd.options.display.max_colwidth, pd.options.display.max_rows, pd.options.display.max_columns = 70, 200, 70
 logits = torch.tensor([[2.0, 1.0, 0.0, -1.0], [0.0, 0.0, 3.0, 0.1], [1.0, 1.1, 0.9, 1.2]])
 probabilities = logits.softmax(dim=-1)
 top, chosen = probabilities.topk(2, dim=-1)
@@ -264,7 +264,7 @@ pd.DataFrame(drops, index=[f"layer {layer}" for layer in trace.layers]).map("{:.
 #
 # > experts × Σ over e of (share of tokens that choose e) × (mean probability of e)
 #
-# It equals `top_k`, here 2, when all experts work alike, and usually grows with imbalance. The share is counted and has no gradient; the mean probability has one,
+# It equals `top_k` (2 for Mixtral, 8 for OLMoE) when all experts work alike, and usually grows with imbalance. The share is counted and has no gradient; the mean probability has one,
 # for *every* expert. That is how the forgotten ones are reached.
 
 # %%
@@ -278,9 +278,10 @@ def balance_loss(logits, top_k=2):
     return logits.shape[1] * (chosen.mean(0) * probabilities.mean(0)).sum()
 
 
-pooled = balance_loss(trace.logits.flatten(0, 1))
-torch.testing.assert_close(pooled, load_balancing_loss_func(tuple(trace.logits), trace.logits.shape[-1], 2))
-by_layer = [balance_loss(logits).item() for logits in trace.logits]
+experts, top_k = trace.logits.shape[-1], trace.experts.shape[-1]
+pooled = balance_loss(trace.logits.flatten(0, 1), top_k)
+torch.testing.assert_close(pooled, load_balancing_loss_func(tuple(trace.logits), experts, top_k))
+by_layer = [balance_loss(logits, top_k).item() for logits in trace.logits]
 print(f"all layers together, as the library does it: {pooled.item():.2f}")
 print(f"layer by layer: {[round(v, 2) for v in by_layer]}")
 
@@ -457,7 +458,7 @@ print(f"crossing at about {h100 * 8 * 2 / 4:,.0f} tokens")
 # ## Watching a real router
 #
 # Each token below carries the number of its first expert, the one with the larger weight, in layer 0 (in Jupyter also its colour; GitHub shows no colours).
-# `<s>` marks the start of a text, and ▁ stands for a space. A character that the tokenizer does not know falls back to its bytes.
+# `<s>` marks the start of a text in Mixtral's format, and ▁ stands for a space. A character that is no piece of its own is shown as its bytes.
 
 # %%
 from IPython.display import HTML
@@ -518,16 +519,23 @@ print(gap)
 # ## What tuning moved
 #
 # Our tuning (QLoRA, notebook 03) does not train the router: it is *frozen* (冻结). It trains an *adapter* (适配器), small extra matrices in the attention layers.
-# So the router's weights stay, but its input changes. We take the adapter from notebook 04, yours or the one shipped with the course, and read the same texts
+# So the router's weights stay, but its input changes. We take the adapter from notebook 04, yours or the one that this scale has for all (at `full` the authors' own), and read the same texts
 # again. What share of the slots has another expert?
 #
 # Almost any change of weights moves some slots, so we need a baseline here too. *Random changes*: 19 adapters of random numbers. In each matrix the change is
 # built in the same way as the trained one (notebook 03) and has the same size (Frobenius norm).
 
 # %%
-from aurora_lib.model import find_adapter, load_adapter
+from peft import get_peft_model
 
-tuned = load_adapter(base, find_adapter(scale))
+from aurora_lib.model import AdapterError, find_adapter, load_adapter
+from aurora_lib.training import lora_config
+
+try:
+    tuned = load_adapter(base, find_adapter(scale))
+except AdapterError as missing:
+    print(missing, "Until then a new one, which changes nothing, stands in for it.")
+    tuned = get_peft_model(base, lora_config()).eval()
 after = routing.trace_many(tuned, tokenizer, texts)
 changed = []
 for seed in range(19):
@@ -543,7 +551,8 @@ layers = torch.tensor(trace.layers)
 ax.plot(layers, by_chance.T, ".", color="0.7", label=["random changes"] + ["_"] * (len(by_chance) - 1))
 ax.hlines(limit, layers - 0.25, layers + 0.25, color="0.3", label="bound of random changes")
 ax.errorbar(layers, share.numpy(), errors.numpy(), fmt="o", capsize=4, label="tuning, 95 % interval")
-ax.set(xlabel="layer", ylabel="slots with another expert [share]", xticks=layers, ylim=(0, None))
+ax.set(xlabel="layer", ylabel="slots with another expert [share]", ylim=(0, None))
+ax.set_xticks(layers[:: len(layers) // 16 + 1])
 ax.legend(bbox_to_anchor=(1, 1), loc="upper left");
 
 # %% [markdown]
@@ -551,8 +560,8 @@ ax.legend(bbox_to_anchor=(1, 1), loc="upper left");
 # grey line is their bound. A large point below the line does not stand out from random changes. A large point above it does. If its interval still reaches below
 # the line, be careful: with other texts the point could lie below.
 #
-# A slot has moved if its expert no longer works on the token. An exchange of first and second expert does not count. A token has two slots, so the share of
-# tokens with a changed expert can be up to twice as large. A second expert with a small weight changes easily.
+# A slot has moved if its expert no longer works on the token. An exchange of first and second expert does not count. A token has `top_k` slots (two in Mixtral), so the share of
+# tokens with a changed expert can be up to `top_k` times as large. An expert with a small weight changes easily.
 #
 # ## The explorer
 #

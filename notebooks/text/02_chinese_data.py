@@ -5,7 +5,7 @@
 # steps, find near duplicates, and account for every single row.
 #
 # At `tiny` the files are samples of our own in the released layouts, dirt included. `AURORA_DATA=/a/file.jsonl` (or a folder) reads yours; at `full` the
-# three released files are read. (`tools/bench/cleaning.py` times the same code on as many synthetic rows as the paper has.)
+# three released files are read, at `mid` one row in fifty of them. No GPU is needed: `AURORA_SCALE=full AURORA_DEVICE=cpu` cleans them on any machine, in some ten minutes on two cores (predicted). (`tools/bench/cleaning.py` times the same code on as many synthetic rows as the paper has.)
 
 # %% [markdown]
 # **Set-up.** On your own machine, open the notebooks with `make lab`. Colab opens a notebook without its repository: run
@@ -49,7 +49,7 @@ import pandas as pd
 
 pd.options.display.max_colwidth = 60
 
-reading = sources.read(data)
+reading = sources.read(data, every=scale.every)
 read, aside = reading.conversations, reading.aside
 print(f"{len(read) + len(aside):,} rows = {len(read):,} conversations + {len(aside):,} set aside")
 table = pd.DataFrame(aside, columns=["file", "line", "reason", "row"])
@@ -346,29 +346,19 @@ ours.reindex(order).join(theirs).fillna(0).astype(int).map("{:,}".format)
 # %% [markdown]
 # ## What the rows are about
 #
-# The paper's Figure 2 shows 20 categories, and hardly says where they came from. Ours are 19 topics and "other". A ShareGPT tag that fits a topic
-# decides. Else a list of typical words (`data/topics_lexicon.txt`) guesses from the beginning of the questions: each word found gives points to its
-# topic, a longer word more, and the topic with most points wins; without any it is "other". How often the guess is right was measured on prompts
-# labelled by hand (`tools/record/topics.py`).
+# The paper's Figure 2 shows 20 categories, and hardly says where they came from. ShareGPT's rows carry a free-text tag, such as "Finance, Business". Here is the first name in each. The Alpaca
+# sets have no tags.
 
 # %%
-import json
+from collections import Counter
 
-from aurora_lib.course import DATA
-from aurora_lib.data import topics
-
-tags = result.kept["category"]
-guessed = [topics.topic(messages, tag) for messages, tag in zip(result.kept["messages"], tags, strict=True)]
-tagged = [bool(topics.normalise(tag)) for tag in tags]
-counts = pd.crosstab(pd.Series(guessed), pd.Series(tagged))
-counts = counts.rename(columns={True: "ShareGPT's tag", False: "the word list's guess"})
-counts = counts.loc[counts.sum(axis=1).sort_values().index].rename_axis(columns=None)
-axes = counts.plot.barh(stacked=True, figsize=(6, 0.28 * len(counts) + 0.8))
-axes.set(xlabel="conversations", ylabel="", title="Topics of the kept conversations")
-axes.legend(loc="lower right")
-measured = json.loads((DATA.parent / "results" / "topics.json").read_text())
-right = "a guess is right for {accuracy:.0%} of {n} hand-labelled prompts".format(**measured)
-print(right + ", 95 % interval {interval[0]:.0%} to {interval[1]:.0%}".format(**measured))
+tags = [tag.strip(" ,\n") for tag in result.kept["category"]]
+firsts = Counter(tag.partition(",")[0].strip().lower() for tag in tags if tag)
+counts = pd.Series(dict(firsts.most_common(20)), dtype=int).iloc[::-1]
+if len(counts):
+    axes = counts.plot.barh(figsize=(6, 0.28 * len(counts) + 0.8), title="First names in ShareGPT's tags")
+    axes.set(xlabel="conversations")
+print(f"{sum(firsts.values()):,} of {len(tags):,} kept conversations have a tag, of {len(firsts)} kinds")
 
 # %% [markdown]
 # ## What Chinese costs in tokens
@@ -424,13 +414,12 @@ axes.minorticks_off()
 axes.legend();
 
 # %% [markdown]
-# Our bundled rows are short, so the curves fall early. Real ShareGPT conversations run to thousands of tokens: there the same cell should show the gap at the
+# The bundled rows of `tiny` are short, so the curves fall early. Real ShareGPT conversations run to thousands of tokens: there the same cell should show the gap at the
 # paper's 1,024.
 #
 # ## Save
 #
-# Split to this scale's training length under the base model's own tokenizer. Notebook 04 trains on exactly this. Beside it goes a data card: what is in
-# it, from where, under which licence, and what was done to it.
+# Split to this scale's training length under the base model's own tokenizer. Notebook 04 trains on exactly this. The account goes with it, in the first line.
 
 # %%
 from aurora_lib.data import save_conversations
@@ -438,13 +427,7 @@ from aurora_lib.data import save_conversations
 own = load_tokenizer(scale.base_model, revision=scale.revision)
 saved = split(result.kept, own, scale.length)
 path = save_conversations(saved, scale, account)
-licences = {name: source["licence"] for name, source in sources.SOURCES.items()}
-if scale.data == DATA / "rows":
-    licences = dict.fromkeys(licences, "Apache-2.0; self-written for this course")
-card = show.card(result, saved, origin=f"`{Path(data).name}`", licences=licences, aside=len(aside))
-path.with_name("DATA_CARD.md").write_text(card, encoding="utf-8")
-print(f"{len(saved):,} conversations of at most {scale.length} tokens (or one exchange) in {path.name}\n")
-print("\n".join(card.splitlines()[:12]))
+print(f"{len(saved):,} conversations of at most {scale.length} tokens (or one exchange) in {path.name}")
 
 # %% [markdown]
 # ## Exercises

@@ -3,6 +3,10 @@
 #
 # Paper: sections 3 and 4.1. **After this notebook you can** run the paper's recipe, say what every value in it does and what happens
 # if you change it, stop it and go on, and show with numbers how far the language of the answers changed, and what it cost.
+#
+# **Time.** At `tiny` all three epochs are trained, in under a minute. At `full` they would take days; so this notebook trains for 30 minutes there (60 at `mid`), and the learning rate
+# falls to zero in that time. `AURORA_MINUTES`, set before Jupyter starts, is another number of minutes, and `AURORA_MINUTES=0` is the paper's three epochs. The rest of this page takes about half an hour
+# at `full` (predicted), most of it loading and answering. **What the text says of results, it says of `tiny`.**
 
 # %% [markdown]
 # **Set-up.** On your own machine, open the notebooks with `make lab`. Colab opens a notebook without its repository: run
@@ -29,7 +33,7 @@ import json
 from IPython.display import HTML
 
 from aurora_lib.data import clean_conversations, hold_out
-from aurora_lib.model import load_tokenizer
+from aurora_lib.model import batching, load_tokenizer
 
 conversations, validation = hold_out(clean_conversations(scale))
 print(f"{len(conversations):,} to train on, {len(validation)} held out for validation")
@@ -37,7 +41,7 @@ tokenizer = load_tokenizer(scale.base_model, revision=scale.revision)
 example = next((row for row in conversations if len(row["messages"]) == 4), conversations[0])
 masks = dict(return_dict=True, return_assistant_tokens_mask=True)
 encoded = tokenizer.apply_chat_template(example["messages"], **masks)
-pieces = zip(tokenizer.convert_ids_to_tokens(encoded["input_ids"]), encoded["assistant_masks"], strict=True)
+pieces = zip(batching.pieces(tokenizer, encoded["input_ids"]), encoded["assistant_masks"], strict=True)
 shown = [
     f"<b style='background:#bfe8bf;color:#111'>{html.escape(piece)}</b>" if learned else html.escape(piece)
     for piece, learned in list(pieces)[:120]
@@ -45,7 +49,7 @@ shown = [
 HTML(" ".join(shown))
 
 # %% [markdown]
-# Count the end tokens `</s>` that are bold: one for each answer. A model that never learns them never stops talking.
+# Count the end tokens (`</s>` in Mixtral's format) that are bold: one for each answer. A model that never learns them never stops talking.
 #
 # ## The recipe, every value in the open
 #
@@ -71,7 +75,11 @@ lora = LoraConfig(
 # `trl` runs the training. What differs between the scales comes from `scale`; the rest is the same for both.
 
 # %%
+import os
+
 from trl import SFTConfig
+
+import torch
 
 gpu = scale.device == "cuda"
 args = SFTConfig(
@@ -82,12 +90,15 @@ args = SFTConfig(
     per_device_train_batch_size=scale.batch,  # original: 2 conversations at a time ...
     gradient_accumulation_steps=scale.accumulation,  # ... and 4 such batches to a step
     max_length=scale.length,  # original: 1024 tokens; notebook 02 has split what is longer
+    packing=scale.minutes > 0,  # a run with little time does not spend it on padding: see below
     assistant_only_loss=True,  # the picture above
     router_aux_loss_coef=0.0,  # TRL would add notebook 01's load-balancing loss; the paper's stack did not
-    bf16=gpu,  # original: fp16. bf16 has the range of fp32, so small gradients do not vanish
+    bf16=scale.dtype == torch.bfloat16,  # it has the range of fp32, so small gradients do not vanish
+    fp16=scale.dtype == torch.float16,  # original; also what a T4 has
     use_cpu=not gpu,
     activation_checkpointing=gpu,  # recompute a layer instead of keeping what it needs: notebook 03
     dataloader_pin_memory=gpu,
+    dataset_num_proc=None if scale.name == "tiny" else os.cpu_count(),  # tokenizes on all cores
     save_steps=scale.save_steps,  # paper: 1000. What a power cut can cost
     save_total_limit=2,  # the newest may be half-written, the one before it is whole
     logging_steps=10,
@@ -101,8 +112,8 @@ assert args.to_dict() == training.sft_config(scale).to_dict() and lora == traini
 # %% [markdown]
 # ## Before you start: what will it take?
 #
-# The model is not loaded yet. From the shapes of the model and a sample of the rows: steps, memory, disk, and, once an H100 has been recorded, hours and what they
-# cost. What does not fit is refused here, with the table of notebook 03.
+# The model is not loaded yet. From the shapes of the model and a sample of the rows: steps, memory, disk, hours and what they cost. Until an H100 has been
+# recorded, the hours are the least that they can be. What does not fit is refused here, with the table of notebook 03.
 
 # %%
 from aurora_lib.model import read_config
@@ -115,8 +126,8 @@ plan
 # %% [markdown]
 # ## Before
 #
-# Questions about facts that tuning at `tiny` will *never* see, in Chinese and in English. (Pre-training has seen them: tuning is to bring them
-# out in Chinese, not to teach them. The released rows at `full` may mention some.) "Right in Chinese" asks for the right fact, said in Chinese; "in either language" accepts both. In brackets the 95 % interval.
+# Questions about facts that no row of the tuning holds, in Chinese and in English. (So it is at `tiny`, whose pre-training has seen them: tuning is to bring them
+# out in Chinese, not to teach them. Released rows may mention some.) "Right in Chinese" asks for the right fact, said in Chinese; "in either language" accepts both. In brackets the 95 % interval.
 
 # %%
 from aurora_lib import evaluation
@@ -127,14 +138,14 @@ before = evaluation.probe(base, tokenizer, max_new_tokens=scale.max_new_tokens)
 print(before)
 
 # %% [markdown]
-# The base understands (see "right in either language"). It answers Chinese in English, or in a mixture of both, and hardly ever in Chinese alone: the paper's starting
+# At `tiny` the base understands (see "right in either language"). It answers Chinese in English, or in a mixture of both, and hardly ever in Chinese alone: the paper's starting
 # point. (A mixed answer does not count as answered in Chinese.)
 #
 # ## Train
 #
 # `build_trainer` is an ordinary `SFTTrainer(model, args, train_dataset, processing_class, peft_config)` with three things of ours: after TRL has cast the adapter of a quantized
 # model to bf16, it goes back to 32 bits, since a step of 5e-5 often rounds to nothing in 16 (exercise 04.3); an alarm stops a run whose gradient is zero; a meter
-# logs tokens a second and memory. A few of the conversations are English on purpose, and further down you see why.
+# logs tokens a second and memory. At `tiny` a few of the conversations are English on purpose, and further down you see why.
 
 # %%
 from aurora_lib.data import language
@@ -146,31 +157,33 @@ print(f"{trained:,} trainable parameters, {len(conversations):,} conversations, 
 
 # %% [markdown]
 # `training.run` is `trainer.train`, from the last whole checkpoint of this very run if there is one. Try it: interrupt the kernel (the ■ button) while it trains. It
-# finishes the step in flight, writes a checkpoint, and says so; run the notebook again and it goes on. After a power cut it goes on too, from the last checkpoint. Both end with the
-# very weights of a run that nobody disturbed.
+# finishes the step in flight, writes a checkpoint, and says so. Run the cell again, and it goes on; or run the next cells, and they look at what there is. After a power cut the notebook goes on from
+# the last checkpoint. With all epochs, both end with the very weights of a run that nobody disturbed.
+#
+# With minutes, nobody knows the number of steps beforehand: it follows from the speed. So the first steps are timed, and then again every step. The number of steps left is what still fits, and the cosine is
+# bent to end with it. That matters: a run that is only *stopped* after half an hour still has its full learning rate, and its last steps are its noisiest. Time before an interruption counts, so you may change the minutes and go on.
 
 # %%
 trainer.add_callback(training.LivePlot(plan.memory))
-run = training.run(trainer)
+training.run(trainer, scale.minutes);
 
 # %% [markdown]
 # The loss is drawn on a logarithmic scale, the learning rate falls along its half cosine, and the dips in tokens/s are pauses: a checkpoint is written, or this picture is drawn. And the gradient norm:
 # never zero, or nothing was learned.
 #
 # The picture shows the loss on conversations that are being learned. Did the model learn them by heart, or something that holds for others too? The validation set tells.
-# The loss before tuning needs no second model: with the adapter closed, this one *is* the base. (At `full` the cell reads some 300 conversations twice; the table before the run does not count that.)
+# The loss before tuning needs no second model: with the adapter closed, this one *is* the base. (At `full` the cell reads some 300 conversations twice: a minute or two.)
 
 # %%
 import pandas as pd
-from transformers.utils.notebook import NotebookProgressCallback
 
-trainer.remove_callback(NotebookProgressCallback)  # its table would stand beside ours
 with trainer.model.disable_adapter():
     before_tuning = trainer.evaluate()
 after_tuning = trainer.evaluate()
 norms = [entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry]
 assert min(norms) > 0
-print(f"{run.metrics['train_runtime']:.0f} s, smallest gradient norm {min(norms):.2g}")
+seconds = max(entry.get("seconds", 0) for entry in trainer.state.log_history)  # of all sessions
+print(f"{trainer.state.global_step} steps, {seconds:.0f} s, smallest gradient norm {min(norms):.2g}")
 losses = pd.DataFrame(
     {
         source: {
@@ -184,7 +197,7 @@ losses = pd.DataFrame(
 losses.style.format("{:.3f}").format("{:.0f}", subset="conversations")
 
 # %% [markdown]
-# It falls for all three sources, on conversations that training never read. (At `tiny` nearly half of their answers stand word for word in a training row. So this loss alone does not tell learning from memory. The next section asks about facts that no row mentions.)
+# At `tiny` it falls for all three sources, on conversations that training never read. (Nearly half of their answers stand word for word in a training row. So this loss alone does not tell learning from memory. The next section asks about facts that no row mentions.)
 #
 # ## After
 #
@@ -208,7 +221,7 @@ pd.DataFrame(
 )
 
 # %% [markdown]
-# Read the wrong answers too. There are few, and all are fluent Chinese: about the right person or thing but beside the question, or about something else altogether. A share of Chinese alone would hide them.
+# Read the wrong answers too. At `tiny` there are few, and all are fluent Chinese: about the right person or thing but beside the question, or about something else altogether. A share of Chinese alone would hide them.
 
 # %%
 wrong = [row for row in after.rows if row["asked"] == "zh" and not row["correct"]]
@@ -237,7 +250,7 @@ Markdown(re.sub("(?m)^(#+ )", r"##\1", card))
 # %% [markdown]
 # ## What if you change ...
 #
-# Guess first: which of these changes hurts, and whom? Each row below is one more tuning of a fresh base, recorded on two cores: the language of the answers to Chinese
+# Guess first: which of these changes hurts, and whom? Each row below is one more tuning of a fresh base, recorded at `tiny` on two cores: the language of the answers to Chinese
 # questions, how many are right, and the same for English; then the loss on the validation set, the trainable parameters, and the rows, with how many of them are English. The first rows are the recipe with three seeds:
 # read every other row against *their* spread. With one seed and so few questions, a few points are noise.
 
@@ -265,19 +278,21 @@ table.style.format(dict.fromkeys(columns[2:6], "{:.0%}") | {"loss": "{:.3f}", "t
 # - **Learning rate.** The paper's 5e-5 is for a model ten thousand times larger and some sixteen thousand steps (of 32 conversations, by the speeds of the authors' run; their published command
 #   makes 8); in a few hundred it changes no answer's language. A tenth of our rate is enough here. Three times the rate lies just outside the three seeds; one run shows no more than that.
 # - **Router.** LoRA on its bare parameter takes no dropout, so compare it with the row *no dropout*: nothing gained that the table could show. Nor by training it whole (`modules_to_save`).
-# - **English rows.** The recipe has about one in ten; the row with the largest share was made by leaving out Chinese ones. Without any, the model begins to answer English in Chinese: the first sign of *forgetting* (灾难性遗忘), a relative of
+# - **English rows.** The recipe at `tiny` has about one in ten; the row with the largest share was made by leaving out Chinese ones. Without any, the model begins to answer English in Chinese: the first sign of *forgetting* (灾难性遗忘), a relative of
 #   what users of the original reported (its issue 9: step-by-step reasoning was lost). Already a few rows of what should stay keep most of it: a cheap insurance.
 #
-# Now your own: the cell makes the row *no English rows* anew; put in a value of yours (`lora={"r": 2}`, `settings={"learning_rate": 3e-3}`). A result is kept on disk, so asking again is free;
+# Now your own: the cell makes the row *no English rows* anew (larger models make a few steps on a few conversations: some minutes, most of them loading); put in a value of yours (`lora={"r": 2}`, `settings={"learning_rate": 3e-3}`). A result is kept on disk, so asking again is free;
 # `experiments.sweep` runs several and makes the table.
 
 # %%
 from aurora_lib.training import experiments
 
-trainer = tuned = base = None  # at full, one model on the GPU at a time
-# at full, minutes instead of days, and enough to see the loss move
-short = {} if scale.name == "tiny" else {"max_steps": 50}
-mine = experiments.run(scale, conversations, validation, english_share=0.0, settings=short)
+trainer = tuned = base = None  # one model on the GPU at a time
+rows, short = conversations, {}
+if scale.name != "tiny":  # minutes instead of days, and enough to see the loss move
+    rows = conversations.shuffle(seed=0).select(range(min(2000, len(conversations))))
+    short = {"max_steps": 20}
+mine = experiments.run(scale, rows, validation, english_share=0.0, settings=short)
 pd.Series(mine)[["zh_in_zh", "zh_right", "en_in_en", "en_right", "loss", "steps", "seconds"]]
 
 # %% [markdown]
@@ -285,7 +300,7 @@ pd.Series(mine)[["zh_in_zh", "zh_right", "en_in_en", "en_right", "loss", "steps"
 #
 # Conversations of different lengths in one batch are filled up with *padding* (填充), which costs time and teaches nothing. *Grouping* puts like lengths together.
 # *Packing* (打包) lays conversations end to end; attention is kept apart between them. Packed at the same batch, a step holds many more conversations, so there are far fewer steps: look
-# what that does to the tiny model, and that one pack a step mends it. To turn it on: `training.sft_config(scale, packing=True)`; for grouping,
+# what that does to the tiny model, and that one pack a step mends it. With minutes it is on; to turn it on in any case: `training.sft_config(scale, packing=True)`; for grouping,
 # `train_sampling_strategy="group_by_length"`.
 
 # %%
@@ -316,7 +331,7 @@ print(f"training in all, predicted: {memory.predict(memory.MIXTRAL_8X7B).total:.
 pd.DataFrame(states).T.astype({"parameters": int})
 
 # %% [markdown]
-# From a terminal the same run is `python -m aurora_lib.training --scale full --max-minutes 30`: it then stops, saves adapter and checkpoint, and the same command goes on.
+# From a terminal the same run is `python -m aurora_lib.training --scale full --minutes 30`; the minutes are of training, and cleaning, loading and tokenizing come before.
 # Step by step on a rented machine: [docs/h100.md](../docs/h100.md).
 
 # %% [markdown]
@@ -371,7 +386,7 @@ values = {
     "epochs": args.num_train_epochs,
     "conversations": len(conversations),
 }
-values |= {"trainable parameters": trained, "training time [s]": round(run.metrics["train_runtime"], 1)}
+values |= {"trainable parameters": trained, "training time [s]": round(seconds, 1)}
 weights = losses["conversations"] / losses["conversations"].sum()
 for which, column in (("base", "loss before"), ("tuned", "loss after")):
     values[f"validation loss, {which} [loss]"] = round((weights * losses[column]).sum(), 4)

@@ -7,7 +7,7 @@
 # ![The line with the subject and five solved examples are read once, and their keys and values are kept. From there each of many questions goes on to four bars, the probabilities of A, B, C and D as the next token; the tallest is the prediction, and the score is the share of right letters.](images/fewshot.svg)
 #
 # At `tiny` the questions are our own, in the released CSV layouts and under released subject names; no fact is asked in two benchmarks. At `full` they are the released ones. There every multiple-choice run first prints
-# what it will take; all of these together take at least 12 minutes (predicted from the weights to be read and the numbers to be multiplied, not measured). The free answers come on top, 9 minutes if all are long, and so does the cleaning of the data if notebook 02 has not run. In all it should be less than an hour. `AURORA_BENCHMARKS=/a/folder` reads released files. **What the text says of results, it says of `tiny`.**
+# what it will take; all of these together take at least 12 minutes (predicted from the weights to be read and the numbers to be multiplied, not measured). The free answers come on top, 4 minutes if all are long, and so does the cleaning of the data if notebook 02 has not run. In all it should be less than an hour. At `mid` five questions of each subject are asked. `AURORA_BENCHMARKS=/a/folder` reads released files. **What the text says of results, it says of `tiny`.**
 
 # %% [markdown]
 # **Set-up.** On your own machine, open the notebooks with `make lab`. Colab opens a notebook without its repository: run
@@ -31,9 +31,10 @@ from aurora_lib.evaluation import benchmarks, fewshot
 from aurora_lib.model import batching, find_adapter, load_adapter, load_model, load_tokenizer
 
 root = scale.benchmarks or "hub"
+adapter = find_adapter(scale)  # before minutes of loading
 base = load_model(scale.base_model, **scale.loading)
 tokenizer = load_tokenizer(scale.base_model, revision=scale.revision)
-model = load_adapter(base, find_adapter(scale))
+model = load_adapter(base, adapter)
 
 subjects = benchmarks.load_subjects("ceval", root)
 subject = next(iter(subjects))
@@ -69,7 +70,7 @@ axes.bar(labels, probabilities)
 axes.axhline(0.25, color="grey", linestyle="--", label="a quarter")
 axes.legend()
 axes.set(title="One question", ylabel="probability", ylim=(0, 1.05))
-print("token ids of the letters:", letters, tokenizer.convert_ids_to_tokens(letters))
+print("token ids of the letters:", letters, batching.pieces(tokenizer, letters))
 print(f"the four together: {sum(probabilities):.3f} of all probability")
 
 # %% [markdown]
@@ -84,7 +85,7 @@ by_hand = ["ABCD"[next_token(question, chat)[letters].argmax()] for question in 
 with model.disable_adapter():
     library = evaluation.multiple_choice(model, tokenizer, "ceval", root=root, subjects=[subject])
 same = sum(a == row["prediction"] for a, row in zip(by_hand, library.predictions, strict=True))
-assert same == len(questions) or scale.name == "full"  # in 16 bits a near tie may fall otherwise
+assert same == len(questions) or scale.device == "cuda"  # in 16 bits a near tie may fall otherwise
 print(f"the same letter for {same} of {len(questions)} questions")
 print(library)
 
@@ -111,11 +112,11 @@ print("the line above counts some padding too.")
 # the cell:** will the two ways agree? They ask for the same facts.
 
 # %%
-scores, settings = {}, dict(root=root, cache=scale.runs / "scores")
+scores, settings = {}, dict(root=root, cache=scale.runs / "scores", limit=scale.questions)
 file = benchmarks.folder("cmmlu", root).parent / "drilled.json"  # only our own questions have it
 # of released files, ways of asking are compared on 20 questions of each subject; limit=None asks all.
 # Scores are then weighted to the whole benchmark, paired differences are not
-few = settings | dict(limit=None if file.is_file() else 20)
+few = settings | dict(limit=None if file.is_file() else scale.questions or 20)
 with model.disable_adapter():
     for task in benchmarks.TASKS:
         scores[task, "letter", "base"] = evaluation.multiple_choice(model, tokenizer, task, **settings)
@@ -378,8 +379,8 @@ for column, n in sizes.items():
 # But there are other possible causes. Another harness asked the untuned model. It asked MMLU in plain text. For C-Eval and CMMLU it used plain text or `[INST]` turns; which of them is not said. Nor is the precision. Forms differ by several points. **So this proves neither gain nor loss. But the table cannot be read as a gain either.** As far as
 # two harnesses can be compared, these benchmarks show no gain. They cannot show whether tuning changed the *language* of the answers.
 #
-# Both models in *one* harness could settle it. The last two rows do this at `full`, for the adapter that is loaded. By default it is yours. For the authors' last one set `AURORA_ADAPTER=wangrongsheng/Aurora@800248aab91edc742e220cdfcf426fab33b746e6` before you start Jupyter; checkpoint 3000 is a folder of that repository, to be downloaded and
-# named in the same way. Nobody has run either yet.
+# Both models in *one* harness could settle it. The last two rows do this at `full`, for the adapter that is loaded: yours, or the authors' last one where notebook 04 has not run. `AURORA_ADAPTER=released`, set before Jupyter starts, takes theirs in any case: that is the cheapest reproduction, without any training. Checkpoint 3000 is a folder of
+# their repository, to be downloaded and named as `AURORA_ADAPTER`. Nobody has run either yet.
 
 # %% [markdown]
 # ## What such a score can say, and what not

@@ -22,24 +22,25 @@ scale = aurora_lib.start("06")
 
 # %%
 from aurora_lib import chat, course
-from aurora_lib.model import find_adapter, load_adapter, load_model, load_tokenizer
+from aurora_lib.model import batching, find_adapter, load_adapter, load_model, load_tokenizer
 
+adapter = find_adapter(scale)  # before minutes of loading
 base = load_model(scale.base_model, **scale.loading)
 tokenizer = load_tokenizer(scale.base_model, revision=scale.revision)
-model = load_adapter(base, find_adapter(scale))
+model = load_adapter(base, adapter)
 
 history = [
     {"role": "user", "content": "日本的首都是哪里？"},
     {"role": "assistant", "content": "日本的首都是东京。"},
     {"role": "user", "content": "那它的货币呢？"},
 ]
-prompt = tokenizer.apply_chat_template(history, tokenize=False)
-print(prompt)
+asked = dict(tokenize=False, add_generation_prompt=True)  # Mixtral's format needs no such prompt, others do
+print(tokenizer.apply_chat_template(history, **asked))
 
 # %% [markdown]
 # ## One answer by hand
 #
-# Run the model on the prompt; of its logits, one for each token of the vocabulary, take the highest: the likeliest next token. Run it on that one token, and so on, until the end token (`</s>`) comes. The *KV cache* (键值缓存) remembers
+# Run the model on the prompt; of its logits, one for each token of the vocabulary, take the highest: the likeliest next token. Run it on that one token, and so on, until the end token (`</s>` in Mixtral's format) comes. The *KV cache* (键值缓存) remembers
 # keys and values of everything read so far, so each step reads a single token.
 
 # %%
@@ -47,7 +48,7 @@ import torch
 
 
 def decode(messages):
-    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    text = tokenizer.apply_chat_template(messages, **asked)
     ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids.to(model.device)
     cache, answer = None, []
     with torch.inference_mode():
@@ -61,11 +62,11 @@ def decode(messages):
 
 
 answer = decode(history)
-print(tokenizer.convert_ids_to_tokens(answer))
+print(batching.pieces(tokenizer, answer))
 print(tokenizer.decode(answer))
 
 # %% [markdown]
-# (`▁` is the tokenizer's mark for a space.)
+# (`▁` stands for a space.)
 #
 # **Before you run the next cell:** cut the history, so that only the last question is left. What will the model say?
 
@@ -87,7 +88,7 @@ for name, history_kept in (("with the turn before", True), ("alone", False)):
 evaluation.plot(seen, chance=None, title="Follow-up questions, right in the language asked");
 
 # %% [markdown]
-# With the turn before, most are right. Alone, some still are: "那日本呢？" (and Japan?) names the country, and the model guesses what is asked about it.
+# At `tiny` most are right with the turn before. Alone, some still are: "那日本呢？" (and Japan?) names the country, and the model guesses what is asked about it.
 #
 # ## Streaming
 #
@@ -121,7 +122,7 @@ print("streamed:  ", [stream.add(one) for one in spelled])
 # ## The box
 #
 # Type in Chinese or English: Enter sends, Shift-Enter breaks the line; temperature, and *Adapter on*, which switches between tuned and base, are under *Settings*. Whatever is said is shown as text and never run: type
-# `<b>bold</b>`. In a terminal, `python -m aurora_lib.chat` is the same. (A page without a kernel shows the conversation from above; with one, it looks like this:)
+# `<b>bold</b>`. In a terminal there is `python -m aurora_lib.chat`. (A page without a kernel shows the conversation from above; with one, it looks like this:)
 #
 # ![The chat box, in JupyterLab's light and dark theme](images/chat_widget.png)
 
@@ -129,11 +130,15 @@ print("streamed:  ", [stream.add(one) for one in spelled])
 chat.ChatBox(tuned)
 
 # %% [markdown]
-# The conversation is a list of messages. It can be kept and taken up again:
+# A conversation is a list of messages, and nothing else. So any file keeps it, and it can be taken up again:
 
 # %%
-file = tuned.save(scale.runs / "conversation.json")
-again = chat.ChatSession.load(file, model, tokenizer)
+import json
+
+file = scale.runs / "conversation.json"
+file.write_text(json.dumps(tuned.messages, ensure_ascii=False), encoding="utf-8")
+again = chat.ChatSession(model, tokenizer)
+again.messages = json.loads(file.read_text(encoding="utf-8"))
 print(len(again.messages), "messages, the last one:", again.messages[-1]["content"])
 
 # %% [markdown]
@@ -141,9 +146,11 @@ print(len(again.messages), "messages, the last one:", again.messages[-1]["conten
 # same, made up. To see it, keep so much room for the answer that little is left for the history:
 
 # %%
+from itertools import islice
+
 short = chat.ChatSession(model, tokenizer, max_new_tokens=model.config.max_position_embeddings - 64)
 for question in ("瑞典的首都是哪里？", "你好", "铁的元素符号是什么？", "那它的货币呢？"):
-    said = short.say(question)
+    said = "".join(islice(short.stream(question), scale.max_new_tokens))  # else a model may go on for long
     used, room = short.context
     print(f"{question} → {said}  ({used} of {room} tokens used, {short.forgotten} turns forgotten)")
 
@@ -167,19 +174,21 @@ rows
 # ## Greedy, or a throw of dice
 #
 # So far the likeliest token won. *Sampling* (采样) throws dice instead: divide the logits by a *temperature*, take the softmax, then draw. `top_p` first cuts off the unlikely tail: it keeps the likeliest tokens that
-# together make up that probability. The tiny model never met 狐狸 (fox). Ask it what kind of animal that is, and begin the answer for it: it guesses among the
+# together make up that probability. The tiny model never met 狐狸 (fox); a large one has. Ask it what kind of animal that is, and begin the answer for it: it guesses among the
 # classes it knows. The six likeliest next characters (爬 begins 爬行动物, reptile):
 
 # %%
 import pandas as pd
 
-begun = "<s>[INST] 狐狸属于哪一类动物？ [/INST] 狐狸属于"
-asked = tokenizer(begun, add_special_tokens=False, return_tensors="pt")
+begun = [("user", "狐狸属于哪一类动物？"), ("assistant", "狐狸属于")]
+begun = tokenizer.apply_chat_template([dict(role=role, content=text) for role, text in begun], tokenize=False)
+begun = begun[: begun.rindex(tokenizer.eos_token)]  # the answer goes on
+fox = tokenizer(begun, add_special_tokens=False, return_tensors="pt")
 with torch.inference_mode():
-    logits = model(**asked.to(model.device)).logits[0, -1].float().cpu()
+    logits = model(**fox.to(model.device)).logits[0, -1].float().cpu()
 likely = logits.topk(6).indices
 chances = {f"temperature {t}": (logits / t).softmax(-1)[likely] for t in (0.5, 1, 2)}
-pd.DataFrame(chances, index=tokenizer.convert_ids_to_tokens(likely.tolist())).round(3)
+pd.DataFrame(chances, index=batching.pieces(tokenizer, likely.tolist())).round(3)
 
 # %%
 pd.options.display.max_colwidth = None
@@ -209,7 +218,7 @@ print(course.html.to_html([{"role": "assistant", "content": "<script>alert('你�
 # %% [markdown]
 # ## Exercises
 #
-# **06.1** Write the format: `[(question, answer), ...]` to one string; the last answer is `None`, the model is to give it.
+# **06.1** Write Mixtral's format, whatever model you run: `[(question, answer), ...]` to one string; the last answer is `None`, the model is to give it.
 
 # %%
 from aurora_lib import exercises
@@ -263,7 +272,7 @@ results.record(
         "prompts": len(rows),
         "first token, slowest of three [s]": round(max(one.first_token for one in speeds), 3),
         "a token after the first, slowest of three [s]": round(
-            max(1 / one.tokens_per_second for one in speeds), 4
+            max(one.later_tokens / max(1, one.new_tokens - 1) for one in speeds), 4
         ),
     },
 )

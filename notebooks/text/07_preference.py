@@ -19,8 +19,8 @@ scale = aurora_lib.start("07")
 # ## Pairs: one question, a better and a worse answer
 #
 # Tuning in notebook 04 showed right answers only. A preference pair (偏好对) also says what is *wrong*, so the worse answers should be those
-# the model is prone to give. Ours are made of the facts that notebook 04 trained on, and show three ways in which such a model can err: it slides into
-# another fact that begins alike, falls back on English, or forgets English. They suit the tiny model; for the full one,
+# the model is prone to give. Ours are made of the facts that notebook 04 trained on at `tiny`, and show three ways in which such a model can err: it slides into
+# another fact that begins alike, falls back on English, or forgets English. They suit the tiny model; for a large one,
 # `AURORA_PREFERENCES=/a/file.jsonl` reads pairs of your own (columns `prompt`, `chosen`, `rejected`). A row that is no pair is left out, with its reason.
 
 # %%
@@ -48,13 +48,14 @@ table.groupby("kind").head(2).sort_values("kind").set_index("kind")
 from aurora_lib import evaluation
 from aurora_lib.model import find_adapter, load_adapter, load_model, load_tokenizer, memory
 
+adapter = find_adapter(scale)  # before minutes of loading
 base = load_model(scale.base_model, **scale.loading)
 tokenizer = load_tokenizer(scale.base_model, revision=scale.revision)
 budget = memory.predict(base.config, batch=2 * scale.batch, length=scale.length, dtype=scale.loading["dtype"])
 budget.require(scale.device)
 copy = 4 * budget.adapter_parameters / 2**20
 print(f"predicted: {budget.total * 1024:,.0f} MiB beside Python itself; the reference adds {copy:.2f} MiB")
-model = load_adapter(base, find_adapter(scale))
+model = load_adapter(base, adapter)
 before = evaluation.probe(model, tokenizer, max_new_tokens=scale.max_new_tokens)
 print(before)
 

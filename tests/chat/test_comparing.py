@@ -103,6 +103,7 @@ TYPES = NEEDED | {"system": str, "reference": list, "paper": str}
 
 def test_every_bundled_prompt_is_whole():
     rows = prompts("tiny") + prompts("full")
+    assert prompts("mid") == prompts("full")
     assert len({row["id"] for row in rows}) == len(rows)
     for row in rows:
         assert NEEDED.keys() <= row.keys() <= TYPES.keys(), row["id"]

@@ -23,8 +23,8 @@ def test_tokens_are_escaped_and_chinese_readable(tokenizer):
 
 def test_bytes_name_the_character_they_are_of():
     whole = ["▁", "<0xE9>", "<0xBE>", "<0x98>", "<0xF0>", "<0x9F>", "<0x98>", "<0x80>"]
-    broken = ["<0xE9>", "a", "<0x0A>"]
-    assert pictures.byte_characters(whole + broken) == ["", *"龘龘龘😀😀😀😀", "", "", ""]
+    broken = ["<0xE9>", "a", "<0x0A>", "▁<0xE9><0xBE>", "<0x98>"]
+    assert pictures.byte_characters(whole + broken) == ["", *"龘龘龘😀😀😀😀", "", "", "", *"龘龘"]
 
 
 def test_a_load_is_shown_in_numbers_under_an_escaped_title():
@@ -32,6 +32,10 @@ def test_a_load_is_shown_in_numbers_under_an_escaped_title():
     assert "75.0%" in page and "balanced = 50.0%" in page and "&lt;b&gt;" in page and "<b>" not in page
     axes = pictures.plot_load(torch.tensor([[0.1, 0.9], [0.5, 0.5]]))
     assert [text.get_text() for text in axes.texts] == ["10", "90", "50", "50"]
+    many, page = torch.full((2, 64), 1 / 64), pictures.load_to_html(torch.full((64,), 1 / 64), "")
+    assert page.count("<table>") == 4 and page.count("1.6%") == 65
+    axes = pictures.plot_load(many)
+    assert not axes.texts and len(axes.get_xticks()) == 16
 
 
 def test_groups_stand_side_by_side_with_their_intervals():

@@ -46,8 +46,8 @@ TABLE = (
 | {Binder} | The packages take {size:.1f} GiB, so a first start takes minutes. Memory is 2 GB and the \
 hungriest notebook peaks at {peak:.1f} GiB: shut one down before you open the next. What you write is gone \
 with the session. |
-| {Colab} | The text above the first cell of code says which line to run once. Everything computes on the \
-CPU, at `tiny`: the 15 GB of a T4 are too few for `full`. What you write is gone with the machine, unless \
+| {Colab} | The text above the first cell of code says which line to run once. At `tiny` everything \
+computes on the CPU; a T4 fits `mid` (below), and not `full`. What you write is gone with the machine, unless \
 `AURORA_RUNS` is a folder of a mounted drive. |
 | Codespaces, or VS Code with Docker | *Reopen in container* sets up `.venv` with PyTorch's CPU build. |
 | conda | `conda env create -f environment.yml`, the same pins. |
@@ -56,7 +56,7 @@ CPU, at `tiny`: the 15 GB of a T4 are too few for `full`. What you write is gone
 |---|---|
 | {Binder} | 软件包共 {size:.1f} GiB，第一次启动要等几分钟。内存为 2 GB，最费内存的 notebook 峰值为 {peak:.1f} \
 GiB：先关掉上一个的内核，再打开下一个。会话结束，写下的东西也就没了。 |
-| {Colab} | 第一个代码单元格上方的文字会告诉你要先运行哪一行。一切都在 CPU 上以 `tiny` 计算：T4 的 15 GB 显存不够 `full` 用。机器收回，写下的东西也就没了，除非把 \
+| {Colab} | 第一个代码单元格上方的文字会告诉你要先运行哪一行。`tiny` 全部在 CPU 上计算；T4 放得下 `mid`（见下文），放不下 `full`。机器收回，写下的东西也就没了，除非把 \
 `AURORA_RUNS` 设为已挂载云盘里的文件夹。 |
 | Codespaces，或者 VS Code 加 Docker | “在容器中重新打开”会建好 `.venv`，装的是 PyTorch 的 CPU 版。 |
 | conda | `conda env create -f environment.yml`，版本完全相同。 |

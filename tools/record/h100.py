@@ -411,7 +411,7 @@ def sft_trainer(chosen: Preset, note: Recorder) -> None:
         watch.mark("trainer")
         fresh()  # what loading took is no part of training
         tokenizer = load_tokenizer(None if chosen.device == "cuda" else DATA / "tiny")
-        text = (ROOT / "data" / "topics.jsonl").read_text(encoding="utf-8")[: 8 * chosen.length]
+        text = (ROOT / "data" / "probes.jsonl").read_text(encoding="utf-8")[: 8 * chosen.length]
         talk = [dict(role="user", content="你好"), dict(role="assistant", content=text)]
         shared = dict(device=chosen.device, dtype=chosen.dtype, reason="", runs=Path(folder), adapter=None)
         preset = FULL if chosen.device == "cuda" else TINY
