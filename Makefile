@@ -15,19 +15,19 @@ ifdef WHEELS
 TORCH_INDEX := --no-index --find-links $(WHEELS)
 endif
 
-.PHONY: course test test-chinese lab notebooks book check-book wheelhouse data clean
+.PHONY: course test test-chinese rehearse lab notebooks book check-book wheelhouse data clean
 
 course: $(READY)
 	$(BIN)/python -m tools.build.course
 
-# Unit tests, then each notebook once as it is and once solved, two processes at a time; the book where a browser is.
+# Unit tests, then each notebook as it is, and the exercises solved, two processes at a time; the book where a browser is.
 test: $(READY) $(KERNELS)
 	@mkdir -p runs && date +%s > runs/.test-began
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest tests -n 2 --dist loadfile
 	$(BIN)/python -m tools.build.solved runs/solved
-	$(BIN)/python -m pytest --nbmake notebooks/*.ipynb runs/solved -n 2 --nbmake-timeout=300
+	$(BIN)/python -m pytest --nbmake notebooks/*.ipynb runs/solved/solved.ipynb -n 2 --nbmake-timeout=300
 	@if command -v chromium chromedriver >/dev/null; then $(MAKE) --no-print-directory check-book; \
 	else echo "No Chromium here: the book was not looked at (make check-book)."; fi
 	@echo "make test took $$(( $$(date +%s) - $$(cat runs/.test-began) )) s"
@@ -35,6 +35,10 @@ test: $(READY) $(KERNELS)
 # The Chinese notebooks have the same code, which `make test` proves; a weekly workflow executes them all the same.
 test-chinese: $(READY)
 	$(BIN)/python -m pytest --nbmake notebooks/zh -n 2 --nbmake-timeout=300
+
+# Every notebook at `full` and `mid` on this CPU, against small stand-ins: what CI has of the scales that need a GPU.
+rehearse: $(READY)
+	$(BIN)/python -m tools.rehearse --edition both --jobs 2
 
 lab: $(READY)
 	$(BIN)/jupyter lab --ServerApp.root_dir=. $(LAB) notebooks/00_start_here.ipynb

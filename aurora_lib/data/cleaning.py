@@ -60,6 +60,19 @@ class CleaningResult:
         return frame.assign(total=frame.sum(axis=1)).astype(int)
 
 
+def account(reading: sources.Reading, result: CleaningResult) -> str:
+    """What became of the rows of each source, a line with the commonest reasons; then `reading.remarks`."""
+    lines, report = [], result.report
+    for source in report.columns.drop("total"):
+        reasons = Counter(row["reason"] for row in reading.aside if row["source"] == source)
+        why = "; ".join(f"{n:,} x {reason}" for reason, n in reasons.most_common(3))
+        whole, kept = (int(report[source].get((of, of), 0)) for of in ("read", "kept"))
+        aside = f"{reasons.total():,} set aside" + f" ({why}{'; ...' * (len(reasons) > 3)})" * bool(why)
+        counted = f"{whole + reasons.total():,} rows = {aside} + {whole - kept:,} dropped + {kept:,} kept"
+        lines.append(f"{source}: {counted}")
+    return "\n".join([*lines, *reading.remarks])
+
+
 def clean(
     dataset: Dataset, *, options: tuple[str, ...] = (), benchmarks=None, processes=None, folder=None
 ) -> CleaningResult:

@@ -9,8 +9,7 @@ from pathlib import Path
 from datasets import Dataset
 
 from aurora_lib.course import Scale, write_whole
-from aurora_lib.data.cleaning import clean
-from aurora_lib.data.show import account
+from aurora_lib.data.cleaning import account, clean
 from aurora_lib.data.sources import read, state, table
 
 BATCH = 1_000  # conversations

@@ -98,11 +98,9 @@ def _many_rows(self, stacks, hidden, index, weights):
     if _is_grouped(stacks, hidden):
         numbers = torch.arange(self.num_experts, device=experts.device)
         ends = torch.searchsorted(experts, numbers, right=True, out_int32=True)  # waits for nothing
-        inner = self._apply_gate(_Grouped.apply(rows, ends, *stacks[0]))
-        outputs = _Grouped.apply(inner, ends, *stacks[1])
+        outputs = _Grouped.apply(self._apply_gate(_Grouped.apply(rows, ends, *stacks[0])), ends, *stacks[1])
     else:
-        counts = torch.bincount(experts, minlength=self.num_experts).tolist()  # waits for the device
-        parts = enumerate(rows.split(counts))
+        parts = enumerate(rows.split(torch.bincount(experts, minlength=self.num_experts).tolist()))  # waits
         outputs = torch.cat([_expert(self, stacks, e, part) for e, part in parts if len(part)])
     weighted = outputs * weights.flatten()[order, None]
     back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
@@ -111,8 +109,10 @@ def _many_rows(self, stacks, hidden, index, weights):
 
 def _is_grouped(stacks, hidden) -> bool:
     """Whether whole stacks are unpacked for one product: small ones, where PyTorch's waits for nothing."""
-    fit = all(2 * s.shape.numel() <= GROUPED and s.dtype == hidden.dtype == torch.bfloat16 for _, s in stacks)
-    return hidden.is_cuda and fit and torch.cuda.get_device_capability(hidden.device)[0] in (9, 10)
+    cpu = hidden.device.type == "cpu"  # the tiny model: a loop over its experts costs more than it computes
+    most, dtype = (GROUPED / 1024, hidden.dtype) if cpu else (GROUPED, torch.bfloat16)
+    fit = all(2 * s.shape.numel() <= most and s.dtype == hidden.dtype == dtype for _, s in stacks)
+    return fit and (cpu or (hidden.is_cuda and torch.cuda.get_device_capability(hidden.device)[0] in (9, 10)))
 
 
 class _Grouped(torch.autograd.Function):

@@ -43,6 +43,7 @@ def load_tokenizer(path: str | Path | None = None, *, revision: str | None = Non
     if tokenizer.pad_token is None:
         # Byte fallback leaves <unk> unused in text; if </s> padded, a collator might mask the real </s> too.
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    tokenizer.clean_up_tokenization_spaces = False  # for BPE it is ignored, with a warning
     own = tokenizer.chat_template and tokenizer.get_chat_template()
     tokenizer.chat_template = CHAT_TEMPLATE
     if own and "[INST]" not in own:

@@ -75,7 +75,7 @@ def run(trainer: Trainer, minutes: float = 0) -> TrainOutput:
         saved = f"checkpoint-{step} is saved. The same again goes on."
         raise Stopped(f"Stopped after step {step} of {trainer.state.max_steps}; {saved}")
     # of all sessions of this run, where transformers counts the last one
-    output.metrics["train_runtime"] = training_seconds(trainer.state)
+    output.metrics["train_runtime"] = training_seconds(trainer.state) or output.metrics["train_runtime"]
     return output
 
 

@@ -116,10 +116,10 @@ for messages in good:
 # %%
 from IPython.display import display
 
-from aurora_lib.data import show
+from aurora_lib.data import cleaning
 
 optional = {step.__name__ for step in edits.OPTIONAL}
-rows = [[name + " (optional)" * (name in optional), does] for name, does in show.steps().items()]
+rows = [[name + " (optional)" * (name in optional), does] for name, does in cleaning.steps().items()]
 with pd.option_context("display.max_colwidth", None):
     display(pd.DataFrame(rows, columns=["step", "what it does"]))
 
@@ -136,7 +136,7 @@ from aurora_lib.data import clean
 
 result = clean(read, folder=scale.runs / "cleaning")
 assert len(result.kept) + len(result.dropped) == len(read)
-account = show.account(reading, result)
+account = cleaning.account(reading, result)
 print(account)
 result.report
 
@@ -165,7 +165,7 @@ axes.invert_yaxis()
 # %%
 texts = {row["id"]: row["messages"] for row in read}
 rows = []
-for step in dict.fromkeys(sorted(result.dropped["step"], key=list(show.steps()).index)):
+for step in dict.fromkeys(sorted(result.dropped["step"], key=list(cleaning.steps()).index)):
     for row in [row for row in result.dropped if row["step"] == step][:2]:
         twin = texts.get(row["reason"].rpartition(" ")[2], [{"content": ""}])[0]["content"]
         question, last = row["messages"][0]["content"], row["messages"][-1]["content"]

@@ -77,9 +77,8 @@ lora = LoraConfig(
 # %%
 import os
 
-from trl import SFTConfig
-
 import torch
+from trl import SFTConfig
 
 gpu = scale.device == "cuda"
 args = SFTConfig(
@@ -291,7 +290,7 @@ trainer = tuned = base = None  # one model on the GPU at a time
 rows, short = conversations, {}
 if scale.name != "tiny":  # minutes instead of days, and enough to see the loss move
     rows = conversations.shuffle(seed=0).select(range(min(2000, len(conversations))))
-    short = {"max_steps": 20}
+    short = {"max_steps": 20, "packing": False}
 mine = experiments.run(scale, rows, validation, english_share=0.0, settings=short)
 pd.Series(mine)[["zh_in_zh", "zh_right", "en_in_en", "en_right", "loss", "steps", "seconds"]]
 

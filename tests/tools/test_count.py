@@ -15,20 +15,23 @@ MIB = 2**20
 
 
 @pytest.mark.parametrize("part", STACKS)
-@pytest.mark.parametrize("batch", [2, 4, 8, 16])
+@pytest.mark.parametrize("batch", [2, 16])
 def test_predicted_memory_of_mixtral_is_what_a_count_of_all_its_tensors_gives(part, batch):
     step, stack = STACKS[part]
     seen = step(batch)
     predicted = memory.predict(memory.MIXTRAL_8X7B, batch=batch, stack=stack)
     assert predicted.weights * GIB == pytest.approx(seen.weights, rel=0.001)
     # of what comes on top of them: of the whole, 2 % would hide a line of the budget
-    beyond = predicted.total * GIB - seen.weights
-    assert beyond == pytest.approx(seen.peak - seen.weights, rel=0.015)
+    assert predicted.total * GIB - seen.weights == pytest.approx(seen.peak - seen.weights, rel=0.015)
     label = f"{part}: batch {batch}, {{}} [GiB]"
     assert RECORD[label.format("allocated")] == pytest.approx(seen.peak / GIB, abs=0.01)
     reserved = count.Allocator().play(seen.events)
     assert seen.peak <= reserved
     assert RECORD[label.format("reserved")] == pytest.approx(reserved / GIB, abs=0.05)
+    for other in (4, 8):  # recorded, and not counted again
+        beyond = memory.predict(memory.MIXTRAL_8X7B, batch=other, stack=stack).total - predicted.weights
+        counted = RECORD[f"{part}: batch {other}, allocated [GiB]"] - seen.weights / GIB
+        assert beyond == pytest.approx(counted, rel=0.015)
 
 
 def test_varied_lengths_reserve_what_is_recorded_and_scores_are_in_32_bits_only_once():
@@ -80,10 +83,7 @@ def test_storages_are_counted_while_they_live_and_rounded_as_on_cuda():
         ([(1, 12 * MIB), (2, 12 * MIB), (-1, 0), (-2, 0), (3, 24 * MIB)], 48 * MIB),  # segments do not merge
         ([(1, 10 * MIB)], 10 * MIB),  # from 10 MiB on, its own
         ([(1, MIB), (2, MIB + 512)], 22 * MIB),  # 1 MiB is small, and a little more is not
-        (
-            [(1, 32 * MIB), (-1, 0), (2, 31 * MIB), (3, MIB + 512)],
-            52 * MIB,
-        ),  # a rest of 1 MiB is not split off
+        ([(1, 32 * MIB), (-1, 0), (2, 31 * MIB), (3, MIB + 512)], 52 * MIB),  # a rest of 1 MiB is not split
         ([(1, 32 * MIB), (-1, 0), (2, 512)], 34 * MIB),  # a large block serves no small request
         ([(1, 64 * MIB), (-1, 0), (2, 32 * MIB), (3, 32 * MIB), (-2, 0), (-3, 0), (4, 64 * MIB)], 64 * MIB),
     ],

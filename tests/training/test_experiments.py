@@ -1,10 +1,11 @@
 import json
+from functools import partial
 
 import pytest
 import torch
 from datasets import Dataset
 
-from aurora_lib import training
+from aurora_lib import evaluation, training
 from aurora_lib.model import load_adapter, load_model, load_tokenizer
 from aurora_lib.training import experiments
 from tests.data.conversations import talk
@@ -13,10 +14,12 @@ from tools.record import experiments as tool
 CHINESE = [talk(f"法国的首都是哪里{'？' * (i % 5)}", "法国的首都是巴黎。" * (1 + i % 3)) for i in range(40)]
 ENGLISH = [talk("What is the capital of France?", "The capital of France is Paris.") for _ in range(10)]
 ROWS = Dataset.from_dict({"messages": CHINESE + ENGLISH})
+FEW = partial(evaluation.probe, probes=evaluation.load_probes(held_out=True)[::20])
 HELD = Dataset.from_dict({"messages": [talk("你好", "zq xj 9w vk 7f")] * 3})  # an answer nobody foresees
 
 
 def test_a_row_has_every_figure_is_read_when_asked_for_again_and_knows_changes_apart(tiny, monkeypatch):
+    monkeypatch.setattr(experiments, "probe", FEW)
     asked = dict(settings={"max_steps": 2}, lora={"r": 4})
     first = experiments.run(tiny, ROWS, HELD, **asked)
     assert (first["seed"], first["conversations"], first["english"], first["steps"]) == (42, 50, 10, 2)
@@ -48,18 +51,17 @@ def test_share_the_rows_cannot_give_is_refused(rows, share):
         experiments.mixed(Dataset.from_dict({"messages": rows}), share)
 
 
-def test_a_mix_is_trained_for_as_many_steps_as_all_rows(tiny):
-    rows = ROWS.select([*range(10), *range(40, 42)])
-    row = experiments.run(tiny, rows, HELD, english_share=0.5)
+def test_a_mix_is_trained_for_as_many_steps_as_all_rows(tiny, monkeypatch):
+    monkeypatch.setattr(experiments, "probe", FEW)
+    row = experiments.run(tiny, ROWS.select([*range(10), *range(40, 42)]), HELD, english_share=0.5)
     assert (row["conversations"], row["english"], row["steps"]) == (4, 2, 6)  # 2 steps of 8 rows, 3 epochs
 
 
 @pytest.mark.parametrize("change", [tool.ROUTER, tool.ROUTER_WHOLE], ids=["LoRA", "whole"])
 def test_router_trains_and_is_saved(change, tiny, tmp_path):
-    base = load_model(tiny.base_model, **tiny.loading)
+    base, tokenizer = load_model(tiny.base_model, **tiny.loading), load_tokenizer(tiny.base_model)
     args = training.sft_config(tiny, max_steps=2, disable_tqdm=True)
     before = [layer.mlp.gate.weight.clone() for layer in base.model.layers]
-    tokenizer = load_tokenizer(tiny.base_model)
     trainer = training.build_trainer(base, tokenizer, ROWS, args, training.lora_config(**change))
     trainer.train()
     ids = torch.tensor([tokenizer("[INST] 法国的首都是哪里？ [/INST]").input_ids])

@@ -49,7 +49,7 @@ def work(folder: Path) -> None:
     """In the measured process: read and clean `folder`; leave times and outcome there as JSON."""
     marks = [("start", psutil.Process().create_time())]
     mark = lambda stage: marks.append((stage, time.time()))  # noqa: E731
-    from aurora_lib.data import clean, edits, show, sources, split
+    from aurora_lib.data import clean, cleaning, edits, sources, split
 
     mark("read")
     rows = sources.read(folder).conversations
@@ -69,7 +69,7 @@ def work(folder: Path) -> None:
         "kept": len(result.kept),
         "parts": len(parts),
         "dropped": dropped,
-        "steps": [step for step in show.steps() if step not in asked_for],
+        "steps": [step for step in cleaning.steps() if step not in asked_for],
     }
     (folder / "outcome.json").write_bytes(orjson.dumps(outcome))
 
