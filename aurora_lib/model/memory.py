@@ -5,7 +5,6 @@ budget it returns is a table; its `require` refuses a device that is too small. 
 allocated: nvidia-smi adds PyTorch's reserve, half a GiB to several, and the CUDA context.
 """
 
-import html
 import json
 from dataclasses import dataclass
 from functools import lru_cache
@@ -33,7 +32,7 @@ class DoesNotFit(RuntimeError):
     """The budget is larger than the device's memory; the message holds the whole table."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MemoryBudget:
     """A predicted budget. `parts` {name: GiB} adds up to `total`; `weights` (GiB) is its first four rows."""
 
@@ -58,8 +57,7 @@ class MemoryBudget:
         lines = [f"{name:<{names}}  {size:>{sizes}}" for name, size in rows]
         return "\n".join([self.title, *lines[:-1], "-" * len(lines[0]), lines[-1]])
 
-    def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(str(self))}</pre>"
+    __repr__ = __str__
 
     def require(self, device: str | torch.device | float) -> "MemoryBudget":
         """The budget itself where it fits `device`, else DoesNotFit is raised, with the table.

@@ -1,4 +1,4 @@
-"""What if you change a value of the recipe? `run` tunes and probes a fresh base; `sweep` does several."""
+"""What if you change a value of the recipe? `run` tunes and probes a fresh base."""
 
 import gc
 import json
@@ -7,11 +7,9 @@ import time
 from collections.abc import Mapping
 from importlib.metadata import version
 
-import pandas as pd
 from datasets import Dataset
 from datasets.fingerprint import Hasher
 from peft import LoraConfig
-from tqdm.auto import tqdm
 from transformers import PrinterCallback
 from trl import SFTConfig
 
@@ -78,13 +76,6 @@ def run(scale, conversations, validation, *, lora=None, settings=None, english_s
     if not file.is_file():
         write_whole(file, json.dumps(_tune(scale, conversations, validation, adapter, args), indent=1) + "\n")
     return json.loads(file.read_text(encoding="utf-8"))
-
-
-def sweep(scale: Scale, variants: Mapping[str, Mapping], conversations, validation) -> pd.DataFrame:
-    """`run` for each of `variants` (name -> its changes); interrupted, it goes on where it stopped."""
-    bar = tqdm(variants.items(), desc="experiments", unit="run")
-    rows = [{"variant": name} | run(scale, conversations, validation, **changes) for name, changes in bar]
-    return pd.DataFrame(rows)
 
 
 def _tune(scale: Scale, conversations, validation, adapter: LoraConfig, args: SFTConfig) -> dict:

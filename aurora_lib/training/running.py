@@ -114,14 +114,12 @@ class CosineInTime(TrainerCallback):
         self.phase += (1 - self.phase) / self.left
         self.times.append(time.monotonic())
         made = len(self.times)
+        self.left = self.all - self.begun - made
         if made > 2:  # the first step also warms up
             pace = (self.times[-1] - self.times[0]) / (made - 1)
             fit = round((self.ends - self.times[-1]) / pace)
             # no sudden end: what is above 1 % of the peak falls in one step more
-            self.left = max(fit, self.fewest - made, int(self.phase < 0.93))
-            self.left = min(self.left, self.all - self.begun - made)
-        else:
-            self.left = self.all - self.begun - made
+            self.left = min(self.left, max(fit, self.fewest - made, int(self.phase < 0.93)))
         state.max_steps = self.begun + made + self.left
         if made == 3:
             print(f"{pace:.2f} s a step: about {state.max_steps:,} steps end in {self.minutes:g} minutes.")

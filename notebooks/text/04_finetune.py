@@ -280,8 +280,7 @@ table.style.format(dict.fromkeys(columns[2:6], "{:.0%}") | {"loss": "{:.3f}", "t
 # - **English rows.** The recipe at `tiny` has about one in ten; the row with the largest share was made by leaving out Chinese ones. Without any, the model begins to answer English in Chinese: the first sign of *forgetting* (灾难性遗忘), a relative of
 #   what users of the original reported (its issue 9: step-by-step reasoning was lost). Already a few rows of what should stay keep most of it: a cheap insurance.
 #
-# Now your own: the cell makes the row *no English rows* anew (larger models make a few steps on a few conversations: some minutes, most of them loading); put in a value of yours (`lora={"r": 2}`, `settings={"learning_rate": 3e-3}`). A result is kept on disk, so asking again is free;
-# `experiments.sweep` runs several and makes the table.
+# Now your own: the cell makes the row *no English rows* anew (larger models make a few steps on a few conversations: some minutes, most of them loading); put in a value of yours (`lora={"r": 2}`, `settings={"learning_rate": 3e-3}`). A result is kept on disk, so asking again is free.
 
 # %%
 from aurora_lib.training import experiments

@@ -80,7 +80,9 @@ def test_device_and_minutes_may_be_given_and_nothing_else_for_them(gpu):
 def test_the_authors_adapter_is_for_their_base_alone_and_can_be_asked_for(gpu):
     asked = {"AURORA_SCALE": "full", "AURORA_DEVICE": "cpu", "AURORA_ADAPTER": "released"}
     assert choose(asked).adapter == choose(asked).shipped and "wangrongsheng/Aurora@" in choose(asked).adapter
-    assert choose(asked | {"AURORA_MODEL": "/disk/Mixtral-8x7B-Instruct-v0.1"}).adapter == choose(asked).adapter
+    assert (
+        choose(asked | {"AURORA_MODEL": "/disk/Mixtral-8x7B-Instruct-v0.1"}).adapter == choose(asked).adapter
+    )
     assert choose({"AURORA_MODEL": "/disk/another"}).shipped is None
 
 

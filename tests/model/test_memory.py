@@ -118,7 +118,7 @@ def test_table_adds_up_and_is_aligned(config, train):
     numbers = [float(re.search(r"([\d.]+) [GM]iB$", line)[1]) for line in lines if "iB" in line]
     assert sum(numbers[:-1]) == pytest.approx(numbers[-1], abs=0.005 * len(numbers))
     assert len(set(map(len, lines))) == 1
-    assert budget.parts["experts"] > 0 and title in budget._repr_html_()
+    assert budget.parts["experts"] > 0 and title in repr(budget)
 
 
 def test_unknown_quantization_is_refused_and_so_is_a_small_device_with_the_table():

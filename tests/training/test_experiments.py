@@ -29,10 +29,8 @@ def test_a_row_has_every_figure_is_read_when_asked_for_again_and_knows_changes_a
     (file,) = (tiny.runs / "experiments").glob("*.json")
     file.write_text(json.dumps(first | {"loss": -1}))
     assert experiments.run(tiny, ROWS, HELD, **asked)["loss"] == -1  # read, not made again
-    variants = {"as before": asked, "seed": {"settings": {"max_steps": 1, "seed": 43}}}
-    table = experiments.sweep(tiny, variants, ROWS, HELD)
-    assert list(table.variant) == ["as before", "seed"] and list(table.loss > 0) == [False, True]
-    assert list(table.seed) == [42, 43] and list(table.trainable / first["trainable"]) == [1, 2]
+    other = experiments.run(tiny, ROWS, HELD, settings={"max_steps": 1, "seed": 43})
+    assert (other["seed"], other["loss"] > 0, other["trainable"]) == (43, True, 2 * first["trainable"])
     monkeypatch.setattr(experiments, "_tune", lambda *args: {"loss": -2})
     assert experiments.run(tiny, ROWS, HELD.select([0]), **asked)["loss"] == -2  # other rows, another run
 

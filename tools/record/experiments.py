@@ -24,6 +24,7 @@ import pandas as pd
 import torch
 from datasets import Dataset, concatenate_datasets
 from torch.nn.functional import cross_entropy
+from tqdm.auto import tqdm
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from trl import pack_dataset
 
@@ -99,14 +100,20 @@ def seeds(chosen: scale.Scale, rows: Dataset, held: Dataset) -> dict:
     return {"rows": records(table), "medians": medians, "bounds": BOUNDS}
 
 
+def sweep(chosen: scale.Scale, variants: dict, rows: Dataset, held: Dataset) -> pd.DataFrame:
+    """A row for each of `variants` (name -> its changes); interrupted, it goes on where it stopped."""
+    bar = tqdm(variants.items(), desc="experiments", unit="run")
+    return pd.DataFrame([{"variant": n} | experiments.run(chosen, rows, held, **new) for n, new in bar])
+
+
 def what_if(chosen: scale.Scale, rows: Dataset, held: Dataset) -> dict:
     """Each variant of WHAT_IF once."""
-    return {"rows": records(show(experiments.sweep(chosen, WHAT_IF, rows, held)))}
+    return {"rows": records(show(sweep(chosen, WHAT_IF, rows, held)))}
 
 
 def length(chosen: scale.Scale, rows: Dataset, held: Dataset) -> dict:
     """Packing and grouping at equal epochs, and whether packed conversations stay apart."""
-    table = experiments.sweep(chosen, LENGTHS, rows, held)
+    table = sweep(chosen, LENGTHS, rows, held)
     table["padding"] = [padding(chosen, rows, **change.get("settings", {})) for change in LENGTHS.values()]
     show(table)
     apart = packed_losses(chosen, rows)
@@ -162,7 +169,7 @@ def optimizers(chosen: scale.Scale, rows: Dataset, held: Dataset) -> dict:
         for name, optim in OPTIMIZERS.items()
         if torchao or "torchao" not in name
     }
-    table = show(experiments.sweep(chosen, variants, rows, held))
+    table = show(sweep(chosen, variants, rows, held))
     return {
         "compared at": "rank 32: smaller tensors stay in fp32",
         "rows": records(table),
