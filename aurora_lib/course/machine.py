@@ -73,9 +73,8 @@ class Tensors(TorchDispatchMode):
 class profile:
     """Memory over time: `with machine.profile("cpu") as timeline: ...; timeline.mark("load"); ...`.
 
-    On CUDA bytes allocated meanwhile, and all that are reserved; on a CPU those of the tensors made
-    meanwhile, which is what `memory.predict` predicts. `seconds`, `used` and `reserved` (bytes) grow while it runs, `marks` is a list
-    of (seconds, phase).
+    Bytes allocated meanwhile (on CUDA `reserved` are all that are), as `memory.predict` predicts. `seconds`,
+    `used` and `reserved` grow while it runs, `marks` is a list of (seconds, phase).
     """
 
     def __init__(self, device: str | torch.device, interval: float = 0.02):

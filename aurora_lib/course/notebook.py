@@ -11,8 +11,8 @@ from aurora_lib.course.scale import Scale, ScaleError, choose
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes")
 COLAB = """\
-This is Colab: its CPU fits tiny, its T4 (15 GB) AURORA_SCALE=mid, and runs/ vanishes with the machine. To keep
-your runs, mount your drive and run `%env AURORA_RUNS=/content/drive/MyDrive/aurora` before this cell."""
+This is Colab: its CPU fits tiny, its T4 (15 GB) AURORA_SCALE=mid, and runs/ vanishes with the machine. To
+keep your runs, mount your drive and run `%env AURORA_RUNS=/content/drive/MyDrive/aurora` before this cell."""
 
 
 def start(notebook: str) -> Scale:
@@ -31,8 +31,9 @@ def start(notebook: str) -> Scale:
     packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     print(f"Aurora, notebook {notebook}: scale {scale.name!r} on {scale.device} ({scale.reason})")
     print(f"base model {Path(scale.base_model).name} · Python {platform.python_version()} · {packages}")
-    tiny, h100 = results.cost(notebook, "tiny"), results.cost(notebook, "h100")
-    print(f"recorded cost of this notebook: tiny on two cores {tiny}; full on an H100 {h100}", flush=True)
+    tiny, t4, h100 = (results.cost(notebook, where) for where in ("tiny", "t4", "h100"))
+    costs = f"tiny on two cores {tiny}; mid on a T4 {t4}; full on an H100 {h100}"
+    print(f"recorded cost of this notebook: {costs}", flush=True)
     if "google.colab" in sys.modules and not os.environ.get("AURORA_RUNS"):
         print(COLAB, flush=True)
     return scale

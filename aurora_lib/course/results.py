@@ -30,7 +30,8 @@ def begin(notebook: str, scale: Scale) -> None:
 def record(notebook: str, values: dict[str, float]) -> Path:
     """Write `values` (label -> number; units in brackets, as in "memory [GiB]") to `runs/<scale>/results/`.
 
-    Time since `start` and this process's peak memory (of the GPU, where one is used) are added. Raises RuntimeError before `start`.
+    Time since `start` and this process's peak memory (on a GPU, of that) are added. Raises RuntimeError
+    before `start`.
     """
     scale, began = _begun(notebook)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

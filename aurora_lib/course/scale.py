@@ -79,9 +79,10 @@ def choose(environ=os.environ) -> Scale:
     seen = f"{gpu.name} with {gpu.total_memory / GIB:.1f} GiB" if gpu else "no CUDA GPU"
     device = "cpu" if name == "tiny" or asked else "cuda"
     if device == "cuda" and not gpu:
+        built = "" if torch.version.cuda else " (it is built for CPUs: for a GPU delete .venv, make it anew)"
+        none = f"AURORA_SCALE={name} needs a CUDA GPU, and PyTorch finds none{built}."
         remedy = "Unset AURORA_SCALE to run all at 'tiny' on the CPU, or rent a GPU (README, 'Going full')."
-        slow = "AURORA_DEVICE=cpu computes without one, which suits notebook 02 and rehearsals only."
-        raise ScaleError(f"AURORA_SCALE={name} needs a CUDA GPU, and this machine has none. {remedy} {slow}")
+        raise ScaleError(f"{none} {remedy} AURORA_DEVICE=cpu does without: for notebook 02, or a rehearsal.")
     if "AURORA_SCALE" in given:
         reason = f"AURORA_SCALE={name}; {seen}" + "; AURORA_DEVICE=cpu" * bool(asked)
     elif gpu:
@@ -111,8 +112,12 @@ def choose(environ=os.environ) -> Scale:
         if not re.fullmatch(r"\d+(\.\d+)?", minutes):
             raise ScaleError(f"AURORA_MINUTES={minutes!r} is no number of minutes. 0 trains all epochs.")
         preset["minutes"] = float(minutes)
+    if preset.get("minutes"):
+        preset["save_steps"] = min(preset["save_steps"], 100)  # 1000 are more than half an hour
     preset["adapter"] = given.get("AURORA_ADAPTER")
-    if preset["adapter"] == "released" and "shipped" in preset:
+    if preset["adapter"] == "released":
+        if not preset.get("shipped"):
+            raise ScaleError("AURORA_ADAPTER=released: none is released for this base. Run notebook 04.")
         preset["adapter"] = preset["shipped"]
     preset["runs"] = Path(given.get("AURORA_RUNS") or ROOT / "runs").resolve() / name
     return Scale(name=name, reason=reason, **preset)

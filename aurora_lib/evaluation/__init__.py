@@ -10,6 +10,6 @@
 """
 
 from aurora_lib.evaluation import benchmarks, contamination, fewshot, probes, scores
-from aurora_lib.evaluation.evaluate import multiple_choice
+from aurora_lib.evaluation.evaluate import least_seconds, multiple_choice
 from aurora_lib.evaluation.probes import load_probes, perplexity, probe, says
 from aurora_lib.evaluation.scores import plot

@@ -16,14 +16,15 @@ ASKED = {"zh": "Chinese", "en": "English"}
 OUTCOMES = dict(in_language="answered in {}", correct="right in {}", understood="right in either language")
 
 
-def answers(model, tokenizer, prompts: list, *, max_new_tokens=64, batch_size=16, progress=False):
+def answers(model, tokenizer, prompts: list, *, max_new_tokens=64, batch_size=0, progress=False):
     """The greedy answer to each prompt (a user's message, or a conversation that ends in one), in order."""
     asked = [[{"role": "user", "content": each}] if isinstance(each, str) else each for each in prompts]
     rows = batching.encode_all(tokenizer, [batching.chat_prompt(tokenizer, messages) for messages in asked])
     said, end = [""] * len(rows), tokenizer.eos_token_id
     settings = dict(max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=end, pad_token_id=end)
+    size = batch_size or (128 if model.device.type == "cuda" else 32)  # a step reads all weights in any case
     with batching.ready(model):
-        for batch in batching.batches(rows, batch_size, progress, "answers"):
+        for batch in batching.batches(rows, size, progress, "answers"):
             inputs = batching.left_pad([rows[i] for i in batch], tokenizer, model.device)
             new = model.generate(**inputs, **settings)[:, inputs["input_ids"].shape[1] :]
             for i, text in zip(batch, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
@@ -104,7 +105,7 @@ def probe(model, tokenizer, probes=None, *, history=True, max_new_tokens=48, pro
     """
     probes = load_probes(held_out=True) if probes is None else probes
     asked = [(item, side) for side in ("zh", "en") for item in probes]
-    settings = dict(max_new_tokens=max_new_tokens, batch_size=32, progress=progress)
+    settings = dict(max_new_tokens=max_new_tokens, progress=progress)
     before = list(dict.fromkeys(of[side]["before"] for of, side in asked if history and "before" in of[side]))
     said_first = answers(model, tokenizer, before, **settings) if before else []
     first, prompts, rows = dict(zip(before, said_first, strict=True)), [], []
@@ -138,6 +139,6 @@ def perplexity(model, tokenizer, conversations: list[list[dict]], *, batch_size:
     said.sort(key=lambda turn: -len(turn[0][0]))  # little padding
     with batching.ready(model):
         parts = (said[i : i + batch_size] for i in range(0, len(said), batch_size))
-        found = [fewshot.logprobs(model, None, part, batching.padding(tokenizer)) for part in parts]
+        found = [fewshot.logprobs(model, None, part, tokenizer.pad_token_id) for part in parts]
     total = sum(value for part in found for (value,) in part)
     return math.exp(-total / sum(len(ids) for ((_, ids),) in said))

@@ -69,15 +69,10 @@ def ready(model):
 
 def left_pad(rows: list[list[int]], tokenizer, device) -> dict[str, torch.Tensor]:
     """int64 `input_ids` and `attention_mask`, `[rows, longest]`: every row ends in the last column."""
-    pad, longest = padding(tokenizer), max(map(len, rows))
+    pad, longest = tokenizer.pad_token_id, max(map(len, rows))
     ids = torch.tensor([[pad] * (longest - len(row)) + row for row in rows], device=device)
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
     return {"input_ids": ids, "attention_mask": mask}
-
-
-def padding(tokenizer) -> int:
-    """An id to fill rows with."""
-    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
 
 def batches(rows: list, size: int, progress: bool, label: str) -> Iterable[list[int]]:

@@ -1,4 +1,4 @@
-"""Predict what a model needs, and refuse what cannot fit; and the least time. A GiB is 2**30 bytes.
+"""Predict what a model needs, and refuse what cannot fit. A GiB is 2**30 bytes.
 
 `predict` adds up named terms, one function each, from the shapes of a model that is never allocated. The
 budget it returns is a table; its `require` refuses a device that is too small. Predicted is what is
@@ -20,8 +20,6 @@ from aurora_lib.course import machine, paper
 from aurora_lib.model.files import said, skeleton
 
 QUANTIZATIONS = ("nf4", "nf4-linear-only", "bf16")
-# Bytes and 16-bit operations a second that large kernels reach in practice; below the data sheets.
-CARDS = {"an H100": (3e12, 600e12), "an A100": (1.7e12, 250e12), "a T4": (2.6e11, 40e12)}
 LOGIT_TILE = (4096, 32_768)  # tokens x vocabulary: TRL's loss never holds more logits than this
 
 # The published sizes of mistralai/Mixtral-8x7B-Instruct-v0.1.
@@ -129,26 +127,6 @@ def predict(
         task = f"inference, {batch} x {length} tokens"
     title = f"{config.model_type}, {shape.total / 1e6:,.1f} M parameters, {quantization}: {task}"
     return MemoryBudget(title, {name: size / machine.GIB for name, size in parts.items()}, adapter)
-
-
-def flops(config: PreTrainedConfig, tokens: int) -> float:
-    """Operations to read `tokens`: two for a parameter in use. The head is left out: few tokens need it."""
-    shape = _shape(config.to_json_string(use_diff=False))
-    return 2 * tokens * (shape.experts * shape.top_k / shape.count + shape.linear)
-
-
-def least_seconds(config: PreTrainedConfig, passes: int, tokens: int) -> tuple[float, str]:
-    """Seconds for `passes` over `tokens` in all, and the card they are of: this machine's, else an H100.
-
-    A pass reads the weights, and writes and reads the 4-bit ones in 16 bits. Training makes three passes
-    a batch (forward, recomputed forward, backward), over three times the tokens.
-    """
-    here = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-    card = next((name for name in CARDS if name.split()[1] in here), "an H100")
-    bandwidth, speed = CARDS[card]
-    shape = _shape(config.to_json_string(use_diff=False))
-    moved = predict(config, train=False).weights * machine.GIB + 4 * (shape.experts + shape.linear)
-    return passes * moved / bandwidth + flops(config, tokens) / speed, card
 
 
 def nf4_bytes(double_quant: bool = True) -> float:

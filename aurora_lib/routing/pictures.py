@@ -78,7 +78,7 @@ def plot_load(load: Tensor) -> plt.Axes:
     ax.set(xlabel="expert", ylabel="layer", yticks=range(layers))
     ax.set_xticks(range(0, experts, -(-experts // MANY)))
     if experts > MANY:
-        ax.figure.colorbar(image, label="share of slots")
+        ax.figure.colorbar(image, label="share of slots", format=lambda share, _: f"{share:.1%}")
     ax.set_title(f"Expert load (% of token slots; balanced = {100 / experts:.1f})", fontsize=10)
     return ax
 

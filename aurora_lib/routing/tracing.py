@@ -87,7 +87,7 @@ def trace_many(model: nn.Module, tokenizer, texts: Sequence[str], *, batch_token
     size = max(1, batch_tokens // max(map(len, rows)))
     for batch in batching.batches(rows, size, progress=False, label="tracing"):
         ids = [torch.tensor(rows[i]) for i in batch]
-        padded = pad_sequence(ids, batch_first=True, padding_value=batching.padding(tokenizer))
+        padded = pad_sequence(ids, batch_first=True, padding_value=tokenizer.pad_token_id)
         mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
         inputs = {"input_ids": padded.to(device), "attention_mask": mask.to(device)}
         with recording(model) as records, batching.ready(model):

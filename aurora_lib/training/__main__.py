@@ -28,6 +28,8 @@ def main() -> None:
     for name, about in OPTIONS.items():
         parser.add_argument(f"--{name}", **about | {"type": TYPES[about.get("type", "text")]})
     asked = {name: value for name, value in vars(parser.parse_args()).items() if value is not None}
+    if {"max_steps", "num_train_epochs"} & asked.keys():
+        asked.setdefault("minutes", 0.0)  # who names an end wants that one
     if "minutes" in asked:
         os.environ["AURORA_MINUTES"] = str(asked.pop("minutes"))
     for value in asked.values():

@@ -38,7 +38,7 @@ class ZeroGradientAlarm(TrainerCallback):
 
 
 class Meter(TrainerCallback):
-    """Adds `tokens_per_second`, `memory_gib` and `seconds` to the trainer's log; has the last step logged too.
+    """Adds `tokens_per_second`, `memory_gib` and `seconds` to the log, and has the last step logged too.
 
     Tokens are those read since the entry before: questions and answers, but no padding (needs
     `include_num_input_tokens_seen="non_padding"`). Memory is the highest allocated so far on CUDA, the
@@ -63,10 +63,7 @@ class Meter(TrainerCallback):
         if tokens > self.tokens:
             extra["tokens_per_second"] = round((tokens - self.tokens) / (now - self.time), 1)
         self.time, self.tokens = now, tokens
-        # the averages over the whole session that transformers adds say less than the meter does
         for entry in (logs, state.log_history[-1]):
-            for name in [name for name in entry if name.startswith("train_")]:
-                del entry[name]
             entry.update(extra)
 
 
@@ -116,13 +113,10 @@ def plot(log_history: list[dict], predicted: memory.MemoryBudget | None = None):
 
 
 class LivePlot(TrainerCallback):
-    """`plot`, updated in place while a notebook trains: a saved notebook holds a single PNG.
+    """`plot`, updated in place while a notebook trains: a saved notebook holds a single PNG."""
 
-    A resumed run shows the steps before the interruption too. `every`: seconds between two pictures.
-    """
-
-    def __init__(self, predicted: memory.MemoryBudget | None = None, every: float = 2.0):
-        self.predicted, self.every, self.handle, self.next = predicted, every, None, 0.0
+    def __init__(self, predicted: memory.MemoryBudget | None = None):
+        self.predicted, self.handle, self.next = predicted, None, 0.0
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.handle = None  # each `train` has a picture of its own
@@ -146,4 +140,4 @@ class LivePlot(TrainerCallback):
         else:
             self.handle = display(picture, display_id=True)
         now = time.monotonic()
-        self.next = now + max(self.every, 20 * (now - began))  # drawing never takes more than 5 % of the time
+        self.next = now + max(2, 20 * (now - began))  # drawing never takes more than 5 % of the time

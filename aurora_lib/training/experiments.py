@@ -64,7 +64,8 @@ def run(scale, conversations, validation, *, lora=None, settings=None, english_s
     the rows cannot give, TrainingError where the gradient is zero.
     """
     # eval_packing: the loss is compared on the same batches, whatever the training does
-    settings = {"save_strategy": "no", "disable_tqdm": True, "eval_packing": False} | dict(settings or {})
+    given = {"save_strategy": "no", "disable_tqdm": True, "packing": False, "eval_packing": False}
+    settings = given | dict(settings or {})
     if english_share is not None:
         per_step = scale.batch * scale.accumulation
         settings = {"max_steps": int(-(-len(conversations) // per_step) * scale.epochs)} | settings

@@ -9,6 +9,7 @@ from datasets import Dataset
 from trl import SFTConfig
 
 from aurora_lib.course import Scale, machine, results
+from aurora_lib.evaluation import least_seconds
 from aurora_lib.model import load_tokenizer, memory, resolve_targets
 
 NOTHING = "There is no conversation to train on. Check AURORA_DATA, or run notebook 02 to see why."
@@ -35,8 +36,8 @@ def preflight(
     """What training `conversations` with `args` and the adapter `lora` (the paper's) will take.
 
     Nothing is loaded. Hours come from the speed recorded on an H100 at the paper's batch, else they are the
-    least that they can be; `scale.minutes` cut them short. Raises `memory.DoesNotFit` where memory or disk is too small, ValueError where there is no
-    conversation or `lora` has targets that this model lacks.
+    least that they can be. Raises `memory.DoesNotFit` where memory or disk is too small, ValueError where
+    there is no conversation or `lora` has targets that this model lacks.
     """
     if len(conversations) == 0:
         raise ValueError(NOTHING)
@@ -69,20 +70,19 @@ def preflight(
         how = f"{hours:.1f} ({reached:,.0f} tokens/s recorded)"
     elif scale.name != "tiny":
         passes = 3 * steps * args.gradient_accumulation_steps
-        seconds, card = memory.least_seconds(config, passes, 3 * tokens)
+        seconds, card = least_seconds(config, passes, 3 * tokens)
         hours, how = seconds / 3600, f"at least {seconds / 3600:.1f} on {card} (predicted)"
-    # the minutes end a run before its epochs do
-    limit = scale.minutes / 60 if args.max_steps <= 0 and (hours or 0) > scale.minutes / 60 else 0
+    limit = scale.minutes / 60 if args.max_steps <= 0 else 0  # the minutes may end a run before its epochs do
     rows = {"optimizer steps": f"{steps:,}", "tokens, about": f"{tokens:,}", "hours": how}
     if limit:
         rows = {f"{name}, {args.num_train_epochs:g} epochs": value for name, value in rows.items()}
-        share = f"{limit / hours:.0%} of these epochs at most; the cosine ends there"
-        rows["hours"] = f"{limit:.1f} (AURORA_MINUTES={scale.minutes:g}): {share}"
-    rows |= {
-        "memory, predicted": f"{budget.total:.2f} GiB",
-        "disk for checkpoints and adapter": need,
-        "disk free": has,
-    }
+        share = f", {limit / hours:.0%} of these epochs" * bool(hours and hours > limit)
+        rows["this run, at most"] = (
+            f"{scale.minutes:g} minutes (AURORA_MINUTES){share}; the cosine ends there"
+        )
+    rows["memory, predicted"] = f"{budget.total:.2f} GiB"
+    rows["disk for checkpoints and adapter"] = need
+    rows["disk free"] = has
     if price_per_hour:
         cost = (limit or hours or 0) * price_per_hour
         rows[f"cost at {price_per_hour:g} an hour"] = f"{cost:.2f}" if cost else "not measured"

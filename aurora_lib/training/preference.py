@@ -15,7 +15,7 @@ from trl import DPOConfig, DPOTrainer
 
 from aurora_lib.course import DATA, Scale, rows
 from aurora_lib.evaluation import load_probes
-from aurora_lib.model import batching, save_adapter
+from aurora_lib.model import batching
 from aurora_lib.training.callbacks import ZeroGradientAlarm
 from aurora_lib.training.recipe import shared_settings
 
@@ -131,16 +131,3 @@ def logps(model, batches) -> torch.Tensor:
         each = logits.float().log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
         found.append((each * answer).sum(-1).view(2, -1).T.cpu())
     return torch.cat(found)
-
-
-def save_preference_adapter(trainer: DPOTrainer, scale: Scale) -> Path:
-    """Save the adapter without its reference, as a stock PEFT folder. Raises AdapterError."""
-    trainer.model.delete_adapter("ref")
-    folder = save_adapter(trainer, scale, scale.runs / "preference_adapter")
-    card, args = folder / "README.md", trainer.args
-    head = card.read_text(encoding="utf-8").partition("\n# ")[0]
-    pairs, steps = len(trainer.train_dataset), trainer.state.global_step
-    about = f"{pairs:,} pairs: {steps} steps, beta {args.beta:g}, seed {args.seed}"
-    text = f"# A Chinese chat adapter, preference-tuned\n\nThe adapter of notebook 04 after DPO on {about}."
-    card.write_text(f"{head}\n{text}\n", encoding="utf-8")
-    return folder

@@ -45,7 +45,9 @@ def shared_settings(scale: Scale) -> dict:
 def sft_config(scale: Scale, **changes) -> SFTConfig:
     """The paper's training settings (section 4.1) at `scale`; `changes` override any field of `SFTConfig`."""
     settings = dict(output_dir=str(scale.runs / "checkpoints"), learning_rate=scale.learning_rate)
-    settings |= dict(num_train_epochs=scale.epochs, assistant_only_loss=True, logging_steps=10)
+    settings |= dict(
+        num_train_epochs=scale.epochs, assistant_only_loss=True, logging_steps=1 if scale.minutes else 10
+    )
     settings |= dict(include_num_input_tokens_seen="non_padding", packing=scale.minutes > 0)
     settings |= dict(dataset_num_proc=None if scale.name == "tiny" else os.cpu_count())
     return SFTConfig(**shared_settings(scale) | settings | changes)
@@ -65,9 +67,9 @@ def adapters_in_fp32(model: PreTrainedModel) -> None:
 def build_trainer(model, tokenizer, conversations, args: SFTConfig, lora=None, validation=None) -> SFTTrainer:
     """An `SFTTrainer` on `conversations` (column `messages`) with a new adapter (the paper's), in 32 bits.
 
-    TRL renders the messages by the tokenizer's chat template, `<s>[INST] question [/INST] answer</s>`, into
-    token ids. Its generation markers (`model/chat_template.jinja`) stand around answer and end token: there
-    the labels are the ids, elsewhere -100, which the loss skips. What lies beyond `max_length` is cut off.
+    TRL renders the messages by the tokenizer's chat template. Its generation markers stand around answer and
+    end token: there the labels are the ids, elsewhere -100, which the loss skips. What lies beyond
+    `max_length` is cut off.
 
     Conversations without an answer before the cutoff are left out; how many is printed. `trainer.evaluate()`
     gives the loss on `validation` (as of `hold_out`) by source: "eval_alpaca_zh_loss" and the like. Raises
@@ -136,8 +138,8 @@ def tune(scale: Scale, *, out: Path | None = None, price_per_hour=None, **change
         shutil.copytree(folder, kept)
         print(f"The adapter that was in {folder.name} is kept as {kept.name}.")
     save_adapter(trainer, scale, folder)
-    if trainer.eval_dataset:  # the loss on the validation set is printed
-        trainer.evaluate()
+    losses = trainer.evaluate() if trainer.eval_dataset else {}
+    print({name: round(loss, 3) for name, loss in losses.items() if name.endswith("_loss")})
     seconds = output.metrics["train_runtime"]
     print(f"{trainer.state.global_step} steps, {seconds:.0f} s here; the adapter is in {folder}")
     return folder

@@ -58,6 +58,8 @@ def run(trainer: Trainer, minutes: float = 0) -> TrainOutput:
         with own[0]:
             output = trainer.train(resume_from_checkpoint=str(found) if found else None)
     except _AllStepsMade:
+        trainer.state.max_steps = trainer.state.global_step
+        print(f"This run has reached its end already. To train anew, move {folder.name} away.")
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         output = TrainOutput(trainer.state.global_step, losses[-1], {"train_runtime": 0.0})
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -106,8 +108,9 @@ class CosineInTime(TrainerCallback):
         self.left, self.times = self.all - self.begun, []
         if self.begun:
             self.fewest = 10  # where the minutes are used up already, it does not fall at once
+            rest = "the rest" if self.ends > time.monotonic() else f"{self.fewest} steps more"
             used = f"{training_seconds(state) / 60:.1f} of {self.minutes:g} minutes are used"
-            print(f"{used}, the learning rate is at {reached:.0%} of its peak: it falls to zero in the rest.")
+            print(f"{used}, the learning rate is at {reached:.0%} of its peak: it falls to zero in {rest}.")
 
     def on_optimizer_step(self, args, state, control, **kwargs):
         # after a step and before the next learning rate is set
@@ -118,11 +121,13 @@ class CosineInTime(TrainerCallback):
         if made > 2:  # the first step also warms up
             pace = (self.times[-1] - self.times[0]) / (made - 1)
             fit = round((self.ends - self.times[-1]) / pace)
-            # no sudden end: what is above 1 % of the peak falls in one step more
-            self.left = min(self.left, max(fit, self.fewest - made, int(self.phase < 0.93)))
+            # where time is over too early, one last step brings it to zero; and there it ends
+            self.left = min(self.left, max(fit, self.fewest - made, 1)) * (self.phase < 1)
         state.max_steps = self.begun + made + self.left
         if made == 3:
-            print(f"{pace:.2f} s a step: about {state.max_steps:,} steps end in {self.minutes:g} minutes.")
+            steps, few = f"{state.max_steps:,} steps", "; too few to learn much" * (state.max_steps < 20)
+            fit = "all of them fit" if state.max_steps == self.all else f"so many fit, about{few}"
+            print(f"{pace:.2f} s a step: {steps} in {self.minutes:g} minutes ({fit}).")
 
 
 class StopBetweenSteps(TrainerCallback):

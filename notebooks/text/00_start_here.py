@@ -9,7 +9,7 @@
 #
 # **Three scales, one set of notebooks.** `tiny` (the default) runs on any laptop, without a network: a Mixtral of a few million
 # parameters that has the same habit. `mid` is a real sparse model, OLMoE (64 experts, 8 for each token), on a card of 15 GB, as Colab lends one. `full` is
-# Mixtral itself on one rented GPU. Set `AURORA_SCALE=mid` or `full` before you start. Sentences about results are about `tiny`, where they do not say otherwise.
+# Mixtral itself on one rented GPU. Set `AURORA_SCALE=mid` or `full` before you start. Unless a sentence names another scale, its results are those of `tiny`.
 
 # %% [markdown]
 # **Set-up.** On your own machine, open the notebooks with `make lab`. Colab opens a notebook without its repository: run
@@ -97,7 +97,7 @@ pd.DataFrame(
 # | [06 Chat](06_chat.ipynb) | talk to base and tuned model side by side |
 # | [07 Preference](07_preference.ipynb), optional | tune a second time, on pairs of a better and a worse answer |
 #
-# Each runs alone, in any order; at `mid` there is no adapter for all, so run 04 before 05, 06 and 07. Every notebook has exercises that check themselves: replace the `...`, run, read what the
+# Each runs alone, in any order; only at `mid` run 04 before 01, 05, 06 and 07, since there is no adapter for all. Every notebook has exercises that check themselves: replace the `...`, run, read what the
 # checker says. Worked solutions are in [solutions](solutions/).
 #
 # ## Exercises
@@ -135,7 +135,7 @@ exercises.check("00.3", steps)
 # ## Paper, records and you
 #
 # Every notebook ends with this table: what the paper says, what this project recorded on an H100 and at `tiny`, and your run. The last column compares
-# *your* run with the one recorded at `tiny` (the tolerances are in `aurora_lib/course/results.py`); it says nothing about the paper.
+# *your* run with the one recorded at `tiny` (the tolerances are in `aurora_lib/course/results.py`); it says nothing about the paper, and at `mid` and `full` it is empty.
 
 # %%
 from aurora_lib.data import language

@@ -3,7 +3,7 @@
 #
 # Paper: section 3, first paragraph. **After this notebook you can** turn a dense feed-forward block into a sparse one and back it with
 # a test, say what Mixtral stores and what a token uses, tell what is fast about it, and look at the choices of a router (路由器)
-# without reading more into them than a random router shows.
+# without reading more into them than a random router shows. Unless a sentence names another scale, its results are those of `tiny`.
 
 # %% [markdown]
 # **Set-up.** On your own machine, open the notebooks with `make lab`. Colab opens a notebook without its repository: run
@@ -75,7 +75,7 @@ torch.testing.assert_close(weights, kept.softmax(-1))
 
 # %% [markdown]
 # It is the same one. Softmax keeps the order, so the same two win; and it divides all exponentials by one sum, which renormalising takes
-# out again. Without renormalising (some models do not) the two ways differ, as the last line shows.
+# out again. Without renormalising (OLMoE, the model of `mid`, does not) the two ways differ, as the last line shows.
 #
 # ### The whole block
 #
@@ -222,7 +222,7 @@ tokenizer = load_tokenizer(scale.base_model, revision=scale.revision)
 texts = [fact[side]["answer"] for fact in evaluation.load_probes()[::4] for side in ("zh", "en")]
 trace = routing.trace_many(base, tokenizer, texts)
 print(f"{len(texts)} texts, {len(trace.tokens)} tokens, {len(trace.layers)} layers,", end=" ")
-print(f"experts {list(trace.experts.shape)}")
+print(f"{trace.experts.shape[-1]} of {trace.logits.shape[-1]} experts a token")
 
 # %% [markdown]
 # Who gets how much? The *load* (负载) of an expert is its share of the token slots; a perfectly balanced layer would show the same number in every cell.
@@ -231,7 +231,7 @@ print(f"experts {list(trace.experts.shape)}")
 load = routing.expert_load(trace)
 routing.pictures.plot_load(load)
 idle = [(trace.layers[layer], expert) for layer, expert in (load == 0).nonzero().tolist()]
-print(f"experts that serve no slot at all (layer, expert): {idle};", end=" ")
+print(f"experts that serve no slot at all: {len(idle)}, such as (layer, expert) {idle[:5]};", end=" ")
 print(f"the busiest serves {load.max().item():.0%} of its layer's")
 
 # %% [markdown]
@@ -488,7 +488,7 @@ routing.pictures.plot_groups(trace, languages, layers=sorted({0, last // 2, last
 # would have to go to other experts, for the Chinese load to equal the English one? (Its name in statistics is total variation distance.)
 #
 # A *baseline* (基线) is a number to compare with. We use two. *Shuffled texts*: the routing stays, and the labels zh and en are shuffled between the texts.
-# *Random routers*: 19 copies of the model, each with random router weights, read the same texts. Each baseline has a *bound* for every layer. One more shuffle,
+# *Random routers*: the same model 19 times, one after the other, each time with other random router weights, reads the same texts. Each baseline has a *bound* for every layer. One more shuffle,
 # or one more random router, would be above it in at least one layer about one time in 20.
 
 # %%
@@ -519,7 +519,7 @@ print(gap)
 # ## What tuning moved
 #
 # Our tuning (QLoRA, notebook 03) does not train the router: it is *frozen* (冻结). It trains an *adapter* (适配器), small extra matrices in the attention layers.
-# So the router's weights stay, but its input changes. We take the adapter from notebook 04, yours or the one that this scale has for all (at `full` the authors' own), and read the same texts
+# So the router's weights stay, but its input changes. We take the adapter from notebook 04, yours or the one that this scale has for all (at `full` the authors' own; at `mid` there is none until 04 has run, and then all shares below are 0), and read the same texts
 # again. What share of the slots has another expert?
 #
 # Almost any change of weights moves some slots, so we need a baseline here too. *Random changes*: 19 adapters of random numbers. In each matrix the change is
@@ -552,7 +552,7 @@ ax.plot(layers, by_chance.T, ".", color="0.7", label=["random changes"] + ["_"] 
 ax.hlines(limit, layers - 0.25, layers + 0.25, color="0.3", label="bound of random changes")
 ax.errorbar(layers, share.numpy(), errors.numpy(), fmt="o", capsize=4, label="tuning, 95 % interval")
 ax.set(xlabel="layer", ylabel="slots with another expert [share]", ylim=(0, None))
-ax.set_xticks(layers[:: len(layers) // 16 + 1])
+ax.set_xticks(layers[:: -(-len(layers) // 16)])
 ax.legend(bbox_to_anchor=(1, 1), loc="upper left");
 
 # %% [markdown]
@@ -566,7 +566,7 @@ ax.legend(bbox_to_anchor=(1, 1), loc="upper left");
 # ## The explorer
 #
 # Type Chinese or English and press Enter. Tab goes on to the button, the layer and the model. `random` is the base with random routers; most of its tokens
-# have another first expert, as is to be expected. Here only the *first* expert is compared; above, both were. On a page without a running Python (GitHub, for example),
+# have another first expert, as is to be expected. Here only the *first* expert is compared; above, all chosen ones were. On a page without a running Python (GitHub, for example),
 # use the static version below; it shows layer 1.
 
 # %%

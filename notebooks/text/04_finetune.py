@@ -5,8 +5,8 @@
 # if you change it, stop it and go on, and show with numbers how far the language of the answers changed, and what it cost.
 #
 # **Time.** At `tiny` all three epochs are trained, in under a minute. At `full` they would take days; so this notebook trains for 30 minutes there (60 at `mid`), and the learning rate
-# falls to zero in that time. `AURORA_MINUTES`, set before Jupyter starts, is another number of minutes, and `AURORA_MINUTES=0` is the paper's three epochs. The rest of this page takes about half an hour
-# at `full` (predicted), most of it loading and answering. **What the text says of results, it says of `tiny`.**
+# falls to zero in that time. `AURORA_MINUTES`, set before Jupyter starts (on Colab: `%env` before the first cell), is another number of minutes, and `AURORA_MINUTES=0` is the paper's three epochs. The rest of this page takes about 20 minutes
+# at `full` (predicted), most of it loading. **What the text says of results, it says of `tiny`.**
 
 # %% [markdown]
 # **Set-up.** On your own machine, open the notebooks with `make lab`. Colab opens a notebook without its repository: run
@@ -21,7 +21,7 @@ scale = aurora_lib.start("04")
 # %% [markdown]
 # ## What the loss sees
 #
-# Each conversation (对话) is written in Mixtral's own format. The loss is taken on the *assistant's* tokens only, end token
+# Each conversation (对话) is written in the base model's own format. The loss is taken on the *assistant's* tokens only, end token
 # included; the rest is context. First comes what notebook 02 made of the rows: *set aside* are rows that are no conversation, *dropped* those that a
 # cleaning step refused. A few conversations are held out as a *validation set* (验证集): training never reads them. Those with the same first question stay on one side; later questions can occur on both.
 # Below, in a conversation of two rounds, what is learned is bold (and green in Jupyter).
@@ -49,7 +49,7 @@ shown = [
 HTML(" ".join(shown))
 
 # %% [markdown]
-# Count the end tokens (`</s>` in Mixtral's format) that are bold: one for each answer. A model that never learns them never stops talking.
+# Count the end tokens that are bold (`</s>` in Mixtral's format; OLMoE's is oddly called `|||IP_ADDRESS|||`, and begins the conversation too): one for each answer. A model that never learns them never stops talking.
 #
 # ## The recipe, every value in the open
 #
@@ -67,12 +67,12 @@ lora = LoraConfig(
     task_type="CAUSAL_LM",
     target_modules=["q_proj", "v_proj"],  # queries and values of every layer; experts and router stay
     r=8,  # rank, the width of a detour
-    lora_alpha=16,  # its loudness: a detour's output is multiplied by alpha / r
+    lora_alpha=16,  # its strength: a detour's output is multiplied by alpha / r
     lora_dropout=0.1,  # against learning rows by heart
 )
 
 # %% [markdown]
-# `trl` runs the training. What differs between the scales comes from `scale`; the rest is the same for both.
+# `trl` runs the training. What differs between the scales comes from `scale`; the rest is the same for all.
 
 # %%
 import os
@@ -83,7 +83,7 @@ from trl import SFTConfig
 gpu = scale.device == "cuda"
 args = SFTConfig(
     output_dir=str(scale.runs / "checkpoints"),
-    learning_rate=scale.learning_rate,  # paper: 5e-5; tiny takes larger steps, for it has few
+    learning_rate=scale.learning_rate,  # paper: 5e-5; mid 2e-4, QLoRA's; tiny 1e-2, for it has few steps
     lr_scheduler_type="cosine",  # falls to zero along half a cosine
     num_train_epochs=scale.epochs,  # paper: 3 passes over the data
     per_device_train_batch_size=scale.batch,  # original: 2 conversations at a time ...
@@ -98,9 +98,9 @@ args = SFTConfig(
     activation_checkpointing=gpu,  # recompute a layer instead of keeping what it needs: notebook 03
     dataloader_pin_memory=gpu,
     dataset_num_proc=None if scale.name == "tiny" else os.cpu_count(),  # tokenizes on all cores
-    save_steps=scale.save_steps,  # paper: 1000. What a power cut can cost
+    save_steps=scale.save_steps,  # paper: 1000, more than a run of minutes has. What a power cut costs
     save_total_limit=2,  # the newest may be half-written, the one before it is whole
-    logging_steps=10,
+    logging_steps=1 if scale.minutes else 10,
     include_num_input_tokens_seen="non_padding",  # for tokens a second
     seed=training.SEED,
     report_to="none",
@@ -138,7 +138,7 @@ print(before)
 
 # %% [markdown]
 # At `tiny` the base understands (see "right in either language"). It answers Chinese in English, or in a mixture of both, and hardly ever in Chinese alone: the paper's starting
-# point. (A mixed answer does not count as answered in Chinese.)
+# point. (A mixed answer does not count as answered in Chinese.) At `mid` and `full` ask after the training: did "answered in Chinese" rise by more than its interval, and did English fall? If nothing moved, train longer.
 #
 # ## Train
 #
@@ -159,10 +159,12 @@ print(f"{trained:,} trainable parameters, {len(conversations):,} conversations, 
 # finishes the step in flight, writes a checkpoint, and says so. Run the cell again, and it goes on; or run the next cells, and they look at what there is. After a power cut the notebook goes on from
 # the last checkpoint. With all epochs, both end with the very weights of a run that nobody disturbed.
 #
-# With minutes, nobody knows the number of steps beforehand: it follows from the speed. So the first steps are timed, and then again every step. The number of steps left is what still fits, and the cosine is
-# bent to end with it. That matters: a run that is only *stopped* after half an hour still has its full learning rate, and its last steps are its noisiest. Time before an interruption counts, so you may change the minutes and go on.
+# At `mid` and `full` the run is limited by *time* (`scale.minutes`; at `tiny` that is 0: all epochs). How many steps fit is not known before the run. So after the third step the speed is measured, and then again after every step: steps left = time left / seconds
+# a step. The learning rate goes down the rest of its cosine in just these steps, and is zero when the time is over. Why not simply stop after half an hour? Then the learning rate would still be near its peak, and the last steps would be the noisiest. If you
+# interrupt such a run and go on, the minutes already used are subtracted, and you may set another number of minutes first (not 0: all epochs are another run). It does not end with the very weights of an undisturbed one, since the speed decides the steps.
 
 # %%
+trainer.remove_callback(training.LivePlot)  # where the cell is run again
 trainer.add_callback(training.LivePlot(plan.memory))
 training.run(trainer, scale.minutes);
 
@@ -180,6 +182,7 @@ with trainer.model.disable_adapter():
     before_tuning = trainer.evaluate()
 after_tuning = trainer.evaluate()
 norms = [entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry]
+norms = [norm for norm in norms if norm < float("inf")]  # steps that fp16 left out
 assert min(norms) > 0
 seconds = max(entry.get("seconds", 0) for entry in trainer.state.log_history)  # of all sessions
 print(f"{trainer.state.global_step} steps, {seconds:.0f} s, smallest gradient norm {min(norms):.2g}")
@@ -275,12 +278,12 @@ table.style.format(dict.fromkeys(columns[2:6], "{:.0%}") | {"loss": "{:.3f}", "t
 # %% [markdown]
 # - **Rank and targets.** The thinnest detour does as well as the recipe. Wider ones, and all of attention, answer no better in Chinese.
 # - **Learning rate.** The paper's 5e-5 is for a model ten thousand times larger and some sixteen thousand steps (of 32 conversations, by the speeds of the authors' run; their published command
-#   makes 8); in a few hundred it changes no answer's language. A tenth of our rate is enough here. Three times the rate lies just outside the three seeds; one run shows no more than that.
+#   makes 8); in a few hundred it changes no answer's language. A tenth of our rate is enough here. Three times the rate lies just outside the three seeds; one run alone cannot show more.
 # - **Router.** LoRA on its bare parameter takes no dropout, so compare it with the row *no dropout*: nothing gained that the table could show. Nor by training it whole (`modules_to_save`).
 # - **English rows.** The recipe at `tiny` has about one in ten; the row with the largest share was made by leaving out Chinese ones. Without any, the model begins to answer English in Chinese: the first sign of *forgetting* (灾难性遗忘), a relative of
 #   what users of the original reported (its issue 9: step-by-step reasoning was lost). Already a few rows of what should stay keep most of it: a cheap insurance.
 #
-# Now your own: the cell makes the row *no English rows* anew (larger models make a few steps on a few conversations: some minutes, most of them loading); put in a value of yours (`lora={"r": 2}`, `settings={"learning_rate": 3e-3}`). A result is kept on disk, so asking again is free.
+# Now your own: the cell makes the row *no English rows* anew (larger models make a few steps on a few conversations: some minutes, most of them loading, and a result that cannot be compared with the table); put in a value of yours (`lora={"r": 2}`, `settings={"learning_rate": 3e-3}`). A result is kept on disk, so asking again is free.
 
 # %%
 from aurora_lib.training import experiments
@@ -289,7 +292,7 @@ trainer = tuned = base = None  # one model on the GPU at a time
 rows, short = conversations, {}
 if scale.name != "tiny":  # minutes instead of days, and enough to see the loss move
     rows = conversations.shuffle(seed=0).select(range(min(2000, len(conversations))))
-    short = {"max_steps": 20, "packing": False}
+    short = {"max_steps": 20}
 mine = experiments.run(scale, rows, validation, english_share=0.0, settings=short)
 pd.Series(mine)[["zh_in_zh", "zh_right", "en_in_en", "en_right", "loss", "steps", "seconds"]]
 
@@ -298,7 +301,7 @@ pd.Series(mine)[["zh_in_zh", "zh_right", "en_in_en", "en_right", "loss", "steps"
 #
 # Conversations of different lengths in one batch are filled up with *padding* (填充), which costs time and teaches nothing. *Grouping* puts like lengths together.
 # *Packing* (打包) lays conversations end to end; attention is kept apart between them. Packed at the same batch, a step holds many more conversations, so there are far fewer steps: look
-# what that does to the tiny model, and that one pack a step mends it. With minutes it is on; to turn it on in any case: `training.sft_config(scale, packing=True)`; for grouping,
+# what that does to the tiny model, and that one pack a step mends it. At `mid` and `full`, where minutes limit the run, it is on; to turn it on in any case: `training.sft_config(scale, packing=True)`; for grouping,
 # `train_sampling_strategy="group_by_length"`.
 
 # %%

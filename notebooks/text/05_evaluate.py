@@ -45,7 +45,7 @@ chat = fewshot.Form(prompt="chat", language="en")
 print(fewshot.letter_prompt(tokenizer, questions[0], examples[:1], name, chat))
 
 # %% [markdown]
-# (The examples end in `Answer: ` with a space, the question does not, and every example has its own `<s>`. So their tool made it.)
+# (The examples end in `Answer: ` with a space, the question does not, and every example has its own `<s>`. So their tool made it with Mixtral. At `mid` OLMoE's own chat format stands around the same words.)
 #
 # Nothing is generated. The model reads this text once. Then four numbers are compared: the logits (raw scores) of A, B, C and D as the next token. The highest is the prediction. Below they are shown as probabilities among *all* tokens,
 # for the untuned model, with five examples.
@@ -76,7 +76,7 @@ print(f"the four together: {sum(probabilities):.3f} of all probability")
 # %% [markdown]
 # A wins, and A is right; but B and C are close. The score counts right or wrong, and not how sure the model was.
 #
-# Look at the two lines that are printed: nearly all probability is on four pieces of text, `▁A` to `▁D`. The mark in front is a space: in this prompt a letter follows a space. `A` without it is *another* token. Whoever compares the wrong four gets noise; exercise 05.4 is about this bug.
+# Look at the two lines that are printed: nearly all probability is on four pieces of text, in Mixtral's format `▁A` to `▁D`. The mark in front is a space: in this prompt a letter follows a space. (OLMoE's prompt ends in a line break, so there it is `A`.) `A` without it is *another* token. Whoever compares the wrong four gets noise; exercise 05.4 is about this bug.
 #
 # Now all questions of the subject, in the plainest way: one prompt, one pass, one letter. Beside it the library's `multiple_choice`. It must choose the same letters.
 
@@ -114,7 +114,7 @@ print("the line above counts some padding too.")
 # %%
 scores, settings = {}, dict(root=root, cache=scale.runs / "scores", limit=scale.questions)
 file = benchmarks.folder("cmmlu", root).parent / "drilled.json"  # only our own questions have it
-# of released files, ways of asking are compared on 20 questions of each subject; limit=None asks all.
+# of released files, ways of asking are compared on at most 20 questions of each subject; limit=None asks all.
 # Scores are then weighted to the whole benchmark, paired differences are not
 few = settings | dict(limit=None if file.is_file() else scale.questions or 20)
 with model.disable_adapter():
@@ -172,7 +172,7 @@ if listed:
     print(by_category.mean().join(by_category.size().rename("n")).round(2))
 
 # %% [markdown]
-# It is the drill. On drilled facts the letters come out right, in wordings never seen before. On the others the whole interval lies *below* the quarter that guessing gives: this model does not guess. A likely reason: in the drill it learned which *answers* are right ones, and the answers to these questions were there almost always among the wrong options, so it avoids them.
+# At `tiny` it is the drill. On drilled facts the letters come out right, in wordings never seen before. On the others the whole interval lies *below* the quarter that guessing gives: this model does not guess. A likely reason: in the drill it learned which *answers* are right ones, and the answers to these questions were there almost always among the wrong options, so it avoids them.
 # Yet by cloze it finds nearly all of them. The small table says the same by category: the share right follows the share drilled.
 #
 # We built the tiny model so, to make this visible: the share drilled was set for each category, and learning letters needed extra help in training (`data/tiny/README.md`). So it shows what drill *can* do to a letter score: **here the score shows what was drilled, not what is known.** How far this holds for Mixtral it cannot say.
@@ -206,8 +206,8 @@ for form in ("plain", "chat, other mark"):
         print(f"{names[task]:6} chat -> {form}: {pair}")
 
 # %% [markdown]
-# Chat or plain: a few questions change sides, in both directions. With so few questions that shows no difference. The other mark takes everything: the model is down to guessing. It knows no less than before. To the tiny model a line break with `A.` is *one* token, the only mark that it ever met. `A、` becomes five other
-# tokens, three of them bytes, since its vocabulary has no `、`. Mixtral's tokenizer has one, so do not expect the same there. But large models are sensitive too: up to 76 points between formats of the same task were measured with LLaMA-2-13B (Sclar et al., arXiv 2310.11324). For Mixtral this cell measures it at `full`.
+# Chat or plain: a few questions change sides, in both directions. With so few questions that shows no difference. The other mark takes everything from the tiny model: it is down to guessing. It knows no less than before. To the tiny model a line break with `A.` is *one* token, the only mark that it ever met. `A、` becomes five other
+# tokens, three of them bytes, since its vocabulary has no `、`. Mixtral's tokenizer has one, so do not expect the same there. But large models are sensitive too: up to 76 points between formats of the same task were measured with LLaMA-2-13B (Sclar et al., arXiv 2310.11324). For OLMoE this cell measures it at `mid`, for Mixtral at `full`.
 #
 # So **a score belongs to a model and a form.** Write the form beside the score. Ask two models in one form.
 #
@@ -245,7 +245,7 @@ evaluation.plot({which: result.by_category for which, result in both.items()}, t
 pd.DataFrame({which: result.by_category for which, result in both.items()}).map(str)
 
 # %% [markdown]
-# The categories differ far more from each other than the two models do. You know why.
+# The categories differ far more from each other than the two models do. At `tiny` the share drilled is the reason.
 #
 # ## What was gained, what was lost
 #
@@ -341,7 +341,7 @@ pd.DataFrame(foreseen).round(2)
 #
 # ## The paper's Table 3, with the missing row
 #
-# Per cent, 5-shot. The paper took its baselines from elsewhere, and gives no score for the *untuned* Mixtral. So its table cannot show what the tuning changed. Another project published such scores. They are set in here, with their source, below a few of the paper's rows. At `tiny` the last two rows answer other, easier questions: do not compare them with the rest.
+# Per cent, 5-shot. The paper took its baselines from elsewhere, and gives no score for the *untuned* Mixtral. So its table cannot show what the tuning changed. Another project published such scores. They are set in here, with their source, below a few of the paper's rows. At `tiny` the last two rows answer other, easier questions, and at `mid` they are another model: compare the two with each other, and not with the rest.
 
 # %%
 from aurora_lib.course import paper
@@ -481,7 +481,7 @@ results.record("05", values)
 results.compare("05")
 
 # %% [markdown]
-# In this table look at the last column: does your run agree with the recorded one? (The paper's figures are of another model and other questions.)
+# In this table look at the last column: does your run agree with the recorded one? (At `mid` and `full` it is empty.) (The paper's figures are of another model and other questions.)
 #
 # **In short.** A multiple-choice score is four logits and an argmax. Without n, interval and chance line it says little. It belongs to a model *and* a form. To compare two models, ask both the same questions in the same form, and count those on which they differ.
 # Whether a model answers in Chinese, only its answers show.

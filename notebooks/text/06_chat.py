@@ -2,7 +2,7 @@
 # # 06 · Chat: talk to it
 #
 # Paper: Introduction and Appendix A to I. **After this notebook you can** keep a conversation in the model's exact format, stream its
-# answer token by token, set base and tuned model side by side on one copy of the weights, and say where not to trust either.
+# answer token by token, set base and tuned model side by side on one copy of the weights, and say where not to trust either. Unless a sentence names another scale, its results are those of `tiny`.
 
 # %% [markdown]
 # **Set-up.** On your own machine, open the notebooks with `make lab`. Colab opens a notebook without its repository: run
@@ -74,7 +74,7 @@ print(tokenizer.decode(answer))
 print(history[-1]["content"], "→", tokenizer.decode(decode(history[-1:])))
 
 # %% [markdown]
-# It answers all the same, and as smoothly. What 它 was, stood in the history. The same with many such questions: first after the turn they refer to (which the model
+# It answers all the same, and as smoothly. Only the history says what 它 means. The same with many such questions: first after the turn they refer to (which the model
 # answers itself), then alone. No such pair of questions was in pre-training or tuning.
 
 # %%
@@ -282,4 +282,4 @@ results.compare("06")
 # **In short.** A chat is a string that grows. Streaming is a loop with a cache, and patience with half characters. One copy of the weights holds both models. Temperature trades
 # variety for sense. What a model writes is untrusted, as text and as advice. You have gone from a router's softmax to a model that answers you in Chinese.
 #
-# **Next:** the optional [07 Preference](07_preference.ipynb); [take it elsewhere](take_it_elsewhere.md), to a server or another program; or set `AURORA_SCALE=full` on a rented GPU.
+# **Next:** the optional [07 Preference](07_preference.ipynb); [take it elsewhere](take_it_elsewhere.md), to a server or another program; or a larger scale: `mid` on a free Colab T4, `full` on a rented GPU.

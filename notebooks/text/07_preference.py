@@ -3,7 +3,7 @@
 #
 # Optional. The paper has no such stage; its repository recommends a DPO variant of the model. **After this notebook you can** make
 # preference pairs, run Direct Preference Optimization (DPO, 直接偏好优化, arXiv 2305.18290) on top of your adapter with the right
-# reference model, and tell a better reward from a better model.
+# reference model, and tell a better reward from a better model. Unless a sentence names another scale, its results are those of `tiny`.
 
 # %% [markdown]
 # **Set-up.** On your own machine, open the notebooks with `make lab`. Colab opens a notebook without its repository: run
@@ -46,7 +46,7 @@ table.groupby("kind").head(2).sort_values("kind").set_index("kind")
 
 # %%
 from aurora_lib import evaluation
-from aurora_lib.model import find_adapter, load_adapter, load_model, load_tokenizer, memory
+from aurora_lib.model import find_adapter, load_adapter, load_model, load_tokenizer, memory, save_adapter
 
 adapter = find_adapter(scale)  # before minutes of loading
 base = load_model(scale.base_model, **scale.loading)
@@ -66,7 +66,7 @@ print(before)
 #
 # DPO needs no reward model. How much more the trained model (*policy*) likes an answer than a frozen *reference* does, is the reward:
 # $r = \beta\,(\log p_\text{policy} - \log p_\text{ref})$. The loss is $-\log\sigma(r_\text{chosen} - r_\text{rejected})$; the difference
-# is called the *margin*. $\beta$ sets how dearly leaving the reference is paid for.
+# is called the *margin*. The larger $\beta$ is, the more it costs to move away from the reference.
 
 # %%
 import torch
@@ -111,8 +111,8 @@ assert torch.allclose(start, tuned, atol=0.05)
 pd.DataFrame.from_dict(rows, orient="index").astype(float).round(3).rename_axis("reference")
 
 # %% [markdown]
-# With the base as reference a run looks half won before its first step: what notebook 04 achieved is credited to DPO, and those pairs
-# hardly pull any more. And TRL rounds the adapter to bf16 on the way in, the copy not: policy and reference would differ from the start.
+# With the base as reference the margins are not 0 before the first step: what notebook 04 achieved is credited to DPO, and those pairs
+# hardly change the weights any more. And TRL rounds the adapter to bf16 on the way in, the copy not: policy and reference would differ from the start.
 # `preference.build_trainer` puts the exact weights back, in 32 bits.
 #
 # ## Train
@@ -231,7 +231,8 @@ pd.DataFrame(
 # absolute path before Jupyter starts, makes notebooks 05 and 06 use it.
 
 # %%
-folder = preference.save_preference_adapter(trainer, scale)
+trainer.model.delete_adapter("ref")
+folder = save_adapter(trainer, scale, scale.runs / "preference_adapter")
 pd.DataFrame({"bytes": {file.name: file.stat().st_size for file in sorted(folder.iterdir())}})
 
 # %% [markdown]
@@ -308,6 +309,6 @@ results.compare("07")
 # %% [markdown]
 # **In short.** A pair says what is wanted and what is not. The reference is the model you start from: margin 0 and loss log 2 before the first
 # step, or something is wrong. Two answers can move apart while both sink. A growing reward is what you trained, not what you
-# wanted: ask held-out questions, in both languages, in pairs. Where little is left to gain, a second stage mostly risks.
+# wanted: ask held-out questions, in both languages, in pairs. Where little is left to gain, a second stage mostly adds risk.
 #
 # **Read:** DPO (2305.18290). **Back to:** [05 Evaluate](05_evaluate.ipynb), with `AURORA_ADAPTER` set.

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aurora_lib.course import rows as rows_of
-from aurora_lib.data import clean, show, sources
+from aurora_lib.data import clean, cleaning, sources
 from aurora_lib.data.sources import DataError
 
 GOOD = {"instruction": "法国的首都是哪里？", "input": "", "output": "法国的首都是巴黎。"}
@@ -45,6 +45,12 @@ def read(file: Path):
 def test_every_known_layout_becomes_messages(tmp_path, row, expected):
     (found,) = sources.read(write(tmp_path, "rows.jsonl", row)).conversations["messages"]
     assert " ".join(message["role"][0] + message["content"] for message in found) == expected
+
+
+def test_of_every_few_rows_one_is_read_and_that_is_said(tmp_path):
+    reading = sources.read(write(tmp_path, "rows.jsonl", "\n".join([ROW] * 5 + ["{}"])), every=2)
+    assert [each[-3:] for each in reading.conversations["id"]] == ["[1]", "[3]", "[5]"]
+    assert not reading.aside and "a sample: one row of every 2 in a file" in reading.remarks
 
 
 @pytest.mark.parametrize(("row", "reason"), EXAMPLES["set_aside"])
@@ -178,12 +184,12 @@ def test_the_account_says_what_became_of_every_row(tmp_path):
     bad = [None] * 4 + [7] * 3 + [{"instruction": "问"}] * 2 + [[], GOOD | {"output": 3}]
     found = [GOOD, GOOD, GOOD | {"input": "？", "tools": "[{}]"}, GOOD | {"output": ""}, *bad]
     reading = sources.read(rows(tmp_path, *found))
-    told, remark = show.account(reading, clean(reading.conversations)).splitlines()
+    told, remark = cleaning.account(reading, clean(reading.conversations)).splitlines()
     reasons = "4 x the row is null, not an object; 3 x the row is a number, not an object; 2 x `output` is"
     assert told == f"own: 15 rows = 11 set aside ({reasons} missing; ...) + 3 dropped + 1 kept"
     assert remark == "own: tools are left out (rows that name some: 1)"
     reading = sources.read(rows(tmp_path, GOOD | {"output": ""}))
-    told = show.account(reading, clean(reading.conversations))
+    told = cleaning.account(reading, clean(reading.conversations))
     assert told == "own: 1 rows = 0 set aside + 1 dropped + 0 kept"
 
 

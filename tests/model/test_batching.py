@@ -22,7 +22,7 @@ def test_shared_length_is_what_all_rows_begin_with(rows, length):
 
 def test_rows_are_padded_on_the_left_and_the_padding_is_masked(tokenizer):
     batch = batching.left_pad([[7, 8, 9], [5]], tokenizer, "cpu")
-    pad = batching.padding(tokenizer)
+    pad = tokenizer.pad_token_id
     assert batch["input_ids"].tolist() == [[7, 8, 9], [pad, pad, 5]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
 

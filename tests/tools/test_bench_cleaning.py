@@ -7,13 +7,11 @@ import sys
 from collections import Counter
 
 import pytest
-import yaml
 from rapidfuzz.distance import Levenshtein
 
 from aurora_lib.course.rows import read_rows
 from aurora_lib.course.scale import ROOT
-from aurora_lib.data import duplicates, show, sources
-from tools.bench import cleaning as bench_cleaning
+from aurora_lib.data import sources
 from tools.bench import corpus as bench_corpus
 
 ALPACA, SHAREGPT = {"instruction", "input", "output"}, {"conversation_id", "category", "conversation"}
@@ -56,38 +54,6 @@ def test_planted_copies_are_what_the_manifest_says(planted, texts):
         size = len("".join(original))
         assert size >= 50 and 1 <= changed <= round(0.02 * size) if pair["kind"] == "near" else changed == 0
     assert len({tuple(pair["original"]) for pair in planted}) == len(planted)
-
-
-def test_a_planted_copy_counts_as_found_only_if_it_was_dropped_for_its_own_original():
-    name = "alpaca_zh"
-    pairs = [{"kind": "near", "copy": [name, i], "original": [name, i + 10]} for i in range(1, 6)]
-    row = "alpaca_zh:alpaca_data_zh_51k.json[{}]".format
-    dropped = {
-        row(1): ("near_duplicate", f"like {row(11)}"),  # the copy
-        row(12): ("near_duplicate", f"like {row(2)}"),  # the original, which is as good
-        row(3): ("near_duplicate", f"like {row(130)}"),  # for another row, whose number begins alike
-        row(4): ("refusal", "the last answer is a refusal"),  # never came so far
-        row(99): ("duplicate", f"the same as {row(98)}"),  # not planted
-    }
-    score = bench_cleaning.judge(pairs, dropped)
-    assert [score["near", what] for what in ("reached", "found", "lost before")] == [4, 2, 1]
-    assert score["unplanted"] == 2
-
-
-def test_the_configurations_for_data_juicer_have_our_thresholds():
-    texts = [(ROOT / "tools" / "bench" / f"data_juicer{name}.yaml").read_text() for name in ("", "_ray")]
-    files = map(yaml.safe_load, texts)
-    stock, ray = ({name: step[name] for step in file["process"] for name in step} for file in files)
-    assert list(stock) == list(bench_cleaning.COUNTERPARTS)
-    assert {step for ours in bench_cleaning.COUNTERPARTS.values() for step in ours} <= set(show.steps())
-    near = stock["document_minhash_deduplicator"]
-    assert ray["ray_bts_minhash_deduplicator"] == near | {"text_key": "plain"}
-    assert near["window_size"] == duplicates.SHINGLE and near["num_permutations"] == duplicates.PERMUTATIONS
-    assert near["jaccard_threshold"] == duplicates.SIMILAR
-    # pairs are not verified there, so the bands themselves must turn at the threshold
-    bands, rows = near["num_bands"], near["num_rows_per_band"]
-    assert bands * rows == near["num_permutations"]
-    assert 1 - (1 - 0.6**rows) ** bands < 0.5 < 1 - (1 - 0.75**rows) ** bands
 
 
 def test_the_tool_runs_and_finds_what_it_planted(tmp_path):

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from aurora_lib.course.scale import FULL, ROOT
+from aurora_lib.course.scale import FULL, PRESETS, ROOT
 from tools.pages import downloads
 
 PAGE = (ROOT / "docs" / "downloads.md").read_text(encoding="utf-8")
@@ -15,11 +15,12 @@ def test_the_page_holds_the_commands_that_are_printed_and_no_others(capsys):
     free, *printed = capsys.readouterr().out.splitlines()
     assert re.search(r"[\d,]+ GB are free for ", free)
     assert printed == [line for line in PAGE.splitlines() if line.startswith("hf ")]
-    assert "@".join(downloads.ADAPTER) in PAGE and f"/disk/{FULL['base_model'].split('/')[1]}`" in PAGE
+    assert f"/disk/{FULL['base_model'].split('/')[1]}`" in PAGE
 
 
 def test_every_commit_on_the_page_is_one_the_course_uses():
-    assert set(re.findall(r"\b[0-9a-f]{40}\b", PAGE)) == {FULL["revision"], downloads.ADAPTER[1]}
+    pinned = {FULL["revision"], PRESETS["mid"]["revision"], downloads.ADAPTER[1]}
+    assert set(re.findall(r"\b[0-9a-f]{40}\b", PAGE)) == pinned
     assert downloads.ADAPTER[1] in (ROOT / "aurora_lib" / "course" / "paper.py").read_text(encoding="utf-8")
 
 

@@ -1,8 +1,6 @@
-import nbformat
 import pytest
 import torch
 from datasets import Dataset
-from nbclient import NotebookClient
 
 from aurora_lib import training
 from aurora_lib.model import memory
@@ -30,25 +28,6 @@ def test_picture_holds_every_panel_and_the_prediction():
     bottom, top = figure.axes[4].get_ylim()
     assert bottom == 0 and top > 3
     callbacks.plot([])  # before the first entry
-
-
-def test_live_plot_leaves_one_picture_in_a_notebook():
-    code = """
-from transformers import TrainerState
-from aurora_lib.training.callbacks import LivePlot, PANELS
-live, state = LivePlot(every=0), TrainerState(log_history=[])
-live.on_train_begin(None, state, None)
-for step in range(1, 5):
-    state.log_history.append(dict.fromkeys(PANELS, 1 / step) | {"step": step})
-    live.next = 0
-    live.on_log(None, state, None)
-live.on_train_end(None, state, None)
-"""
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
-    NotebookClient(notebook, kernel_name="python3", timeout=120).execute()
-    outputs = notebook.cells[0].outputs
-    pictures = [out.data["image/png"] for out in outputs if "image/png" in out.get("data", {})]
-    assert len(pictures) == 1 and len(pictures[0]) < 100_000
 
 
 def test_preflight_counts_steps_tokens_and_disk_as_the_run_does(tiny, build, monkeypatch):

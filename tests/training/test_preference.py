@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from aurora_lib import training
 from aurora_lib.course import DATA, choose
 from aurora_lib.data.sources import DataError
-from aurora_lib.model import load_adapter, load_model
+from aurora_lib.model import load_adapter, load_model, save_adapter
 from aurora_lib.training import preference
 
 SHORT = dict(max_steps=6, learning_rate=3e-3, save_steps=3)
@@ -115,10 +115,10 @@ def test_a_resumed_run_ends_with_the_same_adapter(run, tiny, tokenizer, pairs, h
     both = (dict(each.model.named_parameters()) for each in (again, made))
     ours, theirs = ({name: p for name, p in each.items() if "lora_" in name} for each in both)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    folder = preference.save_preference_adapter(again, tiny)
-    assert folder == tiny.runs / "preference_adapter" and not (folder / "ref").exists()
+    again.model.delete_adapter("ref")
+    folder = save_adapter(again, tiny, tiny.runs / "preference_adapter")
     assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == "tiny"
-    assert "preference-tuned" in (folder / "README.md").read_text()
+    assert "preference pairs (DPO)" in (folder / "README.md").read_text()
     loaded = load_adapter(load_model(tiny.base_model, **tiny.loading), folder)
     for name, p in loaded.named_parameters():
         assert "lora_" not in name or torch.equal(p, theirs[name])

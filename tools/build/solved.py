@@ -1,8 +1,8 @@
 """The notebooks with their exercises solved, for nbmake: `python -m tools.build.solved FOLDER`.
 
 Each exercise cell keeps its imports and its call of the checker; the stub between becomes the solution in
-`notebooks/solutions/`. An assert behind the call turns a "not yet" into an error. Of the other cells only those
-are kept that an exercise needs: nbmake runs the whole notebooks as they are.
+`notebooks/solutions/`. An assert behind the call turns a "not yet" into an error. Of the other cells only
+those are kept that an exercise needs: nbmake runs the whole notebooks as they are.
 """
 
 import re

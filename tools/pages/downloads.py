@@ -8,19 +8,21 @@ from pathlib import Path
 
 from huggingface_hub import constants
 
-from aurora_lib.course.scale import FULL
+from aurora_lib.course.scale import FULL, PRESETS
 from aurora_lib.data import sources
 from aurora_lib.evaluation import benchmarks
 
-ADAPTER = ("wangrongsheng/Aurora", "800248aab91edc742e220cdfcf426fab33b746e6")  # the authors' own
+ADAPTER = FULL["shipped"].split("@")  # the authors' own
 MODEL_FILES = "--include '*.safetensors' --include '*.json' --include '*.jinja' --include tokenizer.model"
 BENCHMARK_FILES = "--include '*.zip' --include '*/*.parquet' --exclude 'all/*' --exclude 'auxiliary*'"
 
 
 def commands() -> list[str]:
     """Every download, then every check."""
-    model = f"{FULL['base_model']} --revision {FULL['revision']}"
-    wanted = {model: f"{MODEL_FILES} --exclude 'consolidated*'"}
+    wanted = {}
+    for preset in (FULL, PRESETS["mid"]):
+        model = f"{preset['base_model']} --revision {preset['revision']}"
+        wanted[model] = f"{MODEL_FILES} --exclude 'consolidated*'"
     for source in sources.SOURCES.values():
         wanted[f"{source['repository']} --type dataset"] = source["folder"] + source["released"]
     for repository in benchmarks.REPOSITORIES.values():

@@ -47,8 +47,8 @@ TABLE = (
 hungriest notebook peaks at {peak:.1f} GiB: shut one down before you open the next. What you write is gone \
 with the session. |
 | {Colab} | The text above the first cell of code says which line to run once. At `tiny` everything \
-computes on the CPU; a T4 fits `mid` (below), and not `full`. What you write is gone with the machine, unless \
-`AURORA_RUNS` is a folder of a mounted drive. |
+computes on the CPU; a T4 fits `mid` (below), and not `full`. What you write is gone with the machine, \
+unless `AURORA_RUNS` is a folder of a mounted drive. |
 | Codespaces, or VS Code with Docker | *Reopen in container* sets up `.venv` with PyTorch's CPU build. |
 | conda | `conda env create -f environment.yml`, the same pins. |
 """,

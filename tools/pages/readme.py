@@ -75,9 +75,7 @@ def filled(name: str) -> str:
     text = (ROOT / name).read_text(encoding="utf-8")
     text = re.sub(r"(<!-- result -->\n).*?(<!-- result -->)", rf"\g<1>{result}\n\g<2>", text, flags=re.S)
     # a comment inside a Markdown table would end it, so the rows are found by what they link to
-    text = re.sub(
-        r"(\|---\|---\|---\|---\|\n)(?:\|.*\n|<!-- map -->\n)+", rf"\g<1>{chr(10).join(rows)}\n", text
-    )
+    text = re.sub(r"(\|---\|---\|---\|---\|\n)(?:\| \[0.*\n)+", rf"\g<1>{chr(10).join(rows)}\n", text)
     return text
 
 

@@ -31,6 +31,7 @@ from trl import pack_dataset
 from aurora_lib.course import paper, results, scale, write_whole
 from aurora_lib.data import clean, clean_conversations, hold_out, sources, split
 from aurora_lib.data.conversations import exchange_tokens
+from aurora_lib.evaluation import least_seconds
 from aurora_lib.model import load_model, load_tokenizer, memory
 from aurora_lib.training import build_trainer, experiments, sft_config
 
@@ -282,7 +283,7 @@ def pairs(lengths: list[int]) -> list[list[int]]:
 def predicted(name: str, batches: list[list[int]]) -> dict:
     """What one way of batching costs, for ten times these batches.
 
-    `hours, floor` are of three epochs on one H100 (`memory.least_seconds`), in PASSES. `hours at the recorded
+    `hours, floor` are of three epochs on one H100 (`least_seconds`), in PASSES. `hours at the recorded
     speed` is the positions at the speed recorded for full batches of 2 x 1024.
     """
     tokens = sum(map(sum, batches))
@@ -290,7 +291,7 @@ def predicted(name: str, batches: list[list[int]]) -> dict:
     positions = tokens if name == "packed" else sum(max(batch) * len(batch) for batch in batches)
     epochs = scale.FULL["epochs"]
     work = (10 * epochs * PASSES * each for each in (len(batches), positions))
-    seconds, _ = memory.least_seconds(memory.MIXTRAL_8X7B, *work)
+    seconds, _ = least_seconds(memory.MIXTRAL_8X7B, *work)
     recorded = results.recorded("mixtral_8x7b", "h100")
     reached = recorded.get("training: batch 2, accumulation 4 [tokens/s]")
     return {
