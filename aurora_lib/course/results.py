@@ -30,7 +30,7 @@ def begin(notebook: str, scale: Scale) -> None:
 def record(notebook: str, values: dict[str, float]) -> Path:
     """Write `values` (label -> number; units in brackets, as in "memory [GiB]") to `runs/<scale>/results/`.
 
-    Time since `start` and the peak memory (a GPU's, else the process's) are added. RuntimeError before `start`.
+    Time since `start` and the peak memory (of a GPU, if any) are added. Raises RuntimeError before `start`.
     """
     scale, began = _begun(notebook)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

@@ -29,6 +29,7 @@ scale = aurora_lib.start("04")
 # %%
 import html
 import json
+import os
 
 from IPython.display import HTML
 
@@ -75,8 +76,6 @@ lora = LoraConfig(
 # `trl` runs the training. What differs between the scales comes from `scale`; the rest is the same for all.
 
 # %%
-import os
-
 import torch
 from trl import SFTConfig
 
@@ -105,6 +104,8 @@ args = SFTConfig(
     seed=training.SEED,
     report_to="none",
 )
+
+# %%
 # `python -m aurora_lib.training` uses the same values
 assert args.to_dict() == training.sft_config(scale).to_dict() and lora == training.lora_config()
 
