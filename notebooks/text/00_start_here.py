@@ -97,7 +97,7 @@ pd.DataFrame(
 # | [06 Chat](06_chat.ipynb) | talk to base and tuned model side by side |
 # | [07 Preference](07_preference.ipynb), optional | tune a second time, on pairs of a better and a worse answer |
 #
-# Each runs alone, in any order; only at `mid` run 04 before 01, 05, 06 and 07, since there is no adapter for all. Every notebook has exercises that check themselves: replace the `...`, run, read what the
+# Each runs alone, in any order; only at `mid` run 04 before 01, 05, 06 and 07, since there is no ready-made adapter. Every notebook has exercises that check themselves: replace the `...`, run, read what the
 # checker says. Worked solutions are in [solutions](solutions/).
 #
 # ## Exercises

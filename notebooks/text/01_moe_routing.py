@@ -519,7 +519,7 @@ print(gap)
 # ## What tuning moved
 #
 # Our tuning (QLoRA, notebook 03) does not train the router: it is *frozen* (冻结). It trains an *adapter* (适配器), small extra matrices in the attention layers.
-# So the router's weights stay, but its input changes. We take the adapter from notebook 04, yours or the one that this scale has for all (at `full` the authors' own; at `mid` there is none until 04 has run, and then all shares below are 0), and read the same texts
+# So the router's weights stay, but its input changes. We take the adapter from notebook 04, yours or a ready-made one (at `full` the authors' own; at `mid` there is none until 04 has run, and until then all shares below are 0), and read the same texts
 # again. What share of the slots has another expert?
 #
 # Almost any change of weights moves some slots, so we need a baseline here too. *Random changes*: 19 adapters of random numbers. In each matrix the change is

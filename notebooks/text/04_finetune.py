@@ -4,7 +4,7 @@
 # Paper: sections 3 and 4.1. **After this notebook you can** run the paper's recipe, say what every value in it does and what happens
 # if you change it, stop it and go on, and show with numbers how far the language of the answers changed, and what it cost.
 #
-# **Time.** At `tiny` all three epochs are trained, in under a minute. At `full` they would take days; so this notebook trains for 30 minutes there (60 at `mid`), and the learning rate
+# **Time.** At `tiny` all three epochs are trained, in about a minute. At `full` they would take days; so this notebook trains for 30 minutes there (60 at `mid`), and the learning rate
 # falls to zero in that time. `AURORA_MINUTES`, set before Jupyter starts (on Colab: `%env` before the first cell), is another number of minutes, and `AURORA_MINUTES=0` is the paper's three epochs. The rest of this page takes about 20 minutes
 # at `full` (predicted), most of it loading. **What the text says of results, it says of `tiny`.**
 

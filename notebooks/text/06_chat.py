@@ -174,7 +174,7 @@ rows
 # ## Greedy, or a throw of dice
 #
 # So far the likeliest token won. *Sampling* (采样) throws dice instead: divide the logits by a *temperature*, take the softmax, then draw. `top_p` first cuts off the unlikely tail: it keeps the likeliest tokens that
-# together make up that probability. The tiny model never met 狐狸 (fox); a large one has. Ask it what kind of animal that is, and begin the answer for it: it guesses among the
+# together make up that probability. The tiny model never met 狐狸 (fox). (A large one has.) Ask the model what kind of animal that is, and begin the answer for it: it guesses among the
 # classes it knows. The six likeliest next characters (爬 begins 爬行动物, reptile):
 
 # %%
