@@ -140,6 +140,8 @@ def test_killed_it_goes_on_within_other_minutes_and_says_how(
     assert rates(again)[15] == pytest.approx(rates(made)[14], abs=0.1 * made.args.learning_rate)
     assert sorted(rates(again), reverse=True) == rates(again)
     assert rates(again)[-1] < 0.02 * made.args.learning_rate
+    third = build(tiny, max_steps=200, save_steps=5)
+    assert training.run(third, minutes=minutes).global_step == third.state.max_steps == again.state.max_steps
 
 
 FILES = "adapter_model.safetensors optimizer.pt scheduler.pt rng_state.pth trainer_state.json run.json"
