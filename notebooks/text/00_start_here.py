@@ -69,12 +69,16 @@ pd.DataFrame(
 # the paper's 45 GiB; notebook 03 looks for the reason.
 
 # %%
+from transformers import OlmoeConfig
+
 from aurora_lib.course import results
 from aurora_lib.model import memory
 
-training = memory.predict(memory.MIXTRAL_8X7B)
-inference = memory.predict(memory.MIXTRAL_8X7B, train=False, batch=1, length=2048)
-print(f"Mixtral-8x7B, predicted: training {training.total:.1f} GiB, inference {inference.total:.1f} GiB")
+models = {"OLMoE-1B-7B (mid)": OlmoeConfig(intermediate_size=1024), "Mixtral-8x7B": memory.MIXTRAL_8X7B}
+for name, config in models.items():
+    training = memory.predict(config)
+    inference = memory.predict(config, train=False, batch=1, length=2048)
+    print(f"{name}, predicted: training {training.total:.1f} GiB, inference {inference.total:.1f} GiB")
 numbers = [f"{number:02d}" for number in range(8)]
 pd.DataFrame(
     {
