@@ -79,7 +79,7 @@ def choose(environ=os.environ) -> Scale:
     seen = f"{gpu.name} with {gpu.total_memory / GIB:.1f} GiB" if gpu else "no CUDA GPU"
     device = "cpu" if name == "tiny" or asked else "cuda"
     if device == "cuda" and not gpu:
-        built = "" if torch.version.cuda else " (it is built for CPUs: for a GPU delete .venv, make it anew)"
+        built = "" if torch.version.cuda else " (it is built for CPUs; beside a GPU, make .venv anew)"
         none = f"AURORA_SCALE={name} needs a CUDA GPU, and PyTorch finds none{built}."
         remedy = "Unset AURORA_SCALE to run all at 'tiny' on the CPU, or rent a GPU (README, 'Going full')."
         raise ScaleError(f"{none} {remedy} AURORA_DEVICE=cpu does without: for notebook 02, or a rehearsal.")

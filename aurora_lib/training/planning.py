@@ -76,7 +76,7 @@ def preflight(
     rows = {"optimizer steps": f"{steps:,}", "tokens, about": f"{tokens:,}", "hours": how}
     if limit:
         rows = {f"{name}, {args.num_train_epochs:g} epochs": value for name, value in rows.items()}
-        share = f", {limit / hours:.0%} of these epochs" * bool(hours and hours > limit)
+        share = f", {limit / hours:.0%} of these epochs" if hours and hours > limit else ""
         rows["this run, at most"] = (
             f"{scale.minutes:g} minutes (AURORA_MINUTES){share}; the cosine ends there"
         )

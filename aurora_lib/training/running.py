@@ -107,8 +107,8 @@ class CosineInTime(TrainerCallback):
         self.ends = time.monotonic() + 60 * self.minutes - training_seconds(state)
         self.left, self.times = self.all - self.begun, []
         if self.begun:
-            self.fewest = 10  # where the minutes are used up already, it does not fall at once
-            rest = "the rest" if self.ends > time.monotonic() else f"{self.fewest} steps more"
+            self.fewest = 1 if self.ends > time.monotonic() else 10  # used up: it does not fall at once
+            rest = "the rest" if self.fewest == 1 else f"{self.fewest} steps more"
             used = f"{training_seconds(state) / 60:.1f} of {self.minutes:g} minutes are used"
             print(f"{used}, the learning rate is at {reached:.0%} of its peak: it falls to zero in {rest}.")
 

@@ -36,8 +36,9 @@ def test_preflight_counts_steps_tokens_and_disk_as_the_run_does(tiny, build, mon
     given = (made.model.config, rows, tiny, made.args)
     predicted = training.preflight(*given, price_per_hour=3)
     training.run(made)
-    assert predicted.steps == made.state.global_step == 10
-    assert predicted.tokens == made.state.num_input_tokens_seen
+    assert (predicted.steps, predicted.tokens) == (10, made.state.num_input_tokens_seen)
+    timed = training.preflight(*given[:2], type(tiny)(**vars(tiny) | dict(minutes=0.5)), made.args)
+    assert "0.5 minutes (AURORA_MINUTES); the cosine ends there" in str(timed)
     used = sum(file.stat().st_size for file in tiny.runs.rglob("*") if file.is_file())
     assert used < predicted.disk < 50 * used
     assert "not measured" in str(predicted) and "cost at 3 an hour" in str(predicted)
