@@ -1,6 +1,6 @@
-"""What every notebook shares. Read `scale` first: it holds all that differs between `tiny` and `full`.
+"""What every notebook shares. Read `scale` first: it holds all that differs between `tiny`, `mid` and `full`.
 
-- `scale`: the two sizes of the course. `notebook`: `start`, with which every notebook begins.
+- `scale`: the sizes of the course, in `scales.toml`. `notebook`: `start`, with which every notebook begins.
 - `paper`: every number of the paper and its repository, each with its source.
 - `results`: what a notebook measured, recorded and set beside the paper.
 - `rows`: the rows of any file of JSON or Parquet, whatever state it is in. `hub`: what may ask the hub.

@@ -3,8 +3,8 @@
 Read in this order:
 
 - `recipe`: the paper's settings, and `build_trainer`, which fits TRL's `SFTTrainer` to a 4-bit base.
-- `running`: `run` is `trainer.train` that can be stopped, killed and resumed.
-- `callbacks`: the alarm for a zero gradient, the meter, the live picture.
+- `running`: `run` is `trainer.train` that can be stopped, killed and resumed, and can end in given minutes.
+- `callbacks`: the alarm for a zero gradient, the meter, the bar, the live picture.
 - `planning`: `preflight` tells what a run will take, before anything is loaded.
 - `experiments`: what if you change a value of the recipe? `preference`: a second stage, DPO (notebook 07).
 
