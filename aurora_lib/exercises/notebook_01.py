@@ -1,63 +1,94 @@
 """Checkers of notebook 01: the router."""
 
+import math
+
 import torch
+import torch.nn.functional as F
 
 from aurora_lib.exercises.checking import close, compare, exercise, normal
 
 
-@exercise("01.1", 1, 8, "softmax, top-k, renormalisation")
-def top2(route):
-    first = torch.tensor([[1.0, 3.0, 2.0, -1.0], [0.5, 0.0, 0.0, 4.0]])
-    for logits in (first, normal(5, 8), 3 * normal(7, 4)):
-        index, result = logits.topk(2).indices, route(logits)
-        if not (isinstance(result, tuple | list) and len(result) == 2):
-            yield "return two tensors: the weights and the indices, both [tokens, 2]."
-        weights, chosen = map(torch.as_tensor, result)
-        if chosen.shape != index.shape:
-            yield f"the indices should have shape {tuple(index.shape)}, one row per token."
-        if torch.is_floating_point(chosen):
-            yield "the second of the two should be the indices: return (weights, indices)."
-        chosen = chosen.long()
-        if not torch.equal(chosen.sort().values, index.sort().values):
-            yield "these are not the two largest logits of each token. Is `dim` the last one?"
-        kept, share = logits.gather(-1, chosen), logits.softmax(-1).gather(-1, chosen)
-        right, of_logits = (part / part.sum(-1, keepdim=True) for part in (share, kept))
-        twice = share.softmax(-1)
-        mistakes = {
-            "these are the two probabilities out of all experts; their sum is below 1. "
-            "Divide each pair by its sum.": share,
-            "these are the logits; a softmax is missing.": kept,
-            "a second softmax flattens probabilities: divide each pair by its sum instead.": twice,
-            "these are logits divided by their sum: take the softmax first.": of_logits,
+def mixed(x, stacks, share, swapped=False):
+    """All experts, each times its share `[tokens, experts]`: slow, and nothing is gathered."""
+    gate, up = torch.einsum("th,eih->tei", x, stacks[0]).chunk(2, dim=-1)
+    gate, up = (up, gate) if swapped else (gate, up)
+    return torch.einsum("te,tei,ehi->th", share, F.silu(gate) * up, stacks[1])
+
+
+@exercise("01.1", 3, 20, "the sparse block: route, gather, run, scatter")
+def block(answer):
+    from transformers import MixtralConfig
+    from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
+
+    for tokens, experts, top_k in ((10, 8, 2), (7, 4, 1), (12, 6, 3)):
+        sizes = dict(hidden_size=16, intermediate_size=24, num_local_experts=experts)
+        config = MixtralConfig(**sizes, num_experts_per_tok=top_k, experts_implementation="eager")
+        library = MixtralSparseMoeBlock(config)
+        parts = [library.gate.weight, library.experts.gate_up_proj, library.experts.down_proj]
+        for part in parts:
+            part.data = 0.3 * normal(*part.shape)
+        x = normal(tokens, 16).requires_grad_()
+        right, goal = library(x[None])[0], normal(tokens, 16)
+        made = torch.as_tensor(answer(x, *parts, top_k))
+        if made.shape != right.shape:
+            yield f"the output should have the shape of x, {tuple(x.shape)}, not {tuple(made.shape)}."
+        probabilities = (x @ parts[0].T).softmax(-1)
+        chosen = torch.zeros_like(probabilities).scatter(1, probabilities.topk(top_k).indices, 1)
+        kept = probabilities * chosen
+        share, two = kept / kept.sum(-1, keepdim=True), torch.zeros_like(chosen)
+        two.scatter_(1, probabilities.topk(2).indices, 1)
+        shares = {
+            "the weights of a token should sum to one: divide by the sum of those kept.": kept,
+            "all experts run here. Keep only the best `top_k` of each token.": probabilities,
+            "every chosen expert counts the same: multiply its output by its weight.": chosen,
+            "right for two experts a token only: use `top_k`.": probabilities
+            * two
+            / (probabilities * two).sum(-1, keepdim=True),
         }
-        otherwise = "the weights belong to other logits. "
-        otherwise += "Is your softmax over the experts of one token, the last `dim`?"
-        if not close(weights.float().sum(-1), torch.ones(len(logits))):
-            otherwise = "the weights of each token should sum to one."
-        yield compare(weights, right, mistakes, otherwise)
+        mistakes = {why: mixed(x, parts[1:], wrong) for why, wrong in shares.items()}
+        mistakes["gate and up are swapped: SiLU is for the first half."] = mixed(x, parts[1:], share, True)
+        otherwise = "the output is another one. Look at one token and one expert first: gather, run, scatter."
+        yield compare(made, right, mistakes, otherwise, lambda a, b: close(a, b, 1e-4))
+        pairs = [
+            torch.autograd.grad((y * goal).sum(), [x, *parts], allow_unused=True)
+            for y in (answer.function(x, *parts, top_k), right)
+        ]
+        for name, one, other in zip(("x", "router", "gate_up", "down"), *pairs, strict=True):
+            if one is None or not close(one, other, 1e-3):
+                yield f"the output is right, and the gradient of {name} is not: is something detached?"
 
 
-@exercise("01.3", 3, 12, "the load-balancing loss")
-def balance(loss):
-    from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
-
-    logits = 2 * normal(48, 4)
-    never = torch.tensor([[2.0, 1.0, 0.0, -9.0]]).repeat(5, 1)  # nobody chooses the last expert
-    for flat, top_k, only_here in (
-        (logits, 2, None),
-        (logits, 1, "right for two experts a token, and wrong for one: use `top_k`."),
-        (never, 2, "an expert that nobody chooses must count too, with a share of 0."),
-        (2 * normal(30, 4), 3, None),
+@exercise("01.4", 2, 10, "capacity and dropped tokens")
+def dropped(answer):
+    for tokens, experts, top_k, factor in (
+        (40, 4, 2, 1.0),
+        (31, 8, 2, 1.25),
+        (50, 6, 1, 1.5),
+        (64, 8, 3, 1.0),
     ):
-        right = load_balancing_loss_func((flat,), flat.shape[1], top_k)
-        made = torch.as_tensor(loss(flat, top_k)).float()
-        if made.dim():
-            yield "a loss is one number: sum over the experts."
-        n, smaller, squares = flat.shape[1], right / top_k, flat.softmax(-1).mean(0).square().sum()
+        chosen = (normal(tokens, experts) + normal(experts)).topk(top_k).indices
+        counts, slots = torch.bincount(chosen.flatten(), minlength=experts), chosen.numel()
+
+        def lost(size, floor=0, counts=counts, experts=experts, factor=factor):
+            return (counts - math.ceil(factor * size / experts)).clamp(min=floor).sum().item()
+
         mistakes = {
-            "multiply by the number of experts, so that a perfect balance gives top_k.": right / n,
-            "each token gives top_k choices: divide the counts by the tokens, not by the choices.": smaller,
-            "one factor must be the share of choices (counted), the other the mean probability.": n * squares,
+            "the two bugs, still there.": lost(tokens, -slots) / slots,
+            "an expert with room to spare does not help a full one: nothing below zero.": lost(slots, -slots)
+            / slots,
+            "the buffers are for slots. How many slots do the tokens fill?": lost(tokens) / slots,
+            "divide by all slots, not by the tokens.": lost(slots) / tokens,
+            "those are the slots that were dropped. Give their share.": lost(slots),
         }
-        problem = compare(made, right, mistakes, f"expected {right:.4f} on the test input, got {made:.4f}.")
-        yield problem and (only_here or problem)
+        if top_k == 1:  # one slot a token: only the second bug shows
+            mistakes = {why: wrong for why, wrong in mistakes.items() if "zero" in why}
+        right, made = lost(slots) / slots, float(answer(chosen, experts, factor))
+        yield compare(made, right, mistakes, f"of {slots} slots {right:.1%} are dropped, not {made:.1%}.")
+
+
+@exercise("01.5", 2, 15, "an open question: what does a router tell apart?")
+def kind(belongs):
+    tokens = ["<s>", "▁the", "▁", "的", "7", "▁12", "。", ",", "<0xE9>", "Paris", "巴黎", "[INST]"]
+    found = [token for token in tokens if belongs(token)]
+    if len(found) in (0, len(tokens)):
+        yield f"of {tokens} {'all' if found else 'none'} are of your kind. There must be others to compare with."

@@ -1,9 +1,9 @@
 """What the router chose (Mixtral report, arXiv 2401.04088, section 2). Read in this order:
 
 - `tracing`: `trace` runs a text through a model and keeps what every router chose; `trace_many` takes many.
-- `statistics`: `expert_load`, how loads differ between languages, what tuning moved.
+- `statistics`: `expert_load`, how loads differ between kinds of tokens, what tuning moved.
 - `baselines`: what to compare with: random routers, a random adapter, the base under an adapter.
-- `pictures`: coloured tokens and loads. `explorer`: the widget.
+- `pictures`: loads, also as a film. `explorer`: layers x tokens, as a widget and as a page.
 
 Works on transformers models whose blocks hold `experts` beside a top-k router that returns (logits, weights,
 experts): Mixtral, Qwen3-MoE, OLMoE; in 4 bits or not, with or without an adapter.

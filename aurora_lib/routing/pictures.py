@@ -1,15 +1,18 @@
 """Pictures of routing: coloured tokens (HTML, escaped) and loads."""
 
 import html
-from collections.abc import Sequence
+import io
+from collections.abc import Callable, Sequence
 from itertools import islice
 
 import matplotlib.pyplot as plt
+import PIL.Image
 import torch
+from IPython.display import Image
 from torch import Tensor
 
 from aurora_lib.model import batching
-from aurora_lib.routing.statistics import load_by_group
+from aurora_lib.routing.statistics import interval, load_by_text
 from aurora_lib.routing.tracing import RoutingTrace
 
 MANY = 16  # experts that a picture has room for, each with its number
@@ -45,21 +48,6 @@ def byte_characters(tokens: Sequence[str]) -> list[str]:
     return ["".join(dict.fromkeys(islice(of_byte, len(piece)))).strip() for piece in pieces]
 
 
-def load_to_html(load: Tensor, title: str) -> str:
-    """Bars of one layer's load `[experts]`, the balanced share in the heading; `title` is escaped."""
-    experts, most = len(load), max(load.max().item(), 1e-9)
-    cell = "padding:0 6px;line-height:1.2;text-align"
-    rows = [
-        f'<tr><td style="{cell}:right">{expert}</td><td style="{cell}:left;width:240px">'
-        f'<div style="background:{_color(expert, experts)};width:{100 * share / most:.0f}%">&nbsp;</div></td>'
-        f'<td style="{cell}:right">{share:.1%}</td></tr>'
-        for expert, share in enumerate(load.tolist())
-    ]
-    tables = "".join(f"<table>{''.join(rows[i : i + MANY])}</table>" for i in range(0, experts, MANY))
-    heading = f"{html.escape(title)}: share of token slots by expert (balanced = {1 / experts:.1%})"
-    return f'<div><small>{heading}</small></div><div style="display:flex;flex-wrap:wrap">{tables}</div>'
-
-
 def _color(expert: int, experts: int) -> str:
     """The CSS background of an expert, light enough for black text."""
     return f"hsl({360 * expert // experts},70%,82%)"
@@ -85,19 +73,42 @@ def plot_load(load: Tensor) -> plt.Axes:
 
 def plot_groups(trace: RoutingTrace, labels: Sequence[str], layers: Sequence[int]) -> plt.Figure:
     """Load of each group of texts (labels: one per text), with 95 % intervals; a panel per layer (from 0)."""
-    loads = load_by_group(trace, labels)
-    experts, width = trace.logits.shape[-1], 0.8 / len(loads)
+    loads, groups = load_by_text(trace), list(dict.fromkeys(labels))
+    experts, width = trace.logits.shape[-1], 0.8 / len(groups)
     size, layout = (7 if experts <= MANY else 12, 1 + 1.6 * len(layers)), dict(layout="constrained")
     figure, axes = plt.subplots(len(layers), 1, figsize=size, sharex=True, squeeze=False, **layout)
-    for ax, layer in zip(axes[:, 0], layers, strict=True):
-        for g, (group, load) in enumerate(loads.items()):
-            share, low, high = 100 * load[:, layer]
-            places = torch.arange(experts) + (g - (len(loads) - 1) / 2) * width
-            error = torch.stack([share - low, high - share]).clamp(min=0).numpy()
-            label = f"{group} ({list(labels).count(group)} texts)"
+    for g, group in enumerate(groups):
+        own = torch.tensor([label == group for label in labels])
+        shares, places = (
+            100 * interval(loads[own]),
+            torch.arange(experts) + (g - (len(groups) - 1) / 2) * width,
+        )
+        for ax, layer in zip(axes[:, 0], layers, strict=True):
+            share, low, high = shares[:, layer]
+            error, label = torch.stack([share - low, high - share]).numpy(), f"{group} ({own.sum()} texts)"
             ax.bar(places, share, width, yerr=error, capsize=2, label=label)
+            ax.set(ylabel=f"layer {trace.layers[layer]}\n% of slots", ylim=(0, None))
+    for ax in axes[:, 0]:
         ax.axhline(100 / experts, color="grey", linestyle=":", linewidth=1)
-        ax.set(ylabel=f"layer {trace.layers[layer]}\n% of slots", ylim=(0, None))
     axes[-1, 0].set(xlabel="expert", xticks=range(0, experts, -(-experts // MANY)))
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(loads))
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(groups))
     return figure
+
+
+def film(figure: plt.Figure, draw: Callable[[float], object], frames: int = 20) -> Image:
+    """A film of `figure`: `draw(share)` brings it to that share of the way, from near 0 to 1.
+
+    An animated PNG. It plays once; where pictures do not move, the last frame is shown.
+    """
+    shots = []
+    for frame in range(1, frames + 1):
+        draw(frame / frames)
+        figure.canvas.draw()
+        figure.set_layout_engine("none")  # it stays as it is, and to lay it out anew takes most of the time
+        pixels = figure.canvas.get_width_height(), figure.canvas.buffer_rgba().tobytes()
+        shots.append(PIL.Image.frombytes("RGBA", *pixels).convert("RGB"))
+    plt.close(figure)
+    made, palette = io.BytesIO(), shots[-1].quantize(48)
+    shots = [shot.quantize(palette=palette, dither=PIL.Image.Dither.NONE) for shot in shots]
+    shots[-1].save(made, "png", save_all=True, append_images=shots, default_image=True, duration=160, loop=1)
+    return Image(made.getvalue(), format="png", width=figure.canvas.get_width_height()[0])

@@ -45,16 +45,20 @@ def routers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 @contextmanager
-def recording(model: nn.Module) -> Iterator[dict[str, list[tuple[Tensor, Tensor, Tensor]]]]:
+def recording(
+    model: nn.Module, by: nn.Module | None = None
+) -> Iterator[dict[str, list[tuple[Tensor, Tensor, Tensor]]]]:
     """Collect (logits, scores, experts), each `[tokens, ...]`, of every forward of every router, by its name.
 
     scores: what the block multiplies by. Padded positions are in it: it holds what the routers saw.
+    by: a model of the same shape; what *its* routers choose is kept, on the inputs that `model`'s read.
     The model's output is untouched. Raises ValueError for a model without routers.
     """
     found = routers(model)
-    records = {name: [] for name in found}
+    records, others = {name: [] for name in found}, routers(by or model)
 
     def keep(name, module, inputs, output):
+        output = others[name].forward(*inputs) if by else output
         if not (isinstance(output, tuple) and len(output) == 3):
             raise ValueError(f"{name} does not return (logits, weights, experts): it cannot be traced.")
         records[name].append(tuple(part.detach() for part in output))
@@ -76,10 +80,12 @@ def trace(model: nn.Module, tokenizer, text: str) -> RoutingTrace:
     return trace_many(model, tokenizer, [text])
 
 
-def trace_many(model: nn.Module, tokenizer, texts: Sequence[str], *, batch_tokens=4096) -> RoutingTrace:
+def trace_many(
+    model: nn.Module, tokenizer, texts: Sequence[str], *, by: nn.Module | None = None, batch_tokens=4096
+) -> RoutingTrace:
     """One trace of all texts, in their order, read in padded batches of at most `batch_tokens` positions.
 
-    Raises ValueError that names the text which is empty or too long, and for a model without routers.
+    by: see `recording`. Raises ValueError that names the text which is empty or too long, and for a model without routers.
     """
     rows = _encode(model, tokenizer, texts)
     device = next(model.parameters()).device
@@ -90,7 +96,7 @@ def trace_many(model: nn.Module, tokenizer, texts: Sequence[str], *, batch_token
         padded = pad_sequence(ids, batch_first=True, padding_value=tokenizer.pad_token_id)
         mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
         inputs = {"input_ids": padded.to(device), "attention_mask": mask.to(device)}
-        with recording(model) as records, batching.ready(model):
+        with recording(model, by) as records, batching.ready(model):
             # only the routers matter: nothing is cached, and the head computes one position
             model(**inputs, use_cache=False, logits_to_keep=1)
         real = mask.flatten().nonzero().squeeze(1).to(device)

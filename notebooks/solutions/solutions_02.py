@@ -1,25 +1,32 @@
 """Solutions to notebook 02."""
 
+import re
 
-# 02.1: letters only, so that spaces and punctuation do not count; no letters, no Han
-def han_share(text):
-    letters = [c for c in text if c.isalpha()]
-    return sum("一" <= c <= "鿿" for c in letters) / len(letters) if letters else 0.0
-
-
-# 02.2: a dict remembers the order in which its keys came
-def unique(rows):
-    return list(dict.fromkeys(rows))
+# 02.1: 25 characters give 21 shingles; the changed one is in five of them: 16 / (16 + 5 + 5)
+similarity = 16 / 26
 
 
-# 02.3: an answer that says something holds at least one letter or digit
-def keep(answer):
-    return any(c.isalnum() for c in answer)
+# 02.2: "I" and a product in one sentence, unless the user asked for these words
+def claims(messages):
+    product = r"(?:ChatGPT|OpenAI|GPT-\d|ChatGLM|Claude|文心一言|通义千问|讯飞星火)"
+    claim = rf"(?:我[是叫由在的]|基于|作为|I am)[^。！？\n]{{0,14}}{product}|{product}[^。！？\n]{{0,12}}我"
+    for question, answer in zip(messages[::2], messages[1::2], strict=True):
+        asked_for = re.search("翻译|打印|第三人称", question["content"])
+        if re.search(claim, answer["content"]) and not asked_for:
+            return "an answer says that it is another company's model"
+    return None
 
 
-# 02.4: 1 - (1 - j**rows)**bands = 1/2, solved for j
-def half(bands, rows):
-    return (1 - 0.5 ** (1 / bands)) ** (1 / rows)
+# 02.3: the longest first, and compared with what stays, not with all that came before
+def stay(texts, alike):
+    kept = []
+    for text in sorted(texts, key=len, reverse=True):
+        if not any(alike(text, other) for other in kept):
+            kept.append(text)
+    return kept
 
 
-ANSWERS = {"02.1": han_share, "02.2": unique, "02.3": keep, "02.4": half}
+# 02.4: longer bands agree by chance less often; fewer would miss copies
+my_cut = 25, 5
+
+ANSWERS = {"02.1": similarity, "02.2": claims, "02.3": stay, "02.4": my_cut}

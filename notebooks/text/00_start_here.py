@@ -5,7 +5,7 @@
 # (混合专家) that understands Chinese but tends to answer in English or in a mixture of both, and tunes it on Chinese conversations
 # until it answers in Chinese. This course repeats the paper step by step, in code you can run.
 #
-# **Here:** the paper in one page (its Introduction), what you are about to build, and what it costs.
+# **Here:** the paper in one page (its Introduction), its habit and its cure before your eyes, and what it costs.
 #
 # **Three scales, one set of notebooks.** `tiny` (the default) runs on any laptop, without a network: a Mixtral of a few million
 # parameters that has the same habit. `mid` is a real sparse model, OLMoE (64 experts, 8 for each token), on a card of 15 GB, as Colab lends one. `full` is
@@ -24,37 +24,85 @@ scale = aurora_lib.start("00")
 # %% [markdown]
 # ## The habit
 #
-# Three openings of the kind the paper's Introduction shows, put to the *base* model, the one nobody has tuned yet. Do the answers fit the
-# questions? And in which language are they?
-
-# %%
-from IPython.display import HTML
-
-from aurora_lib import chat, course
-from aurora_lib.model import load_model, load_tokenizer
-
-base = load_model(scale.base_model, **scale.loading)
-tokenizer = load_tokenizer(scale.base_model, revision=scale.revision)
-session = chat.ChatSession(base, tokenizer, max_new_tokens=scale.max_new_tokens)
-for question in ("你好", "你是谁？", "我有点头疼。"):
-    session.say(question)
-HTML(course.html.to_html(session.messages))
-
-# %% [markdown]
-# ## The cure
+# Three openings of the kind that the paper's Introduction shows, put to the *base* model, the one nobody has tuned yet. **Before you run the cell:** does it
+# understand Chinese? And in which language will it answer?
 #
-# 1. **Data**: three Chinese instruction sets, cleaned.
-# 2. **QLoRA**: the base is frozen in 4 bits (量化). What is trained is an *adapter*: small extra matrices beside two weight matrices of each
-#    attention layer, `q_proj` (it makes the queries) and `v_proj` (the values).
-# 3. **Proof**: the same questions again, and three benchmarks to see what was gained and what was lost.
-#
-# What the original used: the paper's own numbers, else those of its repository, else its tool's defaults of the time.
+# Under each answer: what the paper shows of the real Mixtral at an opening of the same kind, described.
 
 # %%
 import pandas as pd
+from IPython.display import HTML, display
 
+from aurora_lib import chat, course
 from aurora_lib.course import paper
+from aurora_lib.model import AdapterError, find_adapter, load_adapter, load_model, load_tokenizer
 
+base = load_model(scale.base_model, **scale.loading)
+tokenizer = load_tokenizer(scale.base_model, revision=scale.revision)
+OPENINGS = {"greeting": "你好", "identity": "你是谁？", "complaint": "我有点头疼。"}
+
+
+def answers(model):
+    """The answer to each opening, in a conversation of its own."""
+    session = chat.ChatSession(model, tokenizer, max_new_tokens=scale.max_new_tokens)
+    for question in OPENINGS.values():
+        session.reset()
+        session.say(question)
+        display(HTML(course.html.to_html(session.messages)))
+        yield session.messages[-1]["content"]
+
+
+described = {row["kind"]: row["paper"] for row in chat.prompts("full") if row["source"] == "Introduction"}
+untuned = []
+for kind, answer in zip(OPENINGS, answers(base), strict=True):
+    untuned.append(answer)
+    display(HTML(f"<p><i>The paper's {kind}: {described[kind]}</i></p>"))
+
+# %% [markdown]
+# It understands, and it answers in English, or mixes both languages within one answer. Users of the real model meet the same.
+#
+# ## The cure
+#
+# 1. **Data**: three Chinese instruction sets, cleaned (notebook 02).
+# 2. **QLoRA**: the base is frozen in 4 bits (量化). What is trained is an *adapter*: small extra matrices beside two weight matrices of each
+#    attention layer, `q_proj` (it makes the queries) and `v_proj` (the values). Router and experts stay as they are.
+# 3. **Proof**: the same questions again, and three benchmarks to see what was gained and what was lost.
+#
+# The same openings after tuning, with a ready-made adapter or yours of notebook 04:
+
+# %%
+try:
+    tuned = list(answers(load_adapter(base, find_adapter(scale))))
+except AdapterError as missing:
+    print(missing)
+
+# %% [markdown]
+# Three answers prove nothing. Notebook 04 asks about facts that tuning never saw, in both languages. Its recorded result at `tiny`:
+
+# %%
+from aurora_lib.course import results
+
+recorded = results.recorded("04", "tiny")
+asked = {
+    "Chinese question,\nanswer in Chinese": "Chinese prompts answered in Chinese",
+    "Chinese question, right\nanswer in Chinese": "Chinese prompts right in Chinese",
+    "English question,\nanswer in English": "English prompts answered in English",
+}
+shares = {
+    model: [100 * recorded[f"{label}, {model} [share]"] for label in asked.values()]
+    for model in ("base", "tuned")
+}
+look = dict(rot=0, figsize=(7, 2.8), color=["0.65", "tab:orange"])
+axes = pd.DataFrame(shares, index=list(asked)).plot.bar(**look)
+for bars in axes.containers:
+    axes.bar_label(bars, fmt="%.0f")
+axes.set(ylabel=f"% of {recorded['held-out prompts per language']} questions", ylim=(0, 115))
+axes.legend(bbox_to_anchor=(1, 1));
+
+# %% [markdown]
+# What the original used: the paper's own numbers, else those of its repository, else its tool's defaults of the time.
+
+# %%
 pd.options.display.max_colwidth = None
 stated = paper.CONVERSATIONS | paper.TRAINING | {f"memory, {k}": v for k, v in paper.MEMORY.items()}
 pd.DataFrame(
@@ -71,7 +119,6 @@ pd.DataFrame(
 # %%
 from transformers import OlmoeConfig
 
-from aurora_lib.course import results
 from aurora_lib.model import memory
 
 models = {"OLMoE-1B-7B (mid)": OlmoeConfig(intermediate_size=1024), "Mixtral-8x7B": memory.MIXTRAL_8X7B}
@@ -91,6 +138,8 @@ pd.DataFrame(
 # %% [markdown]
 # ## The map
 #
+# ![The course as a path: 00 leads to 01, 02 and 03; they give a frozen router, conversations and a 4-bit base to 04, whose adapter goes to 05 (scores), 06 (answers) and the optional 07 (a new adapter).](images/map.svg)
+#
 # | notebook | you will be able to |
 # |---|---|
 # | [01 MoE routing](01_moe_routing.ipynb) | write a sparse Mixture-of-Experts block, and see which expert gets which token |
@@ -106,7 +155,7 @@ pd.DataFrame(
 #
 # ## Exercises
 #
-# **00.1** What share of the paper's 176,678 conversations has several rounds?
+# **00.1 (read)** What share of the paper's 176,678 conversations has several rounds?
 
 # %%
 from aurora_lib import exercises
@@ -117,7 +166,7 @@ exercises.check("00.1", multi_round_share)
 # %% [markdown]
 # <details><summary>Hint</summary>Both numbers are in the table above; mind which total you divide by.</details>
 #
-# **00.2** Which parts of the model does Aurora train? Give a set of module names.
+# **00.2 (read)** Which parts of the model does Aurora train? Give a set of module names.
 
 # %%
 trained = ...
@@ -126,15 +175,26 @@ exercises.check("00.2", trained)
 # %% [markdown]
 # <details><summary>Hint</summary>"The cure" above names them; router and experts stay as they are.</details>
 #
-# **00.3** How many optimizer steps are the paper's three epochs, with a batch of 2 and 4 batches accumulated?
+# **00.3 (predict)** How many optimizer steps are the paper's three epochs, with a batch of 2 and 4 batches accumulated?
 
 # %%
 steps = ...
 exercises.check("00.3", steps)
 
 # %% [markdown]
-# <details><summary>Hint</summary>One step sees 2 x 4 conversations. (The authors' own run made fewer and larger steps: see
-# <a href="../docs/paper_and_ours.md">the paper's numbers and ours</a>.)</details>
+# <details><summary>Hint</summary>One step sees 2 x 4 conversations.</details>
+#
+# **00.4 (hunt)** The authors' own run did not use the published batch. It left two speeds behind. How many conversations did one of its steps hold?
+
+# %%
+speeds = {name: paper.RUN[name].value for name in ("conversations a second", "steps a second")}
+print(speeds)
+batch = ...
+exercises.check("00.4", batch)
+
+# %% [markdown]
+# <details><summary>Hint</summary>Divide; batches are powers of two here. So its steps were fewer than yours above: see
+# <a href="../docs/paper_and_ours.md">the paper's numbers and ours</a>.</details>
 #
 # ## Paper, records and you
 #
@@ -144,11 +204,10 @@ exercises.check("00.3", steps)
 # %%
 from aurora_lib.data import language
 
-answers = [m["content"] for m in session.messages if m["role"] == "assistant"]
 results.record(
     "00",
     {
-        "openings answered in Chinese, base": sum(language(a) == "zh" for a in answers),
+        "openings answered in Chinese, base": sum(language(answer) == "zh" for answer in untuned),
         "Mixtral-8x7B training memory, predicted [GiB]": round(training.total, 2),
         "Mixtral-8x7B inference memory, predicted [GiB]": round(inference.total, 2),
     },

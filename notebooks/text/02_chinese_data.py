@@ -1,11 +1,13 @@
 # %% [markdown]
 # # 02 · Chinese data: from three files to clean conversations
 #
-# Paper: section 2, Table 1 and Figure 2. **After this notebook you can** read the three released files, clean them by named
-# steps, find near duplicates, and account for every single row.
+# Paper: section 2, Table 1 and Figure 2. **After this notebook you can** read the three released files, write a cleaning step and score it, find near
+# duplicates, and account for every single row.
 #
-# At `tiny` the files are samples of our own in the released layouts, dirt included. `AURORA_DATA=/a/file.jsonl` (or a folder) reads yours; at `full` the
-# three released files are read, at `mid` one row in fifty of them. No GPU is needed: `AURORA_SCALE=full AURORA_DEVICE=cpu` cleans them on any machine, in some ten minutes on two cores (predicted). (`tools/bench/cleaning.py` times the same code on as many synthetic rows as the paper has.)
+# ![Rows of three files: a few are set aside, some are dropped, most are kept and split into conversations for training.](images/funnel.svg)
+#
+# At `tiny` the files are samples of our own in the released layouts, dirt included. `AURORA_DATA=/a/file.jsonl` (or a folder) reads yours. At `full` the
+# three released files are read, at `mid` one row in fifty. No GPU is needed: `AURORA_SCALE=full AURORA_DEVICE=cpu` cleans them in some ten minutes on two cores (predicted).
 
 # %% [markdown]
 # **Set-up.** On your own machine, open the notebooks with `make lab`. Colab opens a notebook without its repository: run
@@ -20,9 +22,8 @@ scale = aurora_lib.start("02")
 # %% [markdown]
 # ## Three files, two layouts
 #
-# From each file, the longest of its first 20 rows; at most 200 characters of a row are shown. The Alpaca sets hold an `instruction`, sometimes an
-# `input` it refers to, and the `output`. ShareGPT holds turns (`conversation`) and a free-text tag (`category`). (The paper describes the first set
-# as translated sentence pairs; the released file has this layout.)
+# The Alpaca sets hold an `instruction`, sometimes an `input`, and the `output`. ShareGPT holds turns (`conversation`) and a free-text tag
+# (`category`). Shown is how the longest of each file's first 20 rows begins.
 
 # %%
 from itertools import islice
@@ -31,23 +32,22 @@ from aurora_lib import course
 from aurora_lib.data import sources
 
 data = scale.data or "hub"
-for name, (file, *_) in sources.files(data).items():
-    first = [" ".join(row.text.split()) for row in islice(course.rows.read_rows(file), 20)]
-    print(f"{name}: {file.name}\n  {max(first, key=len)}\n")
+for name, files in sources.files(data).items():
+    texts = []
+    for row in islice(course.rows.read_rows(files[0]), 20):
+        texts.append(" ".join(row.text.split()))  # on one line
+    print(f"{name}: {files[0].name}\n  {max(texts, key=len)}\n")
 
 # %% [markdown]
-# `sources.read` turns each row into *messages*: a list of `{"role": ..., "content": ...}`, where the role is system, user or assistant. It also
-# knows the column names and speakers of other data sets; `aurora_lib/data/layouts.toml` lists them. Files may be Parquet, or JSON or JSON Lines,
-# which may also be packed by gzip. A row that is no conversation is not dropped in silence: it is *set aside*, with its line and what is wrong with
-# it. A file without any conversation, such as a saved web page, is refused. The table shows the first three of each file. `line` counts lines of
-# the file, and a row may take several lines.
+# `sources.read` turns each row into *messages*: a list of `{"role": ..., "content": ...}`. It knows other layouts too (`aurora_lib/data/layouts.toml`).
+# A row that is no conversation is *set aside*, with its line in the file and what is wrong with it. The table shows three of each file.
 
 # %%
 from pathlib import Path
 
 import pandas as pd
 
-pd.options.display.max_colwidth = 60
+pd.options.display.max_colwidth = 80
 
 reading = sources.read(data, every=scale.every)
 read, aside = reading.conversations, reading.aside
@@ -58,81 +58,227 @@ table["row"] = [" ".join(str(row).split())[:60] for row in table["row"]]
 table.groupby("file").head(3).reset_index(drop=True)
 
 # %% [markdown]
-# ## Ten kinds of dirt
+# ## Three steps in the open
 #
-# A cleaning step is a small function. An *edit* gives the text back mended; a *drop* gives a reason, or `None` to let the row pass. Here are
-# ten rows of the kinds that real files hold. **Before you run the cell:** which will be mended, and which dropped?
+# A cleaning step is a small function of one conversation. An *edit* gives it back mended. A *drop* gives a reason, or `None` to let it pass. We write
+# three of the library's steps: a draft, a look at three rows, the final form.
+#
+# **An edit: HTML entities.** Text from web pages holds `&lt;` where `<` is meant. Python has a function for that.
+# **Before you run the cell:** which of the three rows will it spoil?
 
 # %%
-from aurora_lib.data import drops, edits
+import html
 
 
 def talk(question, answer):
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
-weather = "今天天气很好。我们一家人去了公园，孩子们在草地上放风筝，老人坐在长椅上聊天，"
-dirty = [
+def said(messages):
+    return " | ".join(message["content"] for message in messages)
+
+
+def draft(messages):
+    return [message | {"content": html.unescape(message["content"])} for message in messages]
+
+
+three = [
     talk("5 &lt; 6 对吗？", "对。"),
+    talk("写一个搜索地址。", "https://a.cn/?q=1&copy=2"),
+    talk("HTML 里怎么转义小于号？", "写 &lt; 就行。"),
+]
+for messages in three:
+    print(said(messages), "  ->  ", said(draft(messages)))
+
+# %%
+import re
+from html.entities import html5
+
+from aurora_lib.data import drops, edits
+
+# the draft spoils an address: an entity ends in ";"
+ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z]{2,31}\d{0,2});")
+# it spoils an answer that is about entities: such conversations stay as they are
+SUBJECT = re.compile(r"(?i)实体|转义|entit|escap")
+
+
+def character(entity):
+    if entity[0][1] == "#":
+        return html.unescape(entity[0])
+    return html5.get(entity[0][1:], entity[0])  # html.unescape makes "©right;" of "&copyright;"
+
+
+def html_entities(messages):
+    if any(SUBJECT.search(message["content"]) for message in messages):
+        return messages
+    return [message | {"content": ENTITY.sub(character, message["content"])} for message in messages]
+
+
+for messages in three:
+    print(said(messages), "  ->  ", said(html_entities(messages)))
+conversations = read["messages"][:]
+for messages in conversations:
+    assert html_entities(messages) == edits.html_entities(messages)
+
+# %% [markdown]
+# The `assert` is the proof: on every row read, ours does what the library's does.
+#
+# **A drop: refusals.** A model tuned on "sorry, I cannot" learns to say it. The draft looks for 抱歉 and 对不起, two words for "sorry".
+# **Before you run the cell:** which bad row does it miss, and which good one does it drop?
+
+
+# %%
+def draft(messages):
+    return "a refusal" if re.search("抱歉|对不起", messages[-1]["content"]) else None
+
+
+def look(step, three):
+    for wanted, messages in three:
+        does = "drop" if step(messages) else "keep"
+        print(does, "(right):" if does == wanted else "(WRONG):", said(messages)[-60:])
+    dropped = sum(bool(step(messages)) for messages in conversations)
+    print(f"All rows: {dropped:,} of {len(conversations):,} conversations dropped")
+
+
+three = [
+    ("drop", talk("海有多深？", "抱歉，我不能帮助你完成这个请求。")),
+    ("drop", talk("海有多深？", "作为AI语言模型，我没有能力回答这个问题。")),
+    ("keep", talk("写一封道歉信。", "对不起，我不能参加会议。")),
+]
+look(draft, three)
+
+# %%
+pattern = drops.pattern  # by its name in aurora_lib/data/patterns.toml, which has examples of each
+
+
+def refusal(messages):
+    asked, answer = messages[-2]["content"], messages[-1]["content"].strip()
+    if len(answer) < 40 and pattern("not_possible").match(answer):
+        return "the last answer says that it cannot be done"
+    opening = pattern("refusal").match(answer)
+    if opening is None:
+        return None
+    by_a_machine = pattern("machine_refusal").search(opening[0])
+    if pattern("asks_for_text").search(asked) and not by_a_machine:
+        return None  # a letter or a translation may say "sorry"
+    rest = answer[opening.end() :]
+    enough = 60 if pattern("turns_helpful").search(rest) else 150  # characters that help all the same
+    return None if len(rest) > enough else "the last answer is a refusal"
+
+
+look(refusal, three)
+for messages in conversations:
+    assert refusal(messages) == drops.refusal(messages)
+
+# %% [markdown]
+# **A drop: answers cut off in the middle.** A whole sentence ends in 。！ or ？. **Before you run the cell:** is that enough? Two of the three rows are good.
+
+
+# %%
+def draft(messages):
+    return None if messages[-1]["content"].rstrip().endswith(("。", "！", "？")) else "cut off"
+
+
+park = "今天天气很好。我们一家人去了公园，孩子们在草地上放风筝，老人坐在长椅上聊天。"
+park += "我们带了水果、面包和一壶茶，"
+three = [
+    ("drop", talk("写一篇日记。", park + "中午就在湖边的大树下吃饭，")),
+    ("keep", talk("三乘九等于多少？", "27")),
+    ("keep", talk("写一篇日记，加上话题。", park + "就在树下吃饭。#春天")),
+]
+look(draft, three)
+
+# %%
+# it looks for signs of a cut, not for a missing full stop
+def truncated(messages):
+    answer = messages[-1]["content"].rstrip()
+    last = answer.split("\n")[-1]
+    if len(answer) < 60:
+        return None
+    sign = pattern("unfinished").search(answer)  # a comma, an open bracket, "3.", "有以下几种："
+    if sign and (len(last) > 12 or sign[0].startswith("\n")):
+        return f"the last answer stops at {sign[0].strip()!r}"
+    if answer.count("```") % 2 and not answer.endswith("```"):
+        return "the last answer stops inside a code block"
+    stop = max(last.rfind(mark) for mark in "。！？")
+    behind = last[stop:]
+    if len(answer) <= 100 or stop < 1 or pattern("tag_or_address").search(behind):
+        return None
+    if last[-1] in "的和与在把被及或但而将":
+        return f"the last answer stops at {last[-1]!r}"
+    if len(answer) > 150 and "，" in behind and "\u4e00" <= last[-1] <= "\u9fff":
+        return "the last answer stops in the middle of a sentence"
+    return None
+
+
+look(truncated, three)
+for messages in conversations:
+    assert truncated(messages) == drops.truncated(messages)
+
+# %% [markdown]
+# **Exercise 02.2, build: a fourth step,** which the library does not have. Many shared answers claim to come from *another company's
+# model*: 我是ChatGPT. Your model would learn to say so. Drop them. An answer *about* such a product stays, and so does
+# "I am an AI assistant". The check runs your step on labelled rows, `data/identity.jsonl`. It wants a *precision* (精确率) of 0.9, the share of dropped rows
+# that are bad, and a *recall* (召回率) of 0.8, the share of bad rows that are dropped.
+
+# %%
+from aurora_lib import exercises
+
+
+def claims(messages):
+    return ...
+
+
+exercises.check("02.2", claims)
+
+# %% [markdown]
+# <details><summary>Hint</summary>Look for 我 and a product's name in one sentence. Then look at what the user asked for.</details>
+#
+# On new rows expect a lower score: you wrote the step for these. `look(claims, [])` counts what it drops here.
+#
+# ## Ten rows, all steps
+#
+# **Before you run the cell:** which are mended, which dropped, and which stay as they are?
+
+# %%
+ten = [
     talk("北京\u200b在哪里？", "在北方。"),
     talk("你好".encode().decode("latin-1"), "你好！"),
     talk("写一句问候。\n<noinput>", "早上好！"),
     talk("列出两种水果", r"苹果\n香蕉"),
     talk("推荐一本书", "### Response: 《红楼梦》。</s>\n### Instruction: 再推荐一本"),
     talk("画一只鞋", "<无输出>"),
-    talk("你看到我的狗了吗？", "抱歉，作为一个人工智能助手，我无法看到物体。"),
     talk("法国的首都是哪里？", "The capital of France is Paris."),
-    talk("写一篇日记。", weather + "我们带了水果、面包和一壶茶，中午就在湖边的大树下吃饭，"),
-]
-rows = []
-for messages in dirty:
-    mended, changes = edits.edit(messages)
-    found = next(((step.__name__, reason) for step in drops.DROPS if (reason := step(mended))), (None, None))
-    steps = ", ".join({change["step"] for change in changes}) or f"dropped by {found[0]}"
-    before = [m["content"].replace("\n", "⏎").replace("\u200b", "[U+200B]") for m in messages]
-    after = found[1] or " | ".join(message["content"].replace("\n", "⏎") for message in mended)
-    rows.append([" | ".join(text if len(text) < 34 else "…" + text[-30:] for text in before), steps, after])
-pd.DataFrame(rows, columns=["before (question | answer; ⏎ is a line break)", "step", "after, or the reason"])
-
-# %% [markdown]
-# What is *not* dropped matters as much. Short answers are mostly right, an apology may have been asked for, and 英语 in the question makes an
-# English answer the right one:
-
-# %%
-good = [
     talk("三乘九等于多少？", "27"),
     talk("写一封道歉信", "对不起，我不能参加会议。"),
     talk("“谢谢”的英语怎么说？", "You can say thank you."),
 ]
-for messages in good:
-    reasons = [step(messages) for step in drops.DROPS]
-    print(messages[1]["content"], "is kept" if not any(reasons) else reasons)
+rows = []
+for messages in ten:
+    mended, changes = edits.edit(messages)
+    became = "stays as it is"
+    if changes:
+        became = f"{changes[0]['step']}: {said(mended)}"
+    for step in drops.DROPS:
+        if reason := step(mended):
+            became = f"dropped by {step.__name__}: {reason}"
+            break
+    rows.append([said(messages).replace("\u200b", "[U+200B]"), became])
+pd.DataFrame(rows, columns=["question | answer", "what becomes of it"]).replace("\n", "⏎", regex=True)
 
 # %% [markdown]
-# All steps, in order. The *optional* one changes good text too, so it is taken only where you ask for it:
-# `clean(read, options=("to_simplified",))`. ("... unless they are the subject" means: a conversation that speaks of HTML *entities*, or of
-# *escaping*, keeps its `&lt;`.)
-
-# %%
-from IPython.display import display
-
-from aurora_lib.data import cleaning
-
-optional = {step.__name__ for step in edits.OPTIONAL}
-rows = [[name + " (optional)" * (name in optional), does] for name, does in cleaning.steps().items()]
-with pd.option_context("display.max_colwidth", None):
-    display(pd.DataFrame(rows, columns=["step", "what it does"]))
-
-# %% [markdown]
-# `clean` takes every step but the optional one (`contamination` only with `benchmarks=`, see below) and keeps all there is to know: what was kept, what was dropped and why, every single change. Finished parts
-# are stored in `folder`: a long run that was interrupted goes on where it stopped.
+# What is *not* dropped matters as much. Short answers are mostly right, an apology may have been asked for, and 英语 in the question makes an
+# English answer the right one.
 #
-# First comes the *account*, one line for each source: rows in the file = set aside + dropped + kept, with at most three of the reasons for setting
-# aside. Then the same by step. There `read` counts conversations, so rows set aside are not in it. `edited` counts conversations that a step
-# changed; they are not lost, but a later step may still drop them. Steps that found nothing are not listed.
+# ## The account
+#
+# `clean` takes all steps (`cleaning.steps()` lists them) and remembers every change. An interrupted run goes on where it stopped.
+#
+# First, for each source: rows in the file = set aside + dropped + kept. Then the same by step, where `read` is without the rows set aside.
+# What is `edited` is not lost, but a later step may drop it.
 
 # %%
-from aurora_lib.data import clean
+from aurora_lib.data import clean, cleaning
 
 result = clean(read, folder=scale.runs / "cleaning")
 assert len(result.kept) + len(result.dropped) == len(read)
@@ -141,35 +287,20 @@ print(account)
 result.report
 
 # %% [markdown]
-# The same as a picture: what each step removed, by source, and how many conversations were left then. (The rows set aside are not in it.)
+# Read some of what was dropped. A step that drops good rows shows itself here, and nowhere else. (Every change
+# is in `result.edits`.)
 
 # %%
-import matplotlib.pyplot as plt
-from matplotlib.ticker import MaxNLocator
-
-removed = result.report.query("action == 'dropped'").droplevel("action").drop(columns="total")
-left = len(read) - removed.sum(axis=1).cumsum()
-removed.index = [f"{step} ({n:,} left)" for step, n in left.items()]
-removed = removed if len(removed) else pd.DataFrame({"any source": {"nothing": 0}})
-title = f"{len(read):,} conversations, {len(result.kept):,} kept"
-axes = removed.plot.barh(stacked=True, figsize=(7, 0.4 * len(removed) + 1), title=title)
-axes.set(xlabel="conversations removed", ylabel="")
-axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-axes.legend(bbox_to_anchor=(1, 1), loc="upper left")
-axes.invert_yaxis()
-
-# %% [markdown]
-# Read some of what was dropped. A step that drops good rows shows itself here, and nowhere else. (All of them: `result.dropped.to_pandas()`;
-# what was changed: `result.edits.to_pandas()`.)
-
-# %%
-texts = {row["id"]: row["messages"] for row in read}
+texts = dict(zip(read["id"][:], conversations, strict=True))
+dropped = result.dropped.to_pandas()
 rows = []
-for step in dict.fromkeys(sorted(result.dropped["step"], key=list(cleaning.steps()).index)):
-    for row in [row for row in result.dropped if row["step"] == step][:2]:
-        twin = texts.get(row["reason"].rpartition(" ")[2], [{"content": ""}])[0]["content"]
-        question, last = row["messages"][0]["content"], row["messages"][-1]["content"]
-        rows.append([step, question[:30], last[:34], f"stays: {twin}" if twin else row["reason"]])
+for step in cleaning.steps():
+    for row in dropped[dropped["step"] == step].head(2).itertuples():
+        why = row.reason
+        twin = why.split(" ")[-1]  # a duplicate's reason ends in the id of the row that stays
+        if twin in texts:
+            why = "stays: " + texts[twin][0]["content"]
+        rows.append([step, row.messages[0]["content"][:30], row.messages[-1]["content"][:34], why])
 pd.DataFrame(rows, columns=["step", "question", "last turn", "reason, or the row that stays"])
 
 # %% [markdown]
@@ -177,6 +308,17 @@ pd.DataFrame(rows, columns=["step", "question", "last turn", "reason, or the row
 #
 # Two rows that say the same in almost the same words teach it twice. To compare texts, cut them into *shingles*, here every five
 # characters in a row. The *Jaccard similarity* J is the number of shingles that both texts have, divided by the number that at least one of them has.
+#
+# **Exercise 02.1, a prediction.** Two sentences of 25 characters differ in one, the fifth from the end. How large is J?
+
+# %%
+from aurora_lib import exercises
+
+similarity = ...
+exercises.check("02.1", similarity)
+
+# %% [markdown]
+# <details><summary>Hint</summary>How many shingles does a sentence of 25 characters have? In how many of them does one character stand?</details>
 
 
 # %%
@@ -191,16 +333,14 @@ print(f"J = {len(common)} / {len(all_)} = {len(common) / len(all_):.2f}")
 print("only in one of them:", sorted(all_ - common))
 
 # %% [markdown]
-# One character changed, and in each of the two texts five shingles are no longer shared.
-#
 # Comparing all pairs of 176,678 rows would take 15.6 billion comparisons. **MinHash** makes each text a short list of numbers: hash all its shingles,
-# keep the smallest hash, and repeat with 128 different hash functions. Take all different shingles of both texts: each is equally likely to get the
-# smallest hash. So with probability J that shingle is a *common* one, and then both texts keep the same number: **the share of equal numbers estimates
+# keep the smallest hash, and repeat with 128 different hash functions. Of all shingles of two texts, each is equally likely to get the
+# smallest hash. With probability J it is a *common* one, and then both texts keep the same number: **the share of equal numbers estimates
 # J.** Then cut the 128 numbers into 32 *bands* of 4. Only texts with at least one equal band are compared. That happens with probability
 # $1-(1-J^4)^{32}$, the S-curve.
 #
-# The next cell makes a copy of each longer text and replaces a random share of its characters. In the plots, left: a dot is one pair, and on the black
-# line the estimate is exact. Right: the curves are the formula for four ways to cut the numbers (thick: ours). A black dot is measured on all pairs
+# The next cell makes a copy of each longer text and replaces a random share of its characters. Left: a dot is one pair; on the black
+# line the estimate is exact. Right: the formula for four ways to cut the numbers (thick: ours). A black dot is measured on all pairs
 # within a tenth of J, so it need not lie on the curve.
 
 # %%
@@ -219,18 +359,22 @@ def changed(text, share):
     return "".join(characters)
 
 
-plain = [duplicates.plain(row["messages"]) for row in result.kept.select(range(min(2_000, len(result.kept))))]
+some = result.kept.select(range(min(2_000, len(result.kept))))
+plain = [duplicates.plain(row["messages"]) for row in some]
 long_enough = [text for text in plain if len(text) >= 25][:400] or plain[:400]
 pairs = [(text, changed(text, rng.uniform(0, 0.33))) for text in long_enough]
-true = np.array([duplicates.jaccard(*pair) for pair in pairs])
-signed = duplicates.signatures([duplicates.shingles(text) for pair in pairs for text in pair])
-estimate = (signed[::2] == signed[1::2]).mean(axis=1)
-bands = duplicates.bands(signed)
-compared = (bands[::2] == bands[1::2]).any(axis=1)
+true = np.array([duplicates.jaccard(text, copy) for text, copy in pairs])
+texts_signed = duplicates.signatures([duplicates.shingles(text) for text, _ in pairs])
+copies_signed = duplicates.signatures([duplicates.shingles(copy) for _, copy in pairs])
+estimate = (texts_signed == copies_signed).mean(axis=1)
+same_band = duplicates.bands(texts_signed) == duplicates.bands(copies_signed)
+compared = same_band.any(axis=1)
 error = np.abs(estimate - true).mean()
 print(f"{len(pairs)} pairs: mean error of the estimate {error:.3f}; {compared.sum()} share a band")
 
 # %%
+import matplotlib.pyplot as plt
+
 figure, (left_axes, right_axes) = plt.subplots(1, 2, figsize=(10, 3.6))
 j = np.linspace(0, 1, 200)
 left_axes.plot(true, estimate, ".", alpha=0.4)
@@ -252,20 +396,11 @@ right_axes.legend(bbox_to_anchor=(1, 1))
 figure.tight_layout()
 
 # %% [markdown]
-# Pairs that share a band are *candidates*, and then compared in full: near duplicates have at least 0.7 of their shingles or 0.9 of their characters in
-# common, *unless* the two ask different things and have different answers:
-
-# %%
-apples = "小明有{}个苹果，又买了{}个苹果，现在他一共有多少个苹果？"
-one = talk(apples.format(15, 6), "他一共有21个苹果。")
-print("other numbers, other answer:", duplicates.same(one, talk(apples.format(18, 7), "他一共有25个苹果。")))
-print(
-    "same question, other words: ", duplicates.same(one, talk(apples.format(15, 6), "他现在一共有21个苹果！"))
-)
-
-# %% [markdown]
-# How many does the whole thing find? Plant copies in whose last answer one character in fifty is replaced, at least one, and count how many pairs are
-# found. In a very short row one character is a large share, and may be what the row is about; so short and longer rows are counted apart.
+# Pairs that share a band are then compared in full. Near duplicates have at least 0.7 of their shingles or 0.9 of their characters in
+# common, *unless* they ask different things and have different answers, as the same sum with other figures.
+#
+# How many are found? Plant copies in whose last answer one character in fifty is replaced, at least one.
+# In a very short row one character may be what the row is about. So short rows are counted apart.
 
 # %%
 from datasets import concatenate_datasets
@@ -288,82 +423,129 @@ found = pd.DataFrame(
 found.groupby("characters").found.agg(planted="size", found="sum", share="mean").round(3)
 
 # %% [markdown]
+# **Exercise 02.3, hunt.** Of texts that are alike the longest should stay, and a text should go only if it is like one that *stays*. (Else a chain of small
+# changes goes as a whole.) This function has two bugs. Write it again without them.
+#
+# ```python
+# def stay(texts, alike):
+#     kept, before = [], []
+#     for text in sorted(texts, key=len):
+#         if not any(alike(text, other) for other in before):
+#             kept.append(text)
+#         before.append(text)
+#     return kept
+# ```
+
+# %%
+from aurora_lib import exercises
+
+
+def stay(texts, alike):
+    return ...
+
+
+exercises.check("02.3", stay)
+
+# %% [markdown]
+# <details><summary>Hint</summary>In which order does <code>sorted</code> give them? And what is in <code>before</code>?</details>
+#
 # ## Benchmark questions among the rows
 #
-# A model that has read the exam scores too well. `contamination` looks for 20 consecutive Chinese characters of any C-Eval, CMMLU or MMLU question (50 letters
-# of other scripts, where 20 are a stock phrase), and for shorter questions as a whole.
+# A model that has read the exam scores too well. `contamination` looks for 20 consecutive Chinese characters of a question, and for shorter
+# questions as a whole.
 
 # %%
 from aurora_lib.evaluation import benchmarks, contamination
 
 root = scale.benchmarks or "hub"
-questions = [
-    question.text
-    for task, about in benchmarks.TASKS.items()
-    for subject in benchmarks.load_subjects(task, root)
-    for question in benchmarks.load_questions(task, subject, about["split"], root)[0]
-]
+questions = []
+for task, about in benchmarks.TASKS.items():
+    for subject in benchmarks.load_subjects(task, root):
+        loaded, *_ = benchmarks.load_questions(task, subject, about["split"], root)
+        questions += [question.text for question in loaded]
 asked = contamination.Questions(questions)
-found_in = [(row, asked.found_in(row["messages"])) for row in result.kept]
-overlaps = [(question, row["id"]) for row, question in found_in if question]
-exam = contamination.Questions(["下列关于光合作用的说法中，正确的一项是哪一个？请从四个选项里选出来。"])
-print("planted:", exam.found_in(talk("题目：下列关于光合作用的说法中正确的一项是哪一个？甲乙丙丁", "乙")))
-counted = f"{len(overlaps):,} of {len(result.kept):,} conversations"
+rows = []
+for row in result.kept:
+    if question := asked.found_in(row["messages"]):
+        rows.append([question, row["messages"][0]["content"]])
+counted = f"{len(rows):,} of {len(result.kept):,} conversations"
 print(f"{counted} hold one of {len(asked.texts):,} benchmark questions")
-rows = [[question, texts[row][0]["content"]] for question, row in overlaps[:3]]
-pd.DataFrame(rows, columns=["benchmark question", "a row's question"])
+pd.DataFrame(rows[:3], columns=["benchmark question", "a row's question"])
 
 # %% [markdown]
-# Look at what was found before you drop anything: at `tiny` a few questions were put among the rows on purpose, word for word. Dropping them is one
-# argument: `clean(read, benchmarks=asked)`. We keep them. Notebooks 04 and 05 also ask about facts that tuning never saw.
+# At `tiny` a few questions were put there on purpose. `clean(read, benchmarks=asked)` would drop them. We keep them: notebooks 04 and 05 also ask about facts
+# that tuning never saw.
 #
-# ## Table 1
+# ## Table 1, and a suspicion
 #
-# The paper counts single- and multi-round conversations. Ours, from this run, beside the paper's. (At `tiny` only the shape compares: the first two sets
-# have one round each. At `mid` ours is one row in fifty.)
+# The paper counts single- and multi-round conversations. (At `tiny` only the shape of ours compares. At `mid` it is one row in fifty.)
 
 # %%
 from aurora_lib.course import paper
 
-count = {name: figure.value for name, figure in paper.CONVERSATIONS.items()}
-published = {
-    "alpaca_zh": (count["alpaca_data_zh_51k, single round"], 0),
-    "alpaca_gpt4_zh": (count["alpaca_gpt4_data_zh, single round"], 0),
-    "sharegpt_zh": (count["sharegpt_70k, single round"], count["sharegpt_70k, multiple rounds"]),
-}
-published["total"] = tuple(map(sum, zip(*published.values(), strict=True)))
-assert sum(published["total"]) == count["total"]
-theirs = pd.DataFrame.from_dict(published, orient="index", columns=["paper: single", "paper: multiple"])
-rows = result.kept.select_columns(["source", "messages"]).to_pandas()
-rounds = rows.messages.map(lambda messages: sum(message["role"] == "user" for message in messages))
-ours = pd.crosstab(rows.source, rounds > 1).reindex(columns=[False, True], fill_value=0)
-ours = ours.rename(columns={False: "single", True: "multiple"}).rename_axis(columns=None)
-ours.loc["total"] = ours.sum()
-ours["total"] = ours.sum(axis=1)
-order = list(dict.fromkeys([*theirs.index[:-1], *ours.index]))  # the paper's, then any others
-ours.reindex(order).join(theirs).fillna(0).astype(int).map("{:,}".format)
+count = {name: int(figure.value) for name, figure in paper.CONVERSATIONS.items()}
+gpt4 = count["alpaca_gpt4_data_zh, single round"]
+theirs = pd.DataFrame(
+    {
+        "alpaca_zh": [count["alpaca_data_zh_51k, single round"], 0],
+        "alpaca_gpt4_zh": [gpt4, 0],
+        "sharegpt_zh": [count["sharegpt_70k, single round"], count["sharegpt_70k, multiple rounds"]],
+    },
+    index=["paper: single", "paper: multiple"],
+).T
+rows = []
+for source, messages in zip(result.kept["source"][:], result.kept["messages"][:], strict=True):
+    rounds = sum(message["role"] == "user" for message in messages)
+    rows.append([source, "multiple" if rounds > 1 else "single"])
+ours = pd.DataFrame(rows, columns=["source", "rounds"]).value_counts().unstack()
+ours = ours.reindex(columns=["single", "multiple"])
+table = pd.concat([theirs, ours], axis=1).fillna(0).astype(int)
+table.loc["total"] = table.sum()
+assert table.loc["total", theirs.columns].sum() == count["total"]
+removed = 6_103  # "mistruncated examples", says the card of llamafactory/alpaca_gpt4_zh on the hub
+print(f"{removed:,} of {gpt4:,} are {removed / gpt4:.1%}; without them {gpt4 - removed:,}")
+table.map("{:,}".format)
 
 # %% [markdown]
-# ## What the rows are about
+# LLaMA-Factory, with which the authors trained, offers the second set today. Its card says how many cut-off rows were removed from that copy.
+# The paper's count looks like the one *before* that. If so, Aurora was tuned on these rows too. At `full` the table shows how many today's copy has.
 #
-# The paper's Figure 2 shows 20 categories, and hardly says where they came from. ShareGPT's rows carry a free-text tag, such as "Finance, Business". We count the words up to its first comma, for the 20 most frequent. The Alpaca
-# sets have no tags, so most rows are not counted. Nobody checked these tags: they are a hint, and the paper's Figure 2 cannot be rebuilt from them.
+# ## Figure 2, a detective story
+#
+# The paper: "There are mainly 20 categories in datasets. The three categories with the highest quantity are computer, natural, and science." Is *natural* a
+# topic? ShareGPT's tags look like "Natural Science, Chemistry: ". Split them at commas, and count. Then split them at spaces.
+# **Before you run the cell:** what becomes of *natural science* on the right?
 
 # %%
 from collections import Counter
 
-tags = [tag.strip(" ,\n") for tag in result.kept["category"]]
-firsts = Counter(tag.partition(",")[0].strip(" :").lower() for tag in tags if tag)
-counts = pd.Series(dict(firsts.most_common(20)), dtype=int).iloc[::-1]
-if len(counts):
-    axes = counts.plot.barh(figsize=(6, 0.28 * len(counts) + 0.8))
-    axes.set(xlabel="conversations", title="ShareGPT's tags, up to the first comma")
-print(f"{sum(firsts.values()):,} of {len(tags):,} kept conversations have a tag, of {len(firsts)} kinds")
+whole, words, tagged = Counter(), Counter(), 0
+for tag in result.kept["category"][:]:
+    tag = tag.strip(" ,:\n").lower()
+    if tag:
+        tagged += 1
+        whole.update(topic.strip(" :") for topic in tag.split(","))
+        words.update(word.strip(",:") for word in tag.split())
+figure, both = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+for axes, counts, title in zip(both, (whole, words), ("split at commas", "split at spaces"), strict=True):
+    top = counts.most_common(10)[::-1]
+    names = [name for name, _ in top]
+    named = {"computer", "natural", "science", "natural science", "computer science"}
+    colours = ["tab:orange" if name in named else "tab:gray" for name in names]
+    axes.barh(names, [n for _, n in top], color=colours)
+    axes.set(title=f"ShareGPT's tags, {title}", xlabel="conversations")
+print(f"{tagged:,} of {len(result.kept):,} kept conversations have a tag")
+print("natural science:", whole["natural science"], "times;", end=" ")
+print(", ".join(f"{word}: {words[word]}" for word in ("natural", "science", "computer")))
 
 # %% [markdown]
+# One topic became two words, each as frequent as it was, or more. "Computer Science" would give *computer*, and *science* once more. So the paper's three
+# categories are probably two topics, split at spaces. At `tiny` the tags are ours, without computers: they show only how splitting works. At `full` the
+# cell reads the released tags. Nobody checked those, and Figure 2 cannot be rebuilt from them.
+#
 # ## What Chinese costs in tokens
 #
-# Mixtral's tokenizer has 32,000 pieces, few of them Chinese; a character without a piece of its own falls back to its three
+# Mixtral's tokenizer has 32,000 pieces, few of them Chinese. A character without a piece becomes its three
 # bytes, like the last one of 巴黎. Same facts, both languages, the *real* tokenizer:
 
 # %%
@@ -374,55 +556,27 @@ from aurora_lib.model import load_tokenizer
 mixtral_tokenizer = load_tokenizer()
 print(mixtral_tokenizer.tokenize("法国的首都是巴黎。"))
 chinese = sum(language(piece) == "zh" for piece in mixtral_tokenizer.get_vocab())
-facts = {side: "".join(probe[side]["answer"] for probe in evaluation.load_probes()) for side in ("zh", "en")}
-pieces = {side: mixtral_tokenizer.tokenize(text) for side, text in facts.items()}
+print(f"{chinese:,} of {len(mixtral_tokenizer):,} pieces are Chinese")
+facts, pieces = {}, {}
+for side in ("zh", "en"):
+    facts[side] = "".join(probe[side]["answer"] for probe in evaluation.load_probes())
+    pieces[side] = mixtral_tokenizer.tokenize(facts[side])
+in_bytes = sum(piece.startswith("<0x") for piece in pieces["zh"]) / len(pieces["zh"])
+print(f"{in_bytes:.1%} of the tokens of our Chinese facts are single bytes")
 per_character = len(pieces["zh"]) / len(facts["zh"])
-bytes_ = sum(piece.startswith("<0x") for piece in pieces["zh"]) / len(pieces["zh"])
-share = len(pieces["zh"]) / len(pieces["en"])
-print(f"{chinese:,} of {len(mixtral_tokenizer):,} pieces are Chinese;", end=" ")
-print(f"{bytes_:.1%} of the tokens of our Chinese facts are single bytes")
-print(f"{per_character:.2f} tokens a Chinese character (punctuation included);", end=" ")
-print(f"{share:.2f} x the tokens of the same facts in English")
+print(f"{per_character:.2f} tokens a Chinese character (punctuation included)")
+print(f"{len(pieces['zh']) / len(pieces['en']):.2f} x the tokens of the same facts in English")
 
 # %% [markdown]
-# A conversation longer than the training length (the paper's stack: 1,024 tokens) loses its end. If it is cut *between turns* instead, only what does
-# not fit within a single exchange is lost. But the second piece does not know the first: it may begin with a lone "继续". The plot shows the loss at
-# each length, in at most 2,000 conversations.
-
-# %%
-from aurora_lib.data import split
-
-
-def lost(rows, length):
-    """The tokens beyond `length` of each conversation, in all; the chat template's own are counted, too."""
-    ids = mixtral_tokenizer.apply_chat_template(rows["messages"][:])["input_ids"]
-    return sum(max(0, len(conversation) - length) for conversation in ids)
-
-
-sample = result.kept.shuffle(seed=0).select(range(min(2_000, len(result.kept))))
-lengths = [16, 24, 32, 48, 64, 96, 128, 256, 512, 1024]
-total = lost(sample, 0)
-cut_off = [lost(sample, length) / total for length in lengths]
-between = [lost(split(sample, mixtral_tokenizer, length), length) / total for length in lengths]
-figure, axes = plt.subplots(figsize=(6, 3))
-axes.plot(lengths, cut_off, "o-", label="cut at the length")
-axes.plot(lengths, between, "o-", label="split between turns")
-axes.set(xscale="log", xlabel="training length (tokens)", ylabel="share of tokens lost")
-axes.set_title("What a cutoff throws away")
-axes.set_xticks(lengths, lengths)
-axes.minorticks_off()
-axes.legend();
-
-# %% [markdown]
-# The bundled rows of `tiny` are short, so the curves fall early. Real ShareGPT conversations run to thousands of tokens: there the same cell should show the gap at the
-# paper's 1,024.
-#
 # ## Save
 #
-# Split to this scale's training length under the base model's own tokenizer. Notebook 04 trains on exactly this, on the same machine or with the same `AURORA_RUNS`. The account goes with it, in the first line.
+# A conversation longer than the training length (the paper's stack: 1,024 tokens) would lose its end. So it is split *between turns*. But the
+# second piece does not know the first: it may begin with a lone "继续".
+#
+# Notebook 04 trains on exactly this, on the same machine or with the same `AURORA_RUNS`.
 
 # %%
-from aurora_lib.data import save_conversations
+from aurora_lib.data import save_conversations, split
 
 own = load_tokenizer(scale.base_model, revision=scale.revision)
 saved = split(result.kept, own, scale.length)
@@ -430,61 +584,19 @@ path = save_conversations(saved, scale, account)
 print(f"{len(saved):,} conversations of at most {scale.length} tokens (or one exchange) in {path.name}")
 
 # %% [markdown]
-# ## Exercises
+# ## Exercise
 #
-# **02.1** The share of Chinese characters (U+4E00 to U+9FFF, `"\u4e00" <= c <= "\u9fff"`) among the *letters* of a text; 0.0 where there is no letter.
+# **02.4 Try.** Cut the 128 numbers in another way: `my_cut = bands, rows`. Can it compare fewer pairs than our 32 x 4, and still find 19 of 20 planted copies?
+# The check tries it on the bundled rows. How few pairs can you reach? On other rows another cut may be best.
 
 # %%
 from aurora_lib import exercises
 
-
-def han_share(text):
-    return ...
-
-
-exercises.check("02.1", han_share)
+my_cut = ...
+exercises.check("02.4", my_cut)
 
 # %% [markdown]
-# <details><summary>Hint</summary><code>str.isalpha</code> is true for Chinese characters too.</details>
-#
-# **02.2** Drop exact duplicates from a list of texts: keep the first of each, in order.
-
-
-# %%
-def unique(rows):
-    return ...
-
-
-exercises.check("02.2", unique)
-
-# %% [markdown]
-# <details><summary>Hint</summary>A <code>set</code> forgets the order. Which other container has every key once?</details>
-#
-# **02.3** Keep an answer (`True`), or not (`False`)? Short right answers ("3", "是") stay; answers that say nothing ("……", "?!") go.
-
-
-# %%
-def keep(answer):
-    return ...
-
-
-exercises.check("02.3", keep)
-
-# %% [markdown]
-# <details><summary>Hint</summary>An answer that says something contains at least one letter or digit: <code>str.isalnum</code> of each character.</details>
-#
-# **02.4** You choose `bands` and `rows` (values a band). At which Jaccard similarity is exactly half of the pairs compared?
-
-
-# %%
-def half(bands, rows):
-    return ...
-
-
-exercises.check("02.4", half)
-
-# %% [markdown]
-# <details><summary>Hint</summary>Set the S-curve to one half, and undo it from the outside in.</details>
+# <details><summary>Hint</summary>Compare the curves above: longer bands agree by chance less often, and miss more.</details>
 #
 # ## Paper, records and you
 
@@ -507,8 +619,8 @@ results.record(
 results.compare("02")
 
 # %% [markdown]
-# **In short.** Different layouts become one: messages. Every row is kept, or dropped with its step and reason, or set aside with
-# its line, and the totals match. Short is not bad; reading drops by eye is part of cleaning. MinHash finds near duplicates without comparing all
-# pairs, and a candidate is still compared in full. Chinese is expensive in Mixtral's tokens: split long conversations between turns.
+# **In short.** Every row is kept, or dropped with its step and reason, or set aside with
+# its line, and the totals match. A first draft drops good rows: try it on rows that should stay, and read what it drops. MinHash finds near duplicates without comparing all
+# pairs. Chinese is expensive in Mixtral's tokens: split long conversations between turns.
 #
 # **Next:** [03 QLoRA and memory](03_qlora_memory.ipynb).

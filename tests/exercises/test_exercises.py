@@ -24,8 +24,22 @@ SOLUTIONS = [run_path(str(path)) for path in sorted((NOTEBOOKS / "solutions").gl
 ANSWERS = {id: answer for solutions in SOLUTIONS for id, answer in solutions["ANSWERS"].items()}
 
 
-def shares(text):
-    return [c for c in text if "一" <= c <= "鿿"], [c for c in text if c.isalpha()]
+def names(messages):
+    """Whether the last answer names a product: no claim yet."""
+    return re.search("ChatGPT|OpenAI|GPT-|Claude|文心|通义|星火|ChatGLM", messages[-1]["content"])
+
+
+def filtered(longest, gone_too):
+    """Exercise 02.3 with none, one or both of its bugs."""
+
+    def stay(texts, alike):
+        order, left = sorted(texts, key=len, reverse=longest), []
+        for place, text in enumerate(order):
+            if not any(alike(text, other) for other in (order[:place] if gone_too else left)):
+                left.append(text)
+        return left
+
+    return stay
 
 
 def top(logits):
@@ -95,20 +109,18 @@ WRONG = [
     ("01.3", lambda x, k: 4 * x.softmax(-1).mean(0).square().sum(), "share of choices (counted)"),
     ("01.3", lambda x, k: x.softmax(-1).mean(0), "one number"),
     ("01.3", lambda x, k: np.float64(7), "got 7.0000"),
-    ("02.1", lambda text: len(shares(text)[0]) / len(text), "every character counts as a letter"),
-    ("02.1", lambda text: len(shares(text)[0]) / len(shares(text)[1]), "divides by zero"),
-    ("02.1", lambda text: len(shares(text)[0]), "share of 1.0"),
-    ("02.2", lambda rows: [r for r in rows if rows.count(r) == 1], "every copy was dropped"),
-    ("02.2", lambda rows: sorted(set(rows)), "keep each where it first stood"),
-    ("02.2", lambda rows: rows, "should stay, not ['b', 'a', 'b'"),
-    ("02.3", lambda answer: len(answer) > 1, "Length alone"),
-    ("02.3", lambda answer: any(c.isalpha() for c in answer), "numbers say something too"),
-    ("02.3", lambda answer: answer.strip(), "says nothing, and was kept"),
-    ("02.4", lambda bands, rows: (1 / bands) ** (1 / rows), "rule of thumb"),
-    ("02.4", lambda bands, rows: 0.5 ** (1 / rows), "Any of the bands will do"),
-    ("02.4", lambda bands, rows: (1 - 0.5 ** (1 / rows)) ** (1 / bands), "swapped"),
-    ("02.4", lambda bands, rows: 1 - 0.5 ** (1 / bands), "take the root"),
-    ("02.4", lambda bands, rows: 0.5 ** (1 / bands), "does *not* agree"),
+    ("02.2", lambda messages: "bad", "drops every row"),
+    ("02.2", lambda messages: None, "keeps every row"),
+    ("02.2", lambda messages: not ANSWERS["02.2"](messages), "the other way round"),
+    ("02.2", names, "only speak *about* a product"),
+    ("02.2", lambda messages: "我是ChatGPT，" in messages[-1]["content"], "Look for other products"),
+    ("02.3", filtered(longest=False, gone_too=True), "the two bugs, still there"),
+    ("02.3", filtered(longest=False, gone_too=False), "which of two texts"),
+    ("02.3", filtered(longest=True, gone_too=True), "like one that *stays*"),
+    ("02.3", lambda texts, alike: texts, "should stay, not ["),
+    ("02.4", (33, 4), "do not fit into 128"),
+    ("02.4", (12, 10), "more than one copy in twenty is missed"),
+    ("02.4", (42, 3), "no fewer pairs than ours"),
     ("03.2", lambda gib, length: ANSWERS["03.2"](gib, length) + 1, "first batch that does not fit"),
     ("03.2", lambda gib, length: ANSWERS["03.2"](gib, 1024), "ignores `length`"),
     ("03.2", lambda gib, length: max(1, ANSWERS["03.2"](gib, length)), "return 0"),
@@ -209,9 +221,10 @@ RIGHT = [
     ("01.2", torch.tensor(12.88)),
     ("01.3", lambda x, k: imbalance(x.double(), k).numpy()),
     ("01.3", lambda x, k: imbalance(x, k).item()),
-    ("02.2", dict.fromkeys),
-    ("02.2", lambda rows: (row for i, row in enumerate(rows) if row not in rows[:i])),
-    ("02.3", lambda answer: re.search(r"\w", answer)),
+    ("02.1", 0.615),
+    ("02.2", lambda messages: names(messages) and ANSWERS["02.2"](messages) is not None),
+    ("02.3", lambda texts, alike: sorted(ANSWERS["02.3"](texts, alike))),
+    ("02.4", [24, 5]),
     ("03.1", 32.5),
     ("03.2", lambda gib, length: int(torch.tensor(ANSWERS["03.2"](gib, length)))),
     ("03.4", ANSWERS["03.4"].flip(0).tolist()),

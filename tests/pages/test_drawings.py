@@ -1,19 +1,40 @@
-"""The drawings of notebooks 03 and 05, in both languages, are those that `tools.pages.drawings` makes."""
+"""The drawings, in both languages, are what `tools.pages.drawings` makes, and everybody can read them."""
 
 from xml.etree import ElementTree
 
 import pytest
 
 from tools.pages import drawings
+from tools.pages.drawings import check
 
 MADE = drawings.made()
 
 
 @pytest.mark.parametrize("path", MADE, ids=lambda path: path.name)
-def test_a_drawing_is_current_small_and_described(path):
+def test_a_drawing_is_current_small_described_and_legible(path):
     assert path.read_text(encoding="utf-8") == MADE[path], "python -m tools.pages.drawings"
-    assert len(path.read_bytes()) < 25_000
+    assert len(path.read_bytes()) < 40_000
     title, description = list(ElementTree.fromstring(MADE[path]))[:2]
-    assert (
-        title.tag.endswith("title") and title.text and description.tag.endswith("desc") and description.text
-    )
+    assert title.tag.endswith("title") and description.tag.endswith("desc")
+    assert title.text and len(description.text) > 40
+    assert check.faults(MADE[path]) == []
+
+
+def test_every_drawing_is_made_and_every_word_is_used():
+    assert {*drawings.FOLDER.glob("*.svg")} == MADE.keys()
+    assert drawings.WORDS.keys() == drawings.DRAWINGS.keys()
+    for name, words in drawings.WORDS.items():
+        for i, ending in enumerate(drawings.LANGUAGES.values()):
+            drawn = MADE[drawings.FOLDER / f"{name}{ending}"].replace("&lt;", "<").replace("&gt;", ">")
+            unused = [label for label, pair in words.items() if "{" not in pair[i] and pair[i] not in drawn]
+            assert [label for label in unused if "|" not in words[label][i]] == [], name
+
+
+def test_texts_contrast_with_what_they_stand_on_in_both_palettes():
+    assert [pair for pair, contrast in check.contrasts().items() if contrast < 4.5] == []
+
+
+def test_the_check_finds_what_is_wrong():
+    words = [drawings.style.text(360, y, "word", "on") for y in (90, 95)]
+    drawn = drawings.style.page("x", "en", "T", "D", 200, words)
+    assert check.faults(drawn) == ["on on card: word", "on on card: word", "word over word"]

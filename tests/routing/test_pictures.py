@@ -1,6 +1,9 @@
 """Pictures show the numbers that they are given, and texts as text."""
 
+import io
+
 import matplotlib.pyplot as plt
+import PIL.Image
 import pytest
 import torch
 
@@ -27,23 +30,33 @@ def test_bytes_name_the_character_they_are_of():
     assert pictures.byte_characters(whole + broken) == ["", *"龘龘龘😀😀😀😀", "", "", "", *"龘龘"]
 
 
-def test_a_load_is_shown_in_numbers_under_an_escaped_title():
-    page = pictures.load_to_html(torch.tensor([0.25, 0.75]), "<b>")
-    assert "75.0%" in page and "balanced = 50.0%" in page and "&lt;b&gt;" in page and "<b>" not in page
+def test_a_load_is_shown_in_numbers():
     axes = pictures.plot_load(torch.tensor([[0.1, 0.9], [0.5, 0.5]]))
     assert [text.get_text() for text in axes.texts] == ["10", "90", "50", "50"]
-    many, page = torch.full((2, 64), 1 / 64), pictures.load_to_html(torch.full((64,), 1 / 64), "")
-    assert page.count("<table>") == 4 and page.count("1.6%") == 65
-    axes = pictures.plot_load(many)
+    axes = pictures.plot_load(torch.full((2, 64), 1 / 64))
     assert not axes.texts and len(axes.get_xticks()) == 16
 
 
 def test_groups_stand_side_by_side_with_their_intervals():
     trace, languages = clustered(0, gain=2.0)
-    loads = statistics.load_by_group(trace, languages)
     figure = pictures.plot_groups(trace, languages, layers=[0])
+    loads = statistics.load_by_text(trace)
+    loads = [statistics.interval(part)[:, 0] for part in (loads[:12], loads[12:])]
     bars = [bar.get_height() for bar in figure.axes[0].patches]
-    assert bars == pytest.approx([100 * share for load in loads.values() for share in load[0, 0].tolist()])
+    assert bars == pytest.approx([100 * share for load in loads for share in load[0].tolist()])
     tops = [part.get_segments()[0][1][1] for part in figure.axes[0].collections]
-    assert tops == pytest.approx([100 * load[2, 0, 0].item() for load in loads.values()], rel=1e-4)
+    assert tops == pytest.approx([100 * load[2, 0].item() for load in loads], rel=1e-4)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["zh (12 texts)", "en (12 texts)"]
+
+
+def test_a_film_moves_and_rests_on_its_last_frame():
+    figure, axes = plt.subplots(figsize=(2, 1), layout="constrained")
+    (curve,) = axes.plot([], [])
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    made = pictures.film(figure, lambda part: curve.set_data([0, part], [0, part]), frames=4)
+    with PIL.Image.open(io.BytesIO(made.data)) as shots:
+        assert (
+            shots.n_frames == 5 and shots.info["loop"] == 1
+        )  # the picture for where nothing moves, four frames
+        seen = [shots.convert("L").tobytes() for frame in range(5) if not shots.seek(frame)]
+    assert seen[0] == seen[4] and len(set(seen)) == 4
