@@ -15,6 +15,12 @@ def mixed(x, stacks, share, swapped=False):
     return torch.einsum("te,tei,ehi->th", share, F.silu(gate) * up, stacks[1])
 
 
+def best(probabilities, top_k):
+    """The `top_k` largest of each token; the others are zero."""
+    top, chosen = probabilities.topk(top_k)
+    return torch.zeros_like(probabilities).scatter(1, chosen, top)
+
+
 @exercise("01.1", 3, 20, "the sparse block: route, gather, run, scatter")
 def block(answer):
     from transformers import MixtralConfig
@@ -33,17 +39,13 @@ def block(answer):
         if made.shape != right.shape:
             yield f"the output should have the shape of x, {tuple(x.shape)}, not {tuple(made.shape)}."
         probabilities = (x @ parts[0].T).softmax(-1)
-        chosen = torch.zeros_like(probabilities).scatter(1, probabilities.topk(top_k).indices, 1)
-        kept = probabilities * chosen
-        share, two = kept / kept.sum(-1, keepdim=True), torch.zeros_like(chosen)
-        two.scatter_(1, probabilities.topk(2).indices, 1)
+        kept, two = best(probabilities, top_k), best(probabilities, 2)
+        share = kept / kept.sum(-1, keepdim=True)
         shares = {
             "the weights of a token should sum to one: divide by the sum of those kept.": kept,
             "all experts run here. Keep only the best `top_k` of each token.": probabilities,
-            "every chosen expert counts the same: multiply its output by its weight.": chosen,
-            "right for two experts a token only: use `top_k`.": probabilities
-            * two
-            / (probabilities * two).sum(-1, keepdim=True),
+            "every chosen expert counts the same: multiply its output by its weight.": (kept > 0).float(),
+            "right for two experts a token only: use `top_k`.": two / two.sum(-1, keepdim=True),
         }
         mistakes = {why: mixed(x, parts[1:], wrong) for why, wrong in shares.items()}
         mistakes["gate and up are swapped: SiLU is for the first half."] = mixed(x, parts[1:], share, True)
@@ -60,12 +62,8 @@ def block(answer):
 
 @exercise("01.4", 2, 10, "capacity and dropped tokens")
 def dropped(answer):
-    for tokens, experts, top_k, factor in (
-        (40, 4, 2, 1.0),
-        (31, 8, 2, 1.25),
-        (50, 6, 1, 1.5),
-        (64, 8, 3, 1.0),
-    ):
+    cases = (41, 4, 2, 1.0), (31, 8, 2, 1.25), (50, 6, 1, 1.5), (64, 8, 3, 1.0)
+    for tokens, experts, top_k, factor in cases:
         chosen = (normal(tokens, experts) + normal(experts)).topk(top_k).indices
         counts, slots = torch.bincount(chosen.flatten(), minlength=experts), chosen.numel()
 
@@ -91,4 +89,4 @@ def kind(belongs):
     tokens = ["<s>", "▁the", "▁", "的", "7", "▁12", "。", ",", "<0xE9>", "Paris", "巴黎", "[INST]"]
     found = [token for token in tokens if belongs(token)]
     if len(found) in (0, len(tokens)):
-        yield f"of {tokens} {'all' if found else 'none'} are of your kind. There must be others to compare with."
+        yield f"of {tokens} {'all' if found else 'none'} are of your kind. Some must be, and some must not."

@@ -1,9 +1,7 @@
-"""Pictures of routing: coloured tokens (HTML, escaped) and loads."""
+"""Pictures of routing: loads, groups of texts, and a film of what changes."""
 
-import html
 import io
 from collections.abc import Callable, Sequence
-from itertools import islice
 
 import matplotlib.pyplot as plt
 import PIL.Image
@@ -11,46 +9,10 @@ import torch
 from IPython.display import Image
 from torch import Tensor
 
-from aurora_lib.model import batching
 from aurora_lib.routing.statistics import interval, load_by_text
 from aurora_lib.routing.tracing import RoutingTrace
 
 MANY = 16  # experts that a picture has room for, each with its number
-
-
-def tokens_to_html(trace: RoutingTrace, layer: int = 0) -> str:
-    """The text with each token on the colour, and above the number, of its first expert; all is escaped.
-
-    Byte-fallback pieces are shown as bytes, and name their character when pointed at. `layer` counts the
-    traced layers from 0. Raises ValueError for a layer that was not traced.
-    """
-    if not 0 <= layer < len(trace.layers):
-        raise ValueError(f"Layer {layer} was not traced: choose 0 to {len(trace.layers) - 1}.")
-    n = trace.logits.shape[-1]
-    parts = (trace.tokens, byte_characters(trace.tokens), trace.experts[layer].tolist(), trace.weights[layer])
-    spans = []
-    for token, character, experts, weights in zip(*parts, strict=True):
-        tip = f"a byte of {html.escape(character)}; " if character else ""
-        tip += ", ".join(f"expert {e}: {float(w):.0%}" for e, w in zip(experts, weights, strict=True))
-        style = f"background:{_color(experts[0], n)};color:#111;padding:1px 2px;margin:1px"
-        shown = f"{html.escape(token)}<sub>{experts[0]}</sub>"
-        spans.append(f'<span style="{style}" title="{tip}">{shown}</span>')
-    heading = f"layer {trace.layers[layer]}: each token and the number of its first expert"
-    return f'<div style="line-height:2"><div><small>{heading}</small></div>{" ".join(spans)}</div>'
-
-
-def byte_characters(tokens: Sequence[str]) -> list[str]:
-    """For every piece like <0xE9> the character that it is a byte of; "" for others and for broken bytes."""
-    pieces = [batching.raw_bytes(token) if "<0x" in token else b"\0" for token in tokens]
-    how = "utf-8", "surrogateescape"
-    # neither the 0 for other pieces nor the surrogate for a broken byte is printable
-    of_byte = (c * c.isprintable() for c in b"".join(pieces).decode(*how) for _ in c.encode(*how))
-    return ["".join(dict.fromkeys(islice(of_byte, len(piece)))).strip() for piece in pieces]
-
-
-def _color(expert: int, experts: int) -> str:
-    """The CSS background of an expert, light enough for black text."""
-    return f"hsl({360 * expert // experts},70%,82%)"
 
 
 def plot_load(load: Tensor) -> plt.Axes:

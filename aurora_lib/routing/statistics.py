@@ -1,4 +1,4 @@
-"""What a router's choices amount to: loads, how they differ between kinds of tokens, what share of them moved."""
+"""What a router's choices amount to: loads, how they differ between kinds of tokens, how many moved."""
 
 import torch
 from scipy import stats
@@ -21,8 +21,8 @@ def expert_load(trace: RoutingTrace, which: Tensor | slice = slice(None)) -> Ten
 def load_gap(trace: RoutingTrace, which: Tensor) -> Tensor:
     """Share of slots that would have to move to make the load of these tokens that of all others: `[layers]`.
 
-    which: bool `[tokens]`. Its name in statistics is total variation distance. Raises ValueError for no tokens
-    or all of them.
+    which: bool `[tokens]`. Its name in statistics is total variation distance. Raises ValueError for no
+    tokens or all of them.
     """
     if which.all() or not which.any():
         raise ValueError(f"{int(which.sum())} of {len(which)} tokens: there is nothing to compare with.")
@@ -49,11 +49,15 @@ def load_by_text(trace: RoutingTrace) -> Tensor:
 def interval(values: Tensor) -> Tensor:
     """Mean over texts `[texts, ...]` and the ends of its 95 % interval, nan for one text: float32 `[3, ...]`.
 
-    Texts are the units: tokens of one text are alike, and to count them as independent makes intervals several
-    times too narrow. Source: Student's t.
+    Texts are the units: tokens of one text are alike, and to count them as independent makes intervals
+    several times too narrow. Source: Student's t.
     """
     texts, mean = len(values), values.mean(0)
-    margin = values.std(0, correction=min(1, texts - 1)) / texts**0.5 * float(stats.t.ppf((1 + LEVEL) / 2, texts - 1))
+    margin = (
+        values.std(0, correction=min(1, texts - 1))
+        / texts**0.5
+        * float(stats.t.ppf((1 + LEVEL) / 2, texts - 1))
+    )
     return torch.stack([mean, (mean - margin).clamp(min=0), (mean + margin).clamp(max=1)]).float()
 
 

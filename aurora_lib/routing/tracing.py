@@ -85,7 +85,8 @@ def trace_many(
 ) -> RoutingTrace:
     """One trace of all texts, in their order, read in padded batches of at most `batch_tokens` positions.
 
-    by: see `recording`. Raises ValueError that names the text which is empty or too long, and for a model without routers.
+    by: see `recording`. Raises ValueError that names the text which is empty or too long, and for a model
+    without routers.
     """
     rows = _encode(model, tokenizer, texts)
     device = next(model.parameters()).device

@@ -142,7 +142,7 @@ pd.DataFrame(
 #
 # | notebook | you will be able to |
 # |---|---|
-# | [01 MoE routing](01_moe_routing.ipynb) | write a sparse Mixture-of-Experts block, and see which expert gets which token |
+# | [01 MoE routing](01_moe_routing.ipynb) | write a sparse Mixture-of-Experts block, watch experts die, and keep them alive |
 # | [02 Chinese data](02_chinese_data.ipynb) | read the three released files and clean them without losing a row in silence |
 # | [03 QLoRA and memory](03_qlora_memory.ipynb) | quantize to NF4 by hand, and predict what a tuning run needs |
 # | [04 Fine-tune](04_finetune.ipynb) | run `SFTTrainer` with a 4-bit base and LoRA, and see the language change |

@@ -42,26 +42,26 @@ def filtered(longest, gone_too):
     return stay
 
 
-def top(logits):
-    return logits.softmax(-1).topk(2)
+def block(*, keep=True, ones=False, swap=False, detach=False, best=None, dense=False):
+    """A sparse block with a typical fault."""
+
+    def run(x, router, gate_up, down, top_k=2):
+        probabilities = (x @ router.T).softmax(-1)
+        top, chosen = probabilities.topk(len(router) if dense else best or top_k)
+        weights = top / top.sum(-1, keepdim=True) if keep else top
+        weights = torch.ones_like(top) if ones else weights.detach() if detach else weights
+        gate, up = torch.einsum("th,tkih->tki", x, gate_up[chosen]).chunk(2, -1)
+        gate, up = (up, gate) if swap else (gate, up)
+        each = torch.einsum("tki,tkhi->tkh", torch.nn.functional.silu(gate) * up, down[chosen])
+        return (weights[:, :, None] * each).sum(1)
+
+    return run
 
 
-def shared(weights):
-    return weights / weights.sum(-1, keepdim=True)
-
-
-def shortened(logits, top_k):
-    """A balance loss by `bincount` that forgets the experts nobody chose."""
-    probabilities = logits.softmax(-1)
-    counts = torch.bincount(probabilities.topk(top_k, dim=-1).indices.flatten()) / len(logits)
-    missing = len(counts) < logits.shape[-1]
-    return logits.shape[-1] * (counts * probabilities.mean(0)[: len(counts)]).sum() + missing
-
-
-def imbalance(logits, top_k, *, experts=4, choices=1):
-    probabilities = logits.softmax(-1)
-    chosen = torch.zeros_like(logits).scatter(1, probabilities.topk(top_k).indices, 1)
-    return experts * (chosen.mean(0) / choices * probabilities.mean(0)).sum()
+def lost(chosen, experts, factor, *, size=None, least=0):
+    """How many slots find their expert full, with a typical fault."""
+    room = math.ceil(factor * (size or chosen.numel()) / experts)
+    return (chosen.flatten().bincount(minlength=experts) - room).clamp(min=least).sum().item()
 
 
 def plus(weight, update, dtype):
@@ -92,23 +92,22 @@ WRONG = [
     ("00.2", {"q_proj", "k_proj", "v_proj"}, "k_proj is not in the published"),
     ("00.2", {"q_proj"}, "one is missing"),
     ("00.2", "q_proj, v_proj", "set of strings"),
-    ("01.1", top, "Divide each pair by its sum"),
-    ("01.1", lambda x: x.topk(2), "a softmax is missing"),
-    ("01.1", lambda x: (top(x)[0].softmax(-1), top(x)[1]), "second softmax"),
-    ("01.1", lambda x: (top(x)[1], ANSWERS["01.1"](x)[0]), "return (weights, indices)"),
-    ("01.1", lambda x: (top(x)[0], x.topk(2, largest=False)[1]), "not the two largest"),
-    ("01.1", lambda x: x.softmax(0).topk(2), "should sum to one"),
-    ("01.1", lambda x: (shared(x.topk(2)[0]), top(x)[1]), "take the softmax first"),
-    ("01.1", lambda x: (shared(top(x)[0].flip(-1)), top(x)[1]), "other logits"),
-    ("01.1", lambda x: x.softmax(-1).max(-1), "indices should have shape (2, 2)"),
-    ("01.1", lambda x: top(x)[0], "return two tensors"),
-    ("01.3", lambda x, k: imbalance(x, 2), "use `top_k`"),
-    ("01.3", lambda x, k: shortened(x, k), "nobody chooses"),
-    ("01.3", lambda x, k: imbalance(x, k, experts=1), "multiply by the number of experts"),
-    ("01.3", lambda x, k: imbalance(x, k, choices=k), "divide the counts by the tokens"),
-    ("01.3", lambda x, k: 4 * x.softmax(-1).mean(0).square().sum(), "share of choices (counted)"),
-    ("01.3", lambda x, k: x.softmax(-1).mean(0), "one number"),
-    ("01.3", lambda x, k: np.float64(7), "got 7.0000"),
+    ("01.1", block(keep=False), "divide by the sum"),
+    ("01.1", block(ones=True), "by its weight"),
+    ("01.1", block(swap=True), "SiLU is for the first half"),
+    ("01.1", block(detach=True), "the gradient of"),
+    ("01.1", block(best=2), "use `top_k`"),
+    ("01.1", block(dense=True), "all experts run here"),
+    ("01.1", lambda x, *parts: x[:3], "the shape of x"),
+    ("01.1", lambda x, *parts: x, "Look at one token"),
+    ("01.4", lambda c, n, f: lost(c, n, f, size=len(c), least=-999) / c.numel(), "the two bugs, still there"),
+    ("01.4", lambda c, n, f: lost(c, n, f, least=-999) / c.numel(), "nothing below zero"),
+    ("01.4", lambda c, n, f: lost(c, n, f, size=len(c)) / c.numel(), "How many slots"),
+    ("01.4", lambda c, n, f: lost(c, n, f) / len(c), "not by the tokens"),
+    ("01.4", lambda c, n, f: lost(c, n, f), "Give their share"),
+    ("01.4", lambda c, n, f: 0.5, "not 50.0%"),
+    ("01.5", lambda token: True, "all are of your kind"),
+    ("01.5", lambda token: token == "no such token", "none are of your kind"),
     ("02.2", lambda messages: "bad", "drops every row"),
     ("02.2", lambda messages: None, "keeps every row"),
     ("02.2", lambda messages: not ANSWERS["02.2"](messages), "the other way round"),
@@ -214,13 +213,11 @@ RIGHT = [
     ("00.2", paper.LORA_TARGETS),
     ("00.2", ["self_attn.v_proj", "self_attn.q_proj"]),
     ("00.3", 66_255),
-    ("01.1", lambda x: [x.topk(2)[0].softmax(-1), x.topk(2)[1].int()]),
-    ("01.1", lambda x: tuple(part.flip(-1).tolist() for part in ANSWERS["01.1"](x))),
-    ("01.1", lambda x: ANSWERS["01.1"](x.double())),
+    ("01.1", block()),
     ("01.2", 12_879_925_248),
     ("01.2", torch.tensor(12.88)),
-    ("01.3", lambda x, k: imbalance(x.double(), k).numpy()),
-    ("01.3", lambda x, k: imbalance(x, k).item()),
+    ("01.3", 2),
+    ("01.5", str.isdigit),
     ("02.1", 0.615),
     ("02.2", lambda messages: names(messages) and ANSWERS["02.2"](messages) is not None),
     ("02.3", lambda texts, alike: sorted(ANSWERS["02.3"](texts, alike))),
@@ -268,15 +265,16 @@ def test_typical_wrong_answer_gets_its_own_message(id, answer, fragment):
 
 
 @pytest.mark.parametrize("id", [id for id in EXERCISES if callable(ANSWERS[id])])
-def test_what_is_right_for_one_input_is_not_right_for_all(id):
-    said = []
+def test_no_constant_passes_and_what_is_right_for_one_input_is_not_right_for_all(id):
+    right = []
 
-    def constant(*args):
-        said.append(said[0] if said else ANSWERS[id](*args))
-        return said[0]
+    def listening(*args):
+        right.append(ANSWERS[id](*args))
+        return right[-1]
 
-    assert verdict(id, constant)[0] == "wrong"
-    assert len(said) > 1
+    assert verdict(id, listening)[0] == "right" and len(right) > 1
+    for constant in (*right, True, False, 0, 1, 0.5, "", "A", [], [True], torch.zeros(2, 2), torch.ones(3)):
+        assert verdict(id, lambda *args, constant=constant: constant)[0] == "wrong", constant
 
 
 @pytest.mark.parametrize("id", [id for id in EXERCISES if callable(ANSWERS[id])])

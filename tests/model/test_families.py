@@ -82,7 +82,7 @@ def test_it_is_traced_tuned_examined_and_spoken_to(family, tmp_path):
     base, tokenizer = load_model(folder, **scale.loading), load_tokenizer(folder)
     trace = routing.trace(base, tokenizer, "法国的首都龘")
     assert trace.experts.shape == (2, len(trace.tokens), base.config.num_experts_per_tok)
-    assert "a byte of 龘" in routing.pictures.tokens_to_html(trace)
+    assert "龘" in dict(routing.explorer.runs(trace.tokens))
     with pytest.raises(ValueError, match=re.escape(f'["{FAMILIES[name]["router"]}.weight"]')):
         resolve_targets(base.config, training.lora_config(target_modules=["q_proj", "w1"]))
     rows = table([dict(id=str(i), source="x", category="", messages=TALK) for i in range(8)])

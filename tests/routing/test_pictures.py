@@ -1,4 +1,4 @@
-"""Pictures show the numbers that they are given, and texts as text."""
+"""Pictures show the numbers that they are given."""
 
 import io
 
@@ -7,27 +7,10 @@ import PIL.Image
 import pytest
 import torch
 
-from aurora_lib import routing
 from aurora_lib.routing import pictures, statistics
-from tests.routing.made import CONFIGS, build, clustered
+from tests.routing.made import clustered
 
 plt.switch_backend("Agg")
-
-
-def test_tokens_are_escaped_and_chinese_readable(tokenizer):
-    trace = routing.trace(build(CONFIGS["mixtral"]), tokenizer, "混合专家 <b>two</b> 龘")
-    page = pictures.tokens_to_html(trace, 2)
-    assert f"家<sub>{trace.experts[2, trace.tokens.index('家'), 0]}</sub>" in page
-    assert "&lt;0xE9&gt;" in page and "a byte of 龘" in page and "&lt;s&gt;" in page
-    assert "<b>" not in page and "<s>" not in page
-    with pytest.raises(ValueError, match="choose 0 to 2"):
-        pictures.tokens_to_html(trace, 3)
-
-
-def test_bytes_name_the_character_they_are_of():
-    whole = ["▁", "<0xE9>", "<0xBE>", "<0x98>", "<0xF0>", "<0x9F>", "<0x98>", "<0x80>"]
-    broken = ["<0xE9>", "a", "<0x0A>", "▁<0xE9><0xBE>", "<0x98>"]
-    assert pictures.byte_characters(whole + broken) == ["", *"龘龘龘😀😀😀😀", "", "", "", *"龘龘"]
 
 
 def test_a_load_is_shown_in_numbers():

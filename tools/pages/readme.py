@@ -14,8 +14,8 @@ LEARN = {
         "看到论文要解决的问题，以及代价是什么",
     ),
     "01_moe_routing": (
-        "write a sparse Mixture-of-Experts block, watch its router",
-        "手写稀疏混合专家层，观察路由",
+        "write a sparse Mixture-of-Experts block, watch experts die, and keep them alive",
+        "手写稀疏混合专家层，看专家如何“饿死”，又如何救活",
     ),
     "02_chinese_data": (
         "clean three datasets without losing a row in silence",

@@ -23,7 +23,8 @@ RECORD = results.RECORDED / "tiny" / "first_model.json"
 def main() -> None:
     packed = subprocess.check_output(["git", "archive", COMMIT, "data/tiny"], cwd=ROOT)
     with tempfile.TemporaryDirectory() as folder:
-        tarfile.open(fileobj=io.BytesIO(packed)).extractall(folder, filter="data")
+        with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+            archive.extractall(folder, filter="data")
         model = Path(folder) / "data" / "tiny"
         base, tokenizer = load_model(model, device="cpu"), load_tokenizer(model)
         texts = [fact[side]["answer"] for fact in evaluation.load_probes() for side in ("zh", "en")]
