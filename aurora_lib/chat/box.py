@@ -70,11 +70,6 @@ class ChatBox(anywidget.AnyWidget):
                 trouble = str(error)
             self._show(self.session.messages, self.status, trouble)
 
-    def close(self) -> None:
-        """Leave nothing behind: the answer ends, and with it its thread."""
-        self._end()
-        super().close()
-
     def _hear(self, _, content: dict, buffers) -> None:
         """A message of the page."""
         action = content.pop("action", None)

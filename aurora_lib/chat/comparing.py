@@ -1,6 +1,5 @@
 """Base and tuned model side by side, on prompts of the kinds that the paper shows."""
 
-import re
 import unicodedata
 from itertools import zip_longest
 
@@ -57,20 +56,14 @@ def _ask(session: ChatSession, row: dict) -> dict:
     letters = [character for character in "".join(answers) if character.isalpha()]
     han = [letter for letter in letters if unicodedata.name(letter, "").startswith("CJK")]
     # of the question, its last line: a text to be read before it is no echo where an answer quotes it
-    asked, parts = row["prompts"][-1].splitlines()[-1], row.get("reference")
+    asked, parts = row["prompts"][-1].splitlines()[-1], [part.split("|") for part in row.get("reference", ())]
     return {
         "answers": answers,
         "language": language("\n".join(answers)),
         "Han": len(han) / len(letters) if letters else None,
         "tokens/s": session.stats.tokens_per_second,
-        "right": all(names(answers[-1], asked, part) for part in parts) if parts else None,
+        "right": all(any(says(answers[-1], asked, way) for way in part) for part in parts) if parts else None,
     }
-
-
-def names(answer: str, question: str, part: str) -> bool:
-    """Whether `answer` says one of the "|"-separated ways of `part`; a number only as a number of its own."""
-    numbers = re.findall(r"\d+(?:\.\d+)?", answer)
-    return any(way in numbers if way.isdigit() else says(answer, question, way) for way in part.split("|"))
 
 
 class Comparison(list):

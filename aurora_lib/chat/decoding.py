@@ -1,8 +1,8 @@
 """One token after another: the decoding step, its cache of keys and values, and its words as they come.
 
-`Decoder` computes only what is new: the next token of an answer, or the next turn of a conversation. On a CPU
-the cache grows. On CUDA it has a fixed size and stays where it is, so that the step of one token, some
-thousand small kernels in Mixtral-8x7B, can be replayed as one CUDA graph.
+`Decoder` computes only what is new: the next token of an answer, or the next turn of a conversation. Its cache
+has a fixed size and stays where it is, so that on CUDA the step of one token, some thousand small kernels in
+Mixtral-8x7B, can be replayed as one graph.
 """
 
 import codecs
@@ -12,30 +12,13 @@ from contextlib import nullcontext
 from itertools import takewhile
 
 import torch
-from transformers import DynamicCache, PreTrainedModel, StaticCache
+from transformers import PreTrainedModel, StaticCache
 
 from aurora_lib.model import batching
 
 # PEFT switches an adapter for the whole model, and base and tuned may answer in two threads at once
 ONE_AT_A_TIME = threading.RLock()
 SMALLEST_ROOM = 256  # tokens of a fixed cache
-
-
-class GrowingCache:
-    """Keys and values that grow by every token: no limit, new tensors at every step."""
-
-    room = float("inf")
-
-    def __init__(self, model: PreTrainedModel):
-        self.model, self.cache = model, DynamicCache(config=model.config)
-
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        """The logits `[batch, vocabulary]` after `ids` `[batch, tokens]`, which are added to the cache."""
-        return self.model(ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1).logits[:, -1]
-
-    def rewind(self, length: int) -> None:
-        """Forget all but the first `length` tokens."""
-        self.cache.crop(length - self.cache.get_seq_length())
 
 
 class FixedCache:
@@ -101,18 +84,18 @@ def can_capture(model: PreTrainedModel) -> bool:
 class Decoder:
     """Computes what follows a list of tokens, keeping the keys and values of the tokens it has seen.
 
-    `fixed` chooses the cache of a fixed size; by default it is used where its step can be captured. Reusing a
-    prefix gives the logits of computing everything, up to rounding: other shapes add in another order.
+    Reusing a prefix gives the logits of computing everything, up to rounding: other shapes add in another
+    order.
     """
 
-    def __init__(self, model: PreTrainedModel, *, fixed: bool | None = None):
-        self.model, self.fixed = model, can_capture(model) if fixed is None else fixed
+    def __init__(self, model: PreTrainedModel):
+        self.model, self.capturing = model, can_capture(model)
         self.release()
 
     def release(self) -> None:
         """Give back the keys, values and graph; what comes next is computed from its first token."""
         with ONE_AT_A_TIME:
-            self.cache: GrowingCache | FixedCache | None = None
+            self.cache: FixedCache | None = None
             self._seen: list[int] = []
             self.reused = 0  # tokens that the last call did not compute
 
@@ -124,7 +107,7 @@ class Decoder:
                 self.release()
                 # doubled rather than fitted: a growing conversation is captured anew a few times only
                 larger = max(SMALLEST_ROOM, 1 << max(room, len(ids)).bit_length())
-                self.cache = FixedCache(self.model, larger) if self.fixed else GrowingCache(self.model)
+                self.cache = FixedCache(self.model, larger)
                 self._adapter = adapter
             pairs = zip(self._seen, ids[:-1], strict=False)  # the last token is computed in any case
             self.reused = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
@@ -144,12 +127,12 @@ class Decoder:
         return logits
 
     def _capture_once(self) -> None:
-        if not self.fixed or self.cache.graph or not can_capture(self.model):
+        if not self.capturing or self.cache.graph:
             return
         try:
             self.cache.capture()
         except RuntimeError as error:
-            self.fixed = False  # the next cache grows
+            self.capturing = False
             self.cache.rewind(len(self._seen))
             warnings.warn(f"Decoding goes on without a CUDA graph, slower: {error}", stacklevel=2)
 

@@ -22,7 +22,7 @@ CLOSES = {"[": "]", "{": "}"}
 TEXT = r'"(?:[^"\\]|\\.)*"'
 BETWEEN, FOLLOWS = re.compile(r"[ \t\r\n,\0\ufeff]*"), re.compile(r"[ \t\r\n]*(?:[,\]{[]|\Z)")
 FIELD, FIRST_KEY = re.compile(rf"{TEXT}\s*:\s*"), re.compile(rf"\{{\s*({TEXT})\s*:")
-ROWS, BRACKETS = re.compile(r"\[\s*[{\]]"), re.compile(rf"{TEXT}|[{{}}\[\]\"]")
+ROWS = re.compile(r"\[\s*[{\]]")
 # An object around all rows, perhaps behind fields of plain values: {"version": 1, "data": [
 AROUND = '"(?:data|rows|train|test|validation|examples)"'
 WRAPPER = re.compile(rf"\{{\s*(?:{TEXT}\s*:\s*(?:{TEXT}|[\w.+-]+)\s*,\s*)*{AROUND}\s*:\s*\[")
@@ -125,7 +125,7 @@ def _values(text: str, file: Path, line: int = 1, ended: bool | None = None) -> 
             first_keys |= own if len(first_keys) < 50 else set()
         except (ValueError, RecursionError) as error:
             deep = isinstance(error, RecursionError)  # objects nested without end may all start with one key
-            end = _next_row(text, at, first_keys if deep else first_keys | own, ended is None)
+            end = _next_row(text, at, first_keys if deep else first_keys | own)
             cut = sign in CLOSES and not (end < len(text) or ended)
             cut = cut and text[end_of_text - 1] != CLOSES[within[:1] or "{"]
             within = within if end < len(text) or cut else ""
@@ -138,22 +138,14 @@ def _values(text: str, file: Path, line: int = 1, ended: bool | None = None) -> 
         warnings.warn(told, stacklevel=2)
 
 
-def _next_row(text: str, at: int, first_keys: set[str], by_depth: bool) -> int:
+def _next_row(text: str, at: int, first_keys: set[str]) -> int:
     """Where the row behind the broken one at `at` starts; the length of the text where there is none.
 
     It is indented as the broken row, or begins with a key with which other rows begin (turns, the objects
-    within a row, begin with others). Failing that, if `by_depth`, it begins where all brackets are closed.
+    within a row, begin with others).
     """
     indent = text[text.rfind("\n", 0, at) + 1 : at]
     starts = [rf"\{{\s*(?:{'|'.join(first_keys)})\s*:"] * bool(first_keys)
     starts += [rf"(?<=\n{indent})\{{"] * (not indent.strip())
-    if found := starts and re.compile("|".join(starts)).search(text, at + 1):
-        return found.start()
-    depth = 0
-    for token in BRACKETS.finditer(text, at) if by_depth else ():
-        if token[0] == "{" and depth <= 0 and token.start() > at:
-            return token.start()
-        if token[0] == '"':  # a text that never ends
-            break
-        depth += (token[0] in "{[") - (token[0] in "}]")
-    return len(text)
+    found = starts and re.compile("|".join(starts)).search(text, at + 1)
+    return found.start() if found else len(text)

@@ -26,7 +26,7 @@ CHANGES = Features({"id": Value("string"), "source": Value("string")} | EDIT)
 
 def steps() -> dict[str, str]:
     """What each step does, in order: the first paragraph of its docstring."""
-    functions = [*edits.TEXT_EDITS, *edits.EDITS, *edits.OPTIONAL, *drops.DROPS]
+    functions = [*edits.TEXT_EDITS, *edits.EDITS, *drops.DROPS]
     return {step.__name__: " ".join(step.__doc__.split("\n\n")[0].split()) for step in functions} | {
         "contamination": "Drop what holds a question of the benchmarks given, if any.",
         "duplicate": "Of equal conversations the first stays.",
@@ -73,25 +73,22 @@ def account(reading: sources.Reading, result: CleaningResult) -> str:
     return "\n".join([*lines, *reading.remarks])
 
 
-def clean(
-    dataset: Dataset, *, options: tuple[str, ...] = (), benchmarks=None, processes=None, folder=None
-) -> CleaningResult:
+def clean(dataset: Dataset, *, benchmarks=None, processes=None, folder=None) -> CleaningResult:
     """Clean conversations of any sources: edit, drop with a reason, drop equal and nearly equal ones.
 
-    `dataset` is what `sources.read` gives as `conversations`. `options` names
-    optional edits (`to_simplified`); conversations that hold a question of `benchmarks` (an
-    `evaluation.contamination.Questions`) are dropped too.
-    `processes` (all cores from MANY conversations on) changes the time and nothing else. With a `folder`,
-    finished shards are kept there, and cleaning the same again, after an interruption say, takes them up.
+    `dataset` is what `sources.read` gives as `conversations`. Conversations that hold a question of
+    `benchmarks` (an `evaluation.contamination.Questions`) are dropped too. `processes` (all cores from MANY
+    conversations on) changes the time and nothing else. With a `folder`, finished shards are kept there, and
+    cleaning the same again, after an interruption say, takes them up.
 
     Cleaning what was kept changes nothing. Raises DataError for a dataset that is empty or lacks one of its
-    columns, ids that are not unique, and an unknown option.
+    columns, and for ids that are not unique.
     """
-    _check(dataset, options)
+    _check(dataset)
     dataset = dataset.select_columns(list(FEATURES))
     processes = processes or (os.cpu_count() if len(dataset) >= MANY else 1)
     processes = processes if processes > 1 else None  # None: in this process
-    cleaned = _one_by_one(dataset, dict(options=tuple(options), benchmarks=benchmarks), processes, folder)
+    cleaned = _one_by_one(dataset, dict(benchmarks=benchmarks), processes, folder)
     step, reason = cleaned["step"][:], cleaned["reason"][:]
     _mark_duplicates(cleaned, step, reason)
     kept = cleaned.select_columns(list(FEATURES)).select([i for i, name in enumerate(step) if not name])
@@ -105,16 +102,12 @@ def clean(
     return CleaningResult(kept, dropped, sources.table(changes, CHANGES))
 
 
-def _check(dataset: Dataset, options: tuple[str, ...]) -> None:
+def _check(dataset: Dataset) -> None:
     if missing := ", ".join(sorted(set(FEATURES) - set(dataset.column_names))):
         remedy = "Use the conversations of sources.read."
         raise sources.DataError(f"Nothing to clean: no column {missing}. {remedy}")
     if len(dataset) == 0:
         raise sources.DataError("Nothing to clean: no conversation was read. Check AURORA_DATA.")
-    if unknown := set(options) - {step.__name__ for step in edits.OPTIONAL}:
-        names = ", ".join(step.__name__ for step in edits.OPTIONAL)
-        unknown = ", ".join(sorted(unknown))
-        raise sources.DataError(f"There is no optional step {unknown}. There are: {names}.")
     name, times = Counter(dataset["id"][:]).most_common(1)[0]
     if times > 1:
         remedy = "Load each file once, or give its rows ids of their own."
@@ -143,14 +136,14 @@ def code() -> str:
     return "".join(file.read_text(encoding="utf-8") for file in files)
 
 
-def clean_batch(rows: dict, options: tuple[str, ...], benchmarks) -> dict:
+def clean_batch(rows: dict, benchmarks) -> dict:
     """`messages` of rows after every edit, `edits`, `step` and `reason` (None where a row stays), `prepared`.
 
     It runs in forked processes, so nothing in it may use threads (rensa's and torch's do not survive a fork).
     """
     done = []
     for messages in rows["messages"]:
-        messages, changes = edits.edit(messages, options)
+        messages, changes = edits.edit(messages)
         step, reason = next(((s.__name__, why) for s in drops.DROPS if (why := s(messages))), (None, None))
         if not step and benchmarks and (question := benchmarks.found_in(messages)):
             step, reason = "contamination", f"holds the benchmark question {question[:40]!r}"

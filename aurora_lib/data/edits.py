@@ -4,7 +4,7 @@ import html.entities
 import re
 import unicodedata
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 
 import ftfy
 from rapidfuzz.distance import Prefix
@@ -94,34 +94,18 @@ def trailing_question(messages: Messages) -> Messages:
     return messages[: last + 1] if last >= 0 else messages
 
 
-def to_simplified(messages: Messages) -> Messages:
-    """Traditional characters become simplified (OpenCC's t2s), if not Japanese and not the subject."""
-    if _says(messages, "about_traditional"):
-        return messages
-    convert = _opencc().convert
-    return _mended(messages, lambda text: text if pattern("kana").search(text) else convert(text))
-
-
-@cache
-def _opencc():
-    import opencc  # here, because a GPU machine without a network does not have it
-
-    return opencc.OpenCC("t2s")
-
-
 # In this order: an edit may uncover what the next one finds.
 TEXT_EDITS: list[Callable[[str], str]] = [escapes, mojibake, invisible]
 EDITS: list[Callable] = [empty_system, html_entities, no_input, prompt_leak, trailing_question]
-OPTIONAL: list[Callable[[Messages], Messages]] = [to_simplified]
 
 
-def edit(messages: Messages, options: tuple[str, ...] = ()) -> tuple[Messages, list[dict]]:
+def edit(messages: Messages) -> tuple[Messages, list[dict]]:
     """The conversation after every edit, and what each changed: `step`, `turn` (from 1), `before`, `after`.
 
-    `options` names steps of OPTIONAL to take as well. Editing again changes nothing.
+    Editing again changes nothing.
     """
     steps = [(step.__name__, partial(_mended, mend=step)) for step in TEXT_EDITS]
-    steps += [(s.__name__, s) for s in [*EDITS, *OPTIONAL] if s in EDITS or s.__name__ in options]
+    steps += [(step.__name__, step) for step in EDITS]
     changes = []
     for _ in range(10):  # `&amp;lt;` takes two passes; ten is for the malicious
         at_first = messages

@@ -38,7 +38,6 @@ KINDS |= {list: "a list", dict: "an object", type(None): "null"}
 MOST_CHARACTERS = 200_000  # of one conversation; what is longer is a dump, not a talk
 SURROGATE = re.compile(r"[\ud800-\udfff]")  # what a byte that is not UTF-8 is decoded to
 ENDINGS = (".json", ".jsonl", ".parquet")
-SECOND_COPY = re.compile(r" ?\(\d+\)$|[- ](?:copy|副本)$", re.I)  # as browsers and file managers name it
 
 
 class Reading(NamedTuple):
@@ -52,8 +51,8 @@ class Reading(NamedTuple):
     remarks: list[str]
 
 
-def read(path: str | Path | None = None, name: str | None = None, every: int = 1) -> Reading:
-    """Conversations of all sources, or of the one `name`d: columns `id, source, category, messages`.
+def read(path: str | Path | None = None, every: int = 1) -> Reading:
+    """Conversations of all sources: columns `id, source, category, messages`.
 
     With `every` one row of so many is used of each file, the first among them, and `remarks` says so.
 
@@ -61,7 +60,7 @@ def read(path: str | Path | None = None, name: str | None = None, every: int = 1
     Face hub. A row that is no conversation is set aside. Raises DataError for a file without any, saying what
     it seems to be, and as `files` does.
     """
-    found, folder = files(path, name), Path(path or DATA / "rows").expanduser()
+    found, folder = files(path), Path(path or DATA / "rows").expanduser()
     pairs = [(source, file) for source, several in found.items() for file in several]
     aside, tools = [], Counter()
 
@@ -80,40 +79,37 @@ def read(path: str | Path | None = None, name: str | None = None, every: int = 1
     read_in = table(conversations())
     remarks = [f"{of}: tools are left out (rows that name some: {n:,})" for of, n in tools.items() if n]
     remarks += [f"a sample: one row of every {every:,} in a file"] if every > 1 else []
-    used, beside = {file for _, file in pairs}, _visible(folder) if folder.is_dir() and not name else []
+    used, beside = {file for _, file in pairs}, _visible(folder) if folder.is_dir() else []
     if others := [file.name for file in beside if file not in used]:
         some = ", ".join(others[:3]) + f" and {len(others) - 3:,} more" * (len(others) > 3)
         remarks.append(f"not read: {some}. To read a file of yours alone, point AURORA_DATA at it")
     return Reading(read_in, aside, remarks)
 
 
-def files(path: str | Path | None = None, name: str | None = None) -> dict[str, list[Path]]:
-    """The files of each source, or of the one named, at `path` (see `read`): as released, else parts of it.
+def files(path: str | Path | None = None) -> dict[str, list[Path]]:
+    """The files of each source at `path` (see `read`): as released, else parts of it.
 
     In a folder they lie at any depth; what is hidden is not read. A file of no source's name, alone or with
-    others of its kind, is OWN. Raises DataError for an unknown name, and where there is nothing to read.
+    others of its kind, is OWN. Raises DataError where there is nothing to read.
     """
-    if name not in (None, *SOURCES):
-        raise DataError(f"There is no source {name!r}. The three are: {', '.join(SOURCES)}.")
-    names = [name] if name else list(SOURCES)
     if path == "hub":
-        return {name: [_download(name)] for name in names}
+        return {name: [_download(name)] for name in SOURCES}
     path = Path(path or DATA / "rows").expanduser()
     if not path.exists():
         raise DataError(f"{path} does not exist. Point AURORA_DATA at a folder of rows, or at a file.")
     if not path.is_dir():
-        return {name or next((of for of in SOURCES if _is_of(of, path)), OWN): [path]}
+        return {next((name for name in SOURCES if _is_of(name, path)), OWN): [path]}
     below = [file for file in _visible(path) if file.name.removesuffix(".gz").endswith(ENDINGS)]
     if not below:
         raise DataError(f"{path} holds no file of rows: none ends in {', '.join(ENDINGS)}.")
     found = {}
-    for name in names:
+    for name in SOURCES:
         released = SOURCES[name]["released"]
         whole = sorted((f for f in below if f.name == released), key=lambda file: (len(file.parts), file))
         found[name] = whole[:1] or [file for file in below if _is_of(name, file)]
-    if len(names) > 1 and not any(found.values()):
+    if not any(found.values()):
         return {OWN: below}
-    for name in (name for name in names if not found[name]):
+    for name in (name for name in SOURCES if not found[name]):
         wanted = ", ".join([SOURCES[name]["released"], *SOURCES[name]["parts"]])
         remedy = "Point AURORA_DATA at all three, at a folder without any of their names, or at one file"
         raise DataError(f"{path} holds no file of {name} ({wanted}). {remedy}.")
@@ -128,8 +124,7 @@ def state(path: str | Path) -> str:
 
 
 def _is_of(name: str, file: Path) -> bool:
-    second = file.with_name(SECOND_COPY.sub("", file.stem) + file.suffix)
-    return any(map(file.match, SOURCES[name]["parts"])) and (second == file or not second.exists())
+    return any(map(file.match, SOURCES[name]["parts"]))
 
 
 def _visible(folder: Path) -> list[Path]:

@@ -54,14 +54,6 @@ class Score:
         total, right = sum(weights), sum(w for w, hit in zip(weights, hits, strict=True) if hit)
         return cls(len(hits) * right / total, len(hits), total**2 / sum(w * w for w in weights))
 
-    @classmethod
-    def by(cls, hits: Iterable[tuple], order: Iterable[str] = ()) -> dict[str, "Score"]:
-        """A score for each name in (name, hit) or (name, hit, weight); names of `order` come first."""
-        found = {name: [] for name in order}
-        for name, *hit in hits:
-            found.setdefault(name, []).append(hit)
-        return {name: cls.of(*zip(*each, strict=True)) for name, each in found.items() if each}
-
     @property
     def accuracy(self) -> float:
         return self.correct / self.n if self.n else math.nan
@@ -103,8 +95,10 @@ class EvalResult:
     speed: float = 0.0
 
     def _by(self, names: dict[str, str], order=()) -> dict[str, Score]:
-        hits = ((names[row["subject"]], row["correct"], row["weight"]) for row in self.predictions)
-        return Score.by(hits, order)
+        found = {name: [] for name in order}
+        for row in self.predictions:
+            found.setdefault(names[row["subject"]], []).append((row["correct"], row["weight"]))
+        return {name: Score.of(*zip(*each, strict=True)) for name, each in found.items() if each}
 
     @property
     def overall(self) -> Score:

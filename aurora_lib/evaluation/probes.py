@@ -8,7 +8,6 @@ from difflib import SequenceMatcher
 from aurora_lib.course import DATA, rows
 from aurora_lib.data import language
 from aurora_lib.evaluation import fewshot
-from aurora_lib.evaluation.benchmarks import EvalError
 from aurora_lib.evaluation.evaluate import Score
 from aurora_lib.model import batching
 
@@ -25,7 +24,8 @@ def answers(model, tokenizer, prompts: list, *, max_new_tokens=64, batch_size=0,
     size = batch_size or (128 if model.device.type == "cuda" else 32)  # a step reads all weights in any case
     with batching.ready(model):
         for batch in batching.batches(rows, size, progress, "answers"):
-            inputs = batching.left_pad([rows[i] for i in batch], tokenizer, model.device)
+            asked = {"input_ids": [rows[i] for i in batch]}
+            inputs = tokenizer.pad(asked, padding_side="left", return_tensors="pt").to(model.device)
             new = model.generate(**inputs, **settings)[:, inputs["input_ids"].shape[1] :]
             for i, text in zip(batch, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
                 said[i] = text.strip()
@@ -37,14 +37,9 @@ def load_probes(held_out: bool | None = None, file: str = "probes.jsonl") -> lis
 
     `held_out`: True for the facts tuning never shows, False for the others, None for all. The questions of
     "follow_ups.jsonl" need the one asked `before`; those of "sums.jsonl" are sums of one and of two steps.
-    Raises EvalError where a file is missing or damaged.
     """
-    path = DATA / file
-    try:
-        probes = [row.value for row in rows.read_rows(path)]
-        return [item for item in probes if held_out in (None, item["held_out"])]
-    except (ValueError, TypeError, KeyError) as error:
-        raise EvalError(f"{path}: {error!r}; restore it with `git checkout -- data`.") from None
+    probes = [row.value for row in rows.read_rows(DATA / file)]
+    return [item for item in probes if held_out in (None, item["held_out"])]
 
 
 def says(answer: str, question: str, key: str) -> bool:

@@ -1,5 +1,6 @@
 """Texts to token ids to padded batches, and a model made ready to be read from."""
 
+import os
 import re
 from collections.abc import Iterable
 from contextlib import contextmanager
@@ -49,8 +50,7 @@ def raw_bytes(piece: str) -> bytes:
 
 def shared_length(rows: list[list[int]]) -> int:
     """How many ids all rows begin with in common."""
-    first, last = min(rows), max(rows)  # if these two agree up to a place, so do all between them
-    return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    return len(os.path.commonprefix(rows))
 
 
 @contextmanager
@@ -65,14 +65,6 @@ def ready(model):
     finally:
         model.train(training)
         model.config.output_router_logits = router
-
-
-def left_pad(rows: list[list[int]], tokenizer, device) -> dict[str, torch.Tensor]:
-    """int64 `input_ids` and `attention_mask`, `[rows, longest]`: every row ends in the last column."""
-    pad, longest = tokenizer.pad_token_id, max(map(len, rows))
-    ids = torch.tensor([[pad] * (longest - len(row)) + row for row in rows], device=device)
-    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
-    return {"input_ids": ids, "attention_mask": mask}
 
 
 def batches(rows: list, size: int, progress: bool, label: str) -> Iterable[list[int]]:

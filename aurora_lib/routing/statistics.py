@@ -30,15 +30,17 @@ def load_gap(trace: RoutingTrace, which: Tensor) -> Tensor:
 
 
 def bound(draws: Tensor) -> Tensor:
-    """The value per layer, `[layers]`, that all layers stay under in 95 % of the draws `[draws, layers]`.
+    """The value per layer, `[layers]`, that in about 95 % of further draws all layers stay under.
 
-    Many layers give chance many tries: the bound is that of the most extreme layer, in standard deviations.
+    draws: `[draws, layers]`. Many layers give chance many tries: the bound is that of the most extreme layer,
+    in standard deviations. A draw is measured by the mean and spread of the others, as a new one will be.
     Few draws: the largest decides. Source: Westfall and Young, 1993 (max-T).
     """
     draws = draws.double()
-    mean, spread = draws.mean(0), draws.std(0, correction=0)
+    n, mean, spread = len(draws), draws.mean(0), draws.std(0, correction=0)
     z = torch.where(spread > 0, (draws - mean) / spread, 0.0)
-    return (mean + spread * z.amax(1).quantile(LEVEL, interpolation="higher")).float()
+    z = z.amax(1).quantile(LEVEL, interpolation="higher")
+    return (mean + spread * z * (n / (n - 1 - z**2).clamp(min=1e-9)) ** 0.5).float()
 
 
 def load_by_text(trace: RoutingTrace) -> Tensor:

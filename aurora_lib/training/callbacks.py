@@ -6,7 +6,6 @@ import time
 
 import psutil
 import torch
-from tqdm.auto import tqdm
 from transformers import ProgressCallback, TrainerCallback
 
 from aurora_lib.course import machine
@@ -78,11 +77,6 @@ class Bar(ProgressCallback):
     def on_step_end(self, args, state, control, **kwargs):
         self.training_bar.total = state.max_steps
         super().on_step_end(args, state, control, **kwargs)
-
-    def on_prediction_step(self, args, state, control, eval_dataloader=None, **kwargs):
-        if self.prediction_bar is None:
-            self.prediction_bar = tqdm(total=len(eval_dataloader), desc="validation", leave=False)
-        self.prediction_bar.update()
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if self.training_bar is not None and "loss" in (logs or {}):

@@ -2,19 +2,20 @@
 
 import re
 
-# 02.1: 25 characters give 21 shingles; the changed one is in five of them: 16 / (16 + 5 + 5)
-similarity = 16 / 26
 
-
-# 02.2: "I" and a product in one sentence, unless the user asked for these words
+# 02.1: "I" and a product in one sentence, unless the user asked for these words
 def claims(messages):
     product = r"(?:ChatGPT|OpenAI|GPT-\d|ChatGLM|Claude|文心一言|通义千问|讯飞星火)"
     claim = rf"(?:我[是叫由在的]|基于|作为|I am)[^。！？\n]{{0,14}}{product}|{product}[^。！？\n]{{0,12}}我"
-    for question, answer in zip(messages[::2], messages[1::2], strict=True):
+    for question, answer in zip(messages[::2], messages[1::2], strict=False):
         asked_for = re.search("翻译|打印|第三人称", question["content"])
         if re.search(claim, answer["content"]) and not asked_for:
             return "an answer says that it is another company's model"
     return None
+
+
+# 02.2: 25 characters give 21 shingles; the changed one is in five of them: 16 / (16 + 5 + 5)
+similarity = 16 / 26
 
 
 # 02.3: the longest first, and compared with what stays, not with all that came before
@@ -26,7 +27,7 @@ def stay(texts, alike):
     return kept
 
 
-# 02.4: longer bands agree by chance less often; fewer would miss copies
+# 02.4: longer bands agree by chance less often; so do fewer bands: 12, 4 is right too
 my_cut = 25, 5
 
-ANSWERS = {"02.1": similarity, "02.2": claims, "02.3": stay, "02.4": my_cut}
+ANSWERS = {"02.1": claims, "02.2": similarity, "02.3": stay, "02.4": my_cut}

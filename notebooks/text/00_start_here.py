@@ -2,8 +2,8 @@
 # # 00 · Start here
 #
 # **Aurora** ([arXiv 2312.14557](https://arxiv.org/abs/2312.14557)) takes Mixtral-8x7B-Instruct, a *sparse Mixture of Experts*
-# (混合专家) that understands Chinese but tends to answer in English or in a mixture of both, and tunes it on Chinese conversations
-# until it answers in Chinese. This course repeats the paper step by step, in code you can run.
+# (混合专家): each layer has eight blocks, and a small *router* (路由器) picks two of them for each token. It understands Chinese but tends to answer in English or in a
+# mixture of both. Aurora tunes it on Chinese conversations until it answers in Chinese. This course repeats the paper step by step, in code you can run.
 #
 # **Here:** the paper in one page (its Introduction), its habit and its cure before your eyes, and what it costs.
 #
@@ -24,10 +24,10 @@ scale = aurora_lib.start("00")
 # %% [markdown]
 # ## The habit
 #
-# Three openings of the kind that the paper's Introduction shows, put to the *base* model, the one nobody has tuned yet. **Before you run the cell:** does it
-# understand Chinese? And in which language will it answer?
+# Three openings of the kind that the paper's Introduction shows ("Hello", "Who are you?", "I have a bit of a headache"), put to the *base* model, the one nobody has
+# tuned yet. **Before you run the cell:** does it understand Chinese? And in which language will it answer?
 #
-# Under each answer: what the paper shows of the real Mixtral at an opening of the same kind, described.
+# Under each answer, in italics: what the real Mixtral said to its own opening of that kind in the paper, in our words.
 
 # %%
 import pandas as pd
@@ -56,10 +56,11 @@ described = {row["kind"]: row["paper"] for row in chat.prompts("full") if row["s
 untuned = []
 for kind, answer in zip(OPENINGS, answers(base), strict=True):
     untuned.append(answer)
-    display(HTML(f"<p><i>The paper's {kind}: {described[kind]}</i></p>"))
+    said = described[kind].removeprefix("Only the base is shown: ")
+    display(HTML(f"<p><i>In the paper ({kind}): {said}</i></p>"))
 
 # %% [markdown]
-# It understands, and it answers in English, or mixes both languages within one answer. Users of the real model meet the same.
+# It understands, and it answers in English, or mixes both languages within one answer (先好好休息: first have a good rest).
 #
 # ## The cure
 #
@@ -85,7 +86,7 @@ from aurora_lib.course import results
 recorded = results.recorded("04", "tiny")
 asked = {
     "Chinese question,\nanswer in Chinese": "Chinese prompts answered in Chinese",
-    "Chinese question, right\nanswer in Chinese": "Chinese prompts right in Chinese",
+    "Chinese question,\nright and in Chinese": "Chinese prompts right in Chinese",
     "English question,\nanswer in English": "English prompts answered in English",
 }
 shares = {
@@ -100,7 +101,9 @@ axes.set(ylabel=f"% of {recorded['held-out prompts per language']} questions", y
 axes.legend(bbox_to_anchor=(1, 1));
 
 # %% [markdown]
-# What the original used: the paper's own numbers, else those of its repository, else its tool's defaults of the time.
+# The language turns, and the facts are there in Chinese. A few English questions are now answered in another way: notebook 04 looks at the price.
+#
+# What the original used (unknown words are explained in 03 and 04): the paper's own numbers, else those of its repository, else its tool's defaults of the time.
 
 # %%
 pd.options.display.max_colwidth = None
@@ -114,7 +117,7 @@ pd.DataFrame(
 #
 # Memory can be predicted from the model's shape, before anything is downloaded (notebook 03 builds the formula). Time is
 # recorded: whoever runs a notebook leaves it in `runs/`, and the project's own runs are in `results/`. The prediction lies far below
-# the paper's 45 GiB; notebook 03 looks for the reason.
+# the paper's 45 GiB: notebook 03 finds the reason.
 
 # %%
 from transformers import OlmoeConfig
@@ -182,7 +185,7 @@ steps = ...
 exercises.check("00.3", steps)
 
 # %% [markdown]
-# <details><summary>Hint</summary>One step sees 2 x 4 conversations.</details>
+# <details><summary>Hint</summary>How many conversations does one step see? Rounding does not matter.</details>
 #
 # **00.4 (hunt)** The authors' own run did not use the published batch. It left two speeds behind. How many conversations did one of its steps hold?
 

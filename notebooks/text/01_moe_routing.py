@@ -2,9 +2,9 @@
 # # 01 · Inside the router
 #
 # Paper: section 3, first paragraph. **After this notebook you can** write a sparse Mixture-of-Experts block and prove it right, say what it costs,
-# explain why experts die and what keeps them alive, and compare a router with chance before you believe in it.
+# explain why experts starve and what keeps them alive, and compare a router with chance before you believe in it.
 #
-# ![One token's vector goes to the router, which scores eight experts. The best two run; their outputs, times their weights, are added. Six experts do nothing.](images/router.svg)
+# ![A token's vector goes to the router, which scores eight experts; the best two run, and their weighted outputs are added.](images/router.svg)
 #
 # Unless a sentence names another scale, results are those of `tiny`.
 
@@ -21,13 +21,13 @@ scale = aurora_lib.start("01")
 # %% [markdown]
 # ## Build it
 #
-# Every layer of a transformer has a *feed-forward block* (前馈块). Mixtral's is *gated*: two matrices to a wider space, one of them through SiLU as a gate on
-# the other, and one matrix back. Every token passes through the same three matrices: the block is *dense*.
+# Every layer of a transformer has a *feed-forward block* (前馈块). Mistral 7B's is *gated*. Two matrices, one `gate_up` here, make the vector wider. The first half,
+# through SiLU (a smooth on/off curve), multiplies the second. `down` brings it back. Every token passes through the same block: it is *dense*.
 #
 # A *mixture of experts* (混合专家, MoE) has eight such blocks, the *experts* (专家). One more matrix, the *router* (路由器), gives each token a score per
-# expert, its *router logits*. The best two run. Softmax makes weights of the scores; the two that are kept are divided by their sum.
+# expert, its *router logits*. The best two run: a token fills two *slots* (槽位). Softmax makes weights of the scores; the two that are kept are divided by their sum.
 #
-# Three tokens, four experts. **Before you run the cell:** which experts does token 2 get, and with about what weights?
+# Three tokens, four experts. **Before you run the cell:** which experts does the last token get, and with about what weights?
 
 # %%
 import pandas as pd
@@ -53,7 +53,7 @@ pd.DataFrame(
 )
 
 # %% [markdown]
-# Token 1 is sure of expert 2. Token 2 hardly prefers any, and still exactly two run. So every token costs the same.
+# Token 1 is sure of expert 2. The last one hardly prefers any, and still exactly two run. So every token costs the same.
 #
 # **01.1 (build)** Write the whole block: route, *gather* the tokens of each expert, run it, and *scatter* the weighted results back. The checker
 # compares outputs and gradients with the block of `transformers`.
@@ -74,7 +74,7 @@ exercises.check("01.1", moe_block)
 # <details><summary>Hint</summary>Loop over the experts. <code>torch.where(chosen == expert)</code> gives the tokens that chose it, and whether as first or
 # second. <code>index_add_</code> adds rows at places.</details>
 #
-# One solution, which the rest of the page uses:
+# One solution, which the rest of the page uses. **Scroll on only after your try:**
 
 # %%
 def route(logits, top_k=2):
@@ -98,7 +98,7 @@ def moe(x, router, gate_up, down, top_k=2):
 # %% [markdown]
 # Is it the real thing? The library's own block gets the same random weights and input. Equal outputs are half of the proof. Training needs equal
 # *gradients* too. And what does a token teach the router? A *choice* has no gradient: an expert is among the best two or it is not. Only the weights pass one
-# on. **Before you run the cell:** of four logits, how many get a gradient?
+# on. **Before you run the cell:** the first expert's weight depends on how many of the four logits?
 
 # %%
 from transformers import MixtralConfig
@@ -120,19 +120,19 @@ for name, (theirs, ours) in zip(names, both, strict=True):
     print(f"{name:<26} largest difference {(ours - theirs).abs().max().item():.1e}")
 
 scores = torch.tensor([[2.0, 1.0, 0.0, -1.0]], requires_grad=True)
-route(scores)[0][0, 0].backward()
-print("gradient of the four logits:", [round(g, 3) + 0.0 for g in scores.grad[0].tolist()])
+first_weight = route(scores)[0][0, 0]
+first_weight.backward()
+print("its gradient for the four logits:", [round(g, 3) + 0.0 for g in scores.grad[0].tolist()])
 
 # %% [markdown]
-# The two experts that were not chosen get nothing. An expert that is never chosen never learns. Remember this.
+# The two that were not chosen get nothing. (Without the division by the sum their logits would get a little; the experts themselves, nothing.) An expert that is
+# never chosen never learns.
 #
 # ## What it costs
 #
 # The paper says "8 experts, each with 7 billion parameters". Is that 56 billion?
 #
-# ![Mixtral's parameters, drawn to scale: eight blocks of experts are stored and two of them are used by a token; attention and embeddings exist once.](images/stored.svg)
-#
-# **01.2 (predict)** How many billion parameters does *one token* use? With pencil and paper, before the next cell computes it. hidden 4096, intermediate 14336,
+# **01.2 (predict)** How many billion parameters does *one token* use? On paper, before the next cell computes it: hidden 4096, intermediate 14336,
 # 32 layers, vocabulary 32,000; q and o are 4096 x 4096, k and v 4096 x 1024.
 
 # %%
@@ -174,12 +174,15 @@ table.loc["total"] = table.sum()
 (table / 1e9).round(2)
 
 # %% [markdown]
-# In billions. "7B" is about the last column, and attention and embeddings exist once, not eight times. *Stored* decides how much memory you need: the next
-# token may want any expert. *Used* decides how much arithmetic a token costs.
+# In billions. "7B" is about the last column, and attention and embeddings exist once, not eight times.
+#
+# ![Two fields to scale: memory holds eight experts, attention, embedding and head; one token uses two of the experts, and all the rest.](images/stored.svg)
+#
+# *Stored* decides how much memory you need: the next token may want any expert. *Used* decides how much arithmetic a token costs.
 #
 # So does a sparse block save *time*? Three blocks on this CPU: ours with eight experts, a dense one as large as all eight, and a dense one as large as the
-# two that run. One token is a model *writing*; a thousand is a model *reading* its prompt. **Before you run the cell:** at which end is the sparse block as fast as
-# the small dense one, and where is it as slow as the large one?
+# two that run. One token is a model *writing*; a thousand is a model *reading* its prompt. **Before you run the cells:** at which end is the sparse block as fast as
+# the small dense one, and where does it come nearest to the large one?
 
 # %%
 import time
@@ -219,27 +222,29 @@ for tokens in (1, 4, 16, 64, 256, 1024):
 timed = pd.DataFrame.from_dict(rows, orient="index")
 figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
 timed.iloc[:, 1:].plot(ax=axes, marker="o", logx=True, logy=True, color=["0.4", "tab:orange", "tab:blue"])
-axes.set(xlabel="tokens at once", ylabel="milliseconds", title="One feed-forward block, this machine")
+axes.set(xlabel="tokens at once", ylabel="milliseconds (log scale)", title="One block, this machine")
 axes.set_xticks(timed.index, [f"{n}\n({used} in use)" for n, used in timed["experts in use"].items()])
 axes.minorticks_off()
 h100 = 989e12 / 3.35e12  # operations in bf16 and bytes a second, from its data sheet
-print(f"Mixtral on an H100: below about {h100 * 8 * 2 / 4:,.0f} tokens, reading the weights decides")
+# a weight is 2 bytes to read, and 2 operations for each of the 2 tokens in 8 that want it
+crossing = round(h100 * 2 / (2 * 2 / 8), -2)
+print(f"at the speeds of an H100, in 16 bits: below about {crossing:,.0f} tokens, reading decides")
 
 # %% [markdown]
 # Few tokens: the processor waits for weights to be *read*. One token reads two experts, and the sparse block is fast. A few tokens already want nearly all
-# eight, and it loses its lead. Many tokens: *arithmetic* decides, and each token still computes with two. There sparsity saves most.
+# eight, and most of its lead is gone. Many tokens: *arithmetic* decides, and each token still computes with two. There sparsity saves most.
 #
-# A single chat on a GPU lies far on the left. Weights in fewer bytes help it (notebook 03).
+# A single chat on a GPU lies far on the left. Weights in fewer bytes can help it (notebook 03).
 #
-# ## Watch experts die
+# ## Watch experts starve
 #
 # The more an expert is used, the better it gets, and the more it is used. Left alone, a few take everything (Shazeer et al. 2017, section 4). Pre-training
-# therefore adds a *load-balancing loss* (负载均衡损失):
+# therefore adds a *load-balancing loss* (负载均衡损失; this form: Switch, section 2.2):
 #
 # > experts × Σ over e of (share of tokens that choose e) × (mean probability of e)
 #
-# It equals `top_k` when all experts work alike. The share is counted and has no gradient. The mean probability has one, for *every* expert:
-# that is how forgotten ones are reached. A model has many layers. `transformers` *pools* the tokens of all layers, and then multiplies.
+# It equals `top_k` when all experts work alike. The share is counted and has no gradient. The mean probability has one, for *every* expert: it pushes the
+# crowded ones down, and so lifts the forgotten. A model has many layers. `transformers` *pools* the tokens of all layers, and then multiplies.
 
 # %%
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
@@ -262,7 +267,7 @@ LOSSES = {
 }
 
 # %% [markdown]
-# Now train three small MoEs, made of *our* block, on the text of the bundled rows, byte by byte. Same start, same text in the same order; only the balance
+# Now train three small MoEs, made of *our* block, on the text of the course's sample conversations, byte by byte. Same start, same text; only the balance
 # loss differs. An expert *starves* if it ends with less than a fifth of its fair share. **Before you run the last of these three cells:** which of the models keeps all
 # of its experts?
 
@@ -330,15 +335,15 @@ begin = time.perf_counter()
 runs = {name: train(balance) for name, balance in LOSSES.items()}
 print(f"{len(runs)} models trained in {time.perf_counter() - begin:.0f} s")
 starving = 0.2 / 8
-for name, (load, loss) in runs.items():
-    starved = int((load[-20:].mean(0) < starving).sum())
-    print(f"{name:<20} starving experts: {starved:>2} of 32, text loss {loss:.2f}")
+starved = {name: int((load[-20:].mean(0) < starving).sum()) for name, (load, _) in runs.items()}
+for name, (_, loss) in runs.items():
+    print(f"{name:<20} starving experts: {starved[name]:>2} of 32, text loss {loss:.2f}")
 shape = dict(sharex=True, sharey=True, figsize=(9, 5.7), dpi=80, layout="constrained")
 (figure, axes), curves = plt.subplots(4, len(runs), **shape), []
 for (name, (load, _)), column in zip(runs.items(), axes.T, strict=True):
     smooth, end = 100 * load.unfold(0, 8, 1).mean(-1), load[-20:].mean(0)
     for layer, panel in enumerate(column):
-        for expert, share in sorted(enumerate(end[layer]), key=lambda pair: -pair[1]):
+        for expert, share in sorted(enumerate(end[layer]), key=lambda pair: -pair[1]):  # red on top
             color = "#c62828" if share < starving else "#6f8fb3"
             curves.append((panel.plot([], [], color=color)[0], smooth[:, layer, expert]))
         panel.axhline(100 / 8, color="black", linestyle=":", linewidth=1)
@@ -355,19 +360,19 @@ def draw(part):
 routing.pictures.film(figure, draw)
 
 # %% [markdown]
-# Each line is an expert; red ones starve, and the dotted line is a fair share. (The film plays once. Run the cell again to see it again.)
+# Each line is an expert; red ones starve, and the dotted line is a fair share. (The film plays once.)
 #
-# The pooled loss is hardly better than none. Why? **01.3 (predict)** Two layers, made up. In the first, all tokens use experts 0 to 3, evenly, and nobody 4 to
-# 7. In the second it is the other way round. Each layer alone has a loss of 4, and 2 is perfect. What does the pooled loss say?
+# The pooled loss saves hardly anybody (with other seeds, too). Why? **01.3 (predict)** Two layers, made up. In the first, all tokens use experts 0 to 3, evenly, and nobody 4 to
+# 7. In the second it is the other way round. Each layer alone has a loss of 4, and 2 is even. What does the pooled loss say?
 
 # %%
 pooled_loss = ...
 exercises.check("01.3", pooled_loss)
 
 # %% [markdown]
-# <details><summary>Hint</summary>Pool first: over both layers, which share of the tokens chooses expert 0? And expert 7?</details>
+# <details><summary>Hint</summary>Pool first: over both layers, which share of the tokens chooses expert 0, and what is its mean probability?</details>
 #
-# The answer, by the library. Below it, the load of the first model that this course shipped: it was trained with the pooled loss (recorded).
+# The answer, by the library. Below it, recorded: the load of this course's first model, trained with the pooled loss.
 
 # %%
 import json
@@ -384,13 +389,14 @@ axes = routing.pictures.plot_load(torch.tensor(record["load"]))
 axes.set_title("The course's first model: expert load (% of token slots)");
 
 # %% [markdown]
-# Half of the experts of each made-up layer do nothing, and the pooled loss finds nothing wrong: one layer's neglected expert is another layer's favourite. In our
-# first model one expert died so. A dead expert is memory that never learns. So watch the load layer by layer.
+# Half of the experts of each layer do nothing, and the pooled loss finds nothing wrong: one layer's neglected expert is another layer's favourite. In our
+# first model expert 4 of layer 1 died, and expert 4 of layer 2 took the most. The text loss hides it: the three above differ less than two seeds do. A dead expert is memory that never
+# learns. So watch the load layer by layer.
 #
 # ### Balance without a loss (optional)
 #
-# A balance loss pulls against the loss of the text. DeepSeek-V3 (2412.19437) does without: it adds a *bias* to the probabilities when it *chooses*, and not when it
-# weighs. After each step the bias of an overworked expert goes down a little, and that of an idle one up. Two lines:
+# A strong balance loss can pull against the loss of the text. DeepSeek-V3 (2412.19437) does almost without: it adds a *bias* to the scores when it *chooses*, and not
+# when it weighs. After each step the bias of an overworked expert goes down a little, and that of an idle one up:
 
 # %%
 def adjust(load):
@@ -401,7 +407,9 @@ load, loss = train(LOSSES["no balance loss"], adjust=adjust)
 print(f"starving experts: {int((load[-20:].mean(0) < starving).sum())} of 32, text loss {loss:.2f}")
 
 # %% [markdown]
-# **01.4 (hunt)** Where experts lie on many GPUs, each has a buffer of fixed size, its *capacity* (容量). What does not fit is *dropped*. A factor of 1.0 is just
+# ### When an expert is full
+#
+# **01.4 (hunt)** In GShard and Switch each expert has a buffer of fixed size, its *capacity* (容量). What does not fit is *dropped*. A capacity factor of 1.0 is just
 # enough room if the load is even. This function should give the share of slots that are dropped; every token fills `top_k` slots. It has two bugs.
 
 # %%
@@ -426,8 +434,8 @@ exercises.check("01.4", dropped)
 #
 # Now a trained model: this scale's base. It reads facts in both languages. The *load* of an expert is its share of the slots.
 #
-# **Is there a Chinese expert?** In the second figure, look for a tall bar for one language beside a short one for the other. The black lines are 95 % intervals; texts,
-# not tokens, count as independent.
+# **Is there a Chinese expert?** In the second figure, look for a tall bar for one language beside a short one for the other. The black lines are 95 % intervals, counted by
+# texts: tokens of one text are alike.
 
 # %%
 from aurora_lib import evaluation
@@ -446,13 +454,13 @@ last = len(trace.layers) - 1
 routing.pictures.plot_groups(trace, languages, layers=sorted({0, last}));
 
 # %% [markdown]
-# There are such bars. Has the router *learnt* them? Chinese texts have other tokens than English ones, so a router of *random* weights separates them too. One
+# Has the router *learnt* these bars? Chinese texts have other tokens than English ones, so a router of *random* weights separates them too. One
 # number per layer, the *load gap*: the share of the Chinese slots that would have to move to make both loads equal. Two *baselines* (基线):
 #
-# - *Another router*: random weights read exactly what our router reads. Does *this router* do more than any other?
+# - *Another router*: random weights read exactly what our router reads. Does *this router* do more than a random one?
 # - *Another network*: all routers of the model are random, so later layers read other inputs too.
 #
-# Nineteen draws each. Their *bound* is passed by chance, in any layer, about one time in 20.
+# Nineteen draws each. By chance alone, any layer passes a *bound* about one time in 20.
 
 # %%
 from aurora_lib.routing import baselines, statistics
@@ -475,11 +483,12 @@ bounds = table.filter(like="bound").max(axis=1)
 table.round(3).assign(learnt=(table["this router"] > bounds).map({True: "yes", False: "cannot say"}))
 
 # %% [markdown]
-# Only a layer above *both* bounds has learnt to tell the languages apart. In all others different tokens may be the whole reason, however clear the bars look.
-# (The Mixtral report looked for experts by topic, found none, and saw patterns of syntax.)
+# Layer 0 has clear bars, and random routers have them as well: different tokens may be the whole reason. Layer 3 is above *both* bounds: its router separates the
+# languages' tokens more than random weights do. Yet each of its experts works on both. (The Mixtral report saw no obvious
+# experts by topic, but patterns of syntax.)
 #
 # **01.5 (try)** Which tokens does a router tell apart? Choose a kind of token: digits, punctuation, single characters, bytes ... The cell
-# compares their load with that of all other tokens. Find a kind that stands out in a layer, against both baselines. There is no right answer.
+# compares their load with that of all other tokens, and with both baselines. Name your kind *before* you run, and count your tries: of 20, one passes by chance.
 
 # %%
 from itertools import compress
@@ -494,13 +503,14 @@ exercises.check("01.5", kind)
 member = torch.tensor([kind(token) is True for token in trace.tokens])
 if 0 < member.sum() < len(member):
     print(f"{member.sum()} of {len(member)} tokens, for example {list(compress(trace.tokens, member))[:6]}")
-    least = [torch.stack([statistics.load_gap(one, member) for one in traces]) for traces in others.values()]
-    floor = torch.stack([statistics.bound(drawn) for drawn in least]).amax(0)
+    gaps = [torch.stack([statistics.load_gap(one, member) for one in traces]) for traces in others.values()]
+    higher = torch.stack([statistics.bound(drawn) for drawn in gaps]).amax(0)
     here = statistics.load_gap(trace, member)
-    print("load gap by layer:", here.numpy().round(2), "upper bounds:", floor.numpy().round(2))
+    print("load gap by layer:", here.numpy().round(2), "the higher bound:", higher.numpy().round(2))
 
 # %% [markdown]
-# <details><summary>Hint</summary><code>token.strip("▁").isdigit()</code> is one. Kinds with few different tokens stand out in any router: why?</details>
+# <details><summary>Hint</summary><code>token.strip("▁").isdigit()</code> is one. Few different tokens go to few experts in
+# any router: then the bounds are high, too.</details>
 #
 # ## What tuning moved
 #
@@ -536,7 +546,7 @@ axes.set_xticks(places[:: -(-len(places) // 16)])
 axes.legend(bbox_to_anchor=(1, 1), loc="upper left");
 
 # %% [markdown]
-# A large point above the grey line: tuning moved more than a random change of its size. Below it: no more than noise.
+# Well above the dark line: tuning moved more than a random change of its size. Near it or below: cannot say; nineteen other draws would move the line.
 #
 # ## The explorer
 #
@@ -551,15 +561,17 @@ routing.explorer.Explorer({"base": untuned, "tuned": tuned}, tokenizer, examples
 # %% [markdown]
 # ## What came after 2023
 #
-# ![Mixtral has eight large experts and uses two. OLMoE has 64 small ones and uses eight. DeepSeek-V3 has 256 small ones, uses eight, and one shared expert is always on.](images/after_2023.svg)
+# ![Mixtral uses two of 8 experts, OLMoE eight of 64 smaller ones, DeepSeek-V3 eight of 256 and one shared expert that is always on.](images/after_2023.svg)
 #
-# - **Before:** Switch (2101.03961, the paper's footnote 1) used *one* expert a token. Top-2 gives the router two weights to compare, and so a gradient.
-# - **Smaller and more:** *fine-grained* experts (DeepSeekMoE, OLMoE) give far more combinations at the same cost. OLMoE does not renormalise the weights.
-# - **Shared:** an expert that every token uses holds what all of them need.
-# - **Balance:** by a bias instead of a loss, as above.
-# - **Fused:** libraries store the experts of a layer as *one* tensor. One grouped kernel runs them all, where a loop starts many small ones. That is why tools for
-#   `nn.Linear` miss them (the trap of notebook 03).
-# - **Locality:** in Mixtral, neighbouring tokens share an expert more often than chance (Mixtral report, section 5). Systems that keep few experts in GPU memory live on it.
+# - **Top-k:** Switch (2021, 2101.03961, the paper's footnote 1) uses *one* expert a token. It must not divide by the sum: the weight would always be 1, without a
+#   gradient. Many models of today use eight.
+# - **Smaller and more:** *fine-grained* experts (DeepSeekMoE, OLMoE) give more combinations at the same cost. OLMoE does not divide by the sum, so all its logits get a gradient.
+# - **Shared:** an expert that every token uses is meant to hold what all need.
+# - **Balance:** mostly by a bias, as above (DeepSeek-V3's scores are sigmoids; ours are softmax).
+# - **Fused:** libraries store the experts of a layer as one tensor *per matrix*. A grouped kernel runs them all at once. That is why tools for `nn.Linear` miss them (the trap
+#   of notebook 03).
+# - **Locality:** in Mixtral's later layers, neighbouring tokens share an expert more often than chance (Mixtral report, section 5). Systems that keep few experts in GPU
+#   memory use it.
 #
 # ## Paper, records and you
 
@@ -573,6 +585,7 @@ results.record(
     {
         "Mixtral-8x7B stored parameters": stored,
         "Mixtral-8x7B parameters used per token": active,
+        **{f"experts that starve, {name} [share]": round(n / 32, 3) for name, n in starved.items()},
         "lowest expert load [share]": round(load.min().item(), 3),
         "highest expert load [share]": round(load.max().item(), 3),
         "load that differs between zh and en, mean of layers [share]": mean(gap),
@@ -584,8 +597,8 @@ results.record(
 results.compare("01")
 
 # %% [markdown]
-# **In short.** A router is one matrix, a softmax and a top-2. You store all experts, and compute with two. Sparsity saves most with one token or very
-# many. Unchosen experts get no gradient, so they die; a balance loss of each layer keeps them, a pooled one may not, and a bias does it without a loss. A
-# difference between languages counts only above both baselines, and what tuning moved only above random changes.
+# **In short.** A router is one matrix, a softmax and a top-2. You store all experts, and compute with two. Here sparsity saves most with very many tokens, much with one,
+# and least with a few. Unchosen experts get no gradient and fall behind, until some starve; a balance loss of each layer keeps them, a pooled one may not, and a bias does
+# it without a loss. A difference between languages counts only above both baselines, and what tuning moved only above random changes.
 #
 # **Next:** [02 Chinese data](02_chinese_data.ipynb). **Read:** Shazeer et al. 2017 (1701.06538), the Mixtral report (2401.04088).

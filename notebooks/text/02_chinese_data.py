@@ -6,7 +6,7 @@
 #
 # ![Rows of three files: a few are set aside, some are dropped, most are kept and split into conversations for training.](images/funnel.svg)
 #
-# At `tiny` the files are samples of our own in the released layouts, dirt included. `AURORA_DATA=/a/file.jsonl` (or a folder) reads yours. At `full` the
+# At `tiny` the rows are ours, written like the released ones under the same names, with faults put in. `AURORA_DATA=/a/file.jsonl` (or a folder) reads yours. At `full` the
 # three released files are read, at `mid` one row in fifty. No GPU is needed: `AURORA_SCALE=full AURORA_DEVICE=cpu` cleans them in some ten minutes on two cores (predicted).
 
 # %% [markdown]
@@ -23,7 +23,7 @@ scale = aurora_lib.start("02")
 # ## Three files, two layouts
 #
 # The Alpaca sets hold an `instruction`, sometimes an `input`, and the `output`. ShareGPT holds turns (`conversation`) and a free-text tag
-# (`category`). Shown is how the longest of each file's first 20 rows begins.
+# (`category`). Below: the longest of each file's first 20 rows, cut short.
 
 # %%
 from itertools import islice
@@ -39,15 +39,15 @@ for name, files in sources.files(data).items():
     print(f"{name}: {files[0].name}\n  {max(texts, key=len)}\n")
 
 # %% [markdown]
-# `sources.read` turns each row into *messages*: a list of `{"role": ..., "content": ...}`. It knows other layouts too (`aurora_lib/data/layouts.toml`).
-# A row that is no conversation is *set aside*, with its line in the file and what is wrong with it. The table shows three of each file.
+# `sources.read` turns each row into *messages*: a list of `{"role": ..., "content": ...}`. (It knows those in `aurora_lib/data/layouts.toml`.)
+# A row that is no conversation is *set aside*, with its line and what is wrong with it. The table shows up to three of each file.
 
 # %%
 from pathlib import Path
 
 import pandas as pd
 
-pd.options.display.max_colwidth = 80
+pd.options.display.max_colwidth = 100
 
 reading = sources.read(data, every=scale.every)
 read, aside = reading.conversations, reading.aside
@@ -103,9 +103,11 @@ SUBJECT = re.compile(r"(?i)实体|转义|entit|escap")
 
 
 def character(entity):
-    if entity[0][1] == "#":
-        return html.unescape(entity[0])
-    return html5.get(entity[0][1:], entity[0])  # html.unescape makes "©right;" of "&copyright;"
+    entity = entity[0]
+    if entity.startswith("&#"):
+        return html.unescape(entity)
+    name = entity.removeprefix("&")
+    return html5.get(name, entity)  # an unknown name stays; html.unescape makes "©right;" of "&copyright;"
 
 
 def html_entities(messages):
@@ -121,7 +123,7 @@ for messages in conversations:
     assert html_entities(messages) == edits.html_entities(messages)
 
 # %% [markdown]
-# The `assert` is the proof: on every row read, ours does what the library's does.
+# The `assert` checks that ours does what the library's does, on every row read.
 #
 # **A drop: refusals.** A model tuned on "sorry, I cannot" learns to say it. The draft looks for 抱歉 and 对不起, two words for "sorry".
 # **Before you run the cell:** which bad row does it miss, and which good one does it drop?
@@ -134,8 +136,9 @@ def draft(messages):
 
 def look(step, three):
     for wanted, messages in three:
-        does = "drop" if step(messages) else "keep"
-        print(does, "(right):" if does == wanted else "(WRONG):", said(messages)[-60:])
+        does, text = "drop" if step(messages) else "keep", said(messages)
+        text = text if len(text) < 40 else text[:12] + " … " + text[-25:]
+        print(does, "(right):" if does == wanted else "(WRONG):", text)
     dropped = sum(bool(step(messages)) for messages in conversations)
     print(f"All rows: {dropped:,} of {len(conversations):,} conversations dropped")
 
@@ -166,12 +169,13 @@ def refusal(messages):
     return None if len(rest) > enough else "the last answer is a refusal"
 
 
+print("Behind a refusal, help begins with one of", pattern("turns_helpful").pattern)
 look(refusal, three)
 for messages in conversations:
     assert refusal(messages) == drops.refusal(messages)
 
 # %% [markdown]
-# **A drop: answers cut off in the middle.** A whole sentence ends in 。！ or ？. **Before you run the cell:** is that enough? Two of the three rows are good.
+# **A drop: answers cut off in the middle.** A whole sentence ends in 。！ or ？. **Before you run the cell:** is that enough?
 
 
 # %%
@@ -180,20 +184,24 @@ def draft(messages):
 
 
 park = "今天天气很好。我们一家人去了公园，孩子们在草地上放风筝，老人坐在长椅上聊天。"
+park += "公园里开满了花，有桃花、杏花和玉兰花。湖上还有人划船，岸边的柳树也绿了，许多人在树下照相。"
 park += "我们带了水果、面包和一壶茶，"
 three = [
     ("drop", talk("写一篇日记。", park + "中午就在湖边的大树下吃饭，")),
     ("keep", talk("三乘九等于多少？", "27")),
-    ("keep", talk("写一篇日记，加上话题。", park + "就在树下吃饭。#春天")),
+    ("keep", talk("写一篇日记，加上话题。", park + "就在树下吃饭。#春天是大家的")),
 ]
 look(draft, three)
 
 # %%
-# it looks for signs of a cut, not for a missing full stop
+SHORT, LONG, VERY_LONG = 60, 100, 150  # characters of an answer
+
+
+# a missing full stop alone is no sign; short answers and short last lines are spared
 def truncated(messages):
     answer = messages[-1]["content"].rstrip()
     last = answer.split("\n")[-1]
-    if len(answer) < 60:
+    if len(answer) < SHORT:
         return None
     sign = pattern("unfinished").search(answer)  # a comma, an open bracket, "3.", "有以下几种："
     if sign and (len(last) > 12 or sign[0].startswith("\n")):
@@ -201,12 +209,12 @@ def truncated(messages):
     if answer.count("```") % 2 and not answer.endswith("```"):
         return "the last answer stops inside a code block"
     stop = max(last.rfind(mark) for mark in "。！？")
-    behind = last[stop:]
-    if len(answer) <= 100 or stop < 1 or pattern("tag_or_address").search(behind):
+    behind = last[stop:]  # from the last full stop on
+    if len(answer) <= LONG or stop < 1 or pattern("tag_or_address").search(behind):
         return None
     if last[-1] in "的和与在把被及或但而将":
         return f"the last answer stops at {last[-1]!r}"
-    if len(answer) > 150 and "，" in behind and "\u4e00" <= last[-1] <= "\u9fff":
+    if len(answer) > VERY_LONG and "，" in behind and "\u4e00" <= last[-1] <= "\u9fff":
         return "the last answer stops in the middle of a sentence"
     return None
 
@@ -216,9 +224,10 @@ for messages in conversations:
     assert truncated(messages) == drops.truncated(messages)
 
 # %% [markdown]
-# **Exercise 02.2, build: a fourth step,** which the library does not have. Many shared answers claim to come from *another company's
+# **Exercise 02.1, build: a fourth step,** which the library does not have. Some ShareGPT answers claim to come from *another company's
 # model*: 我是ChatGPT. Your model would learn to say so. Drop them. An answer *about* such a product stays, and so does
-# "I am an AI assistant". The check runs your step on labelled rows, `data/identity.jsonl`. It wants a *precision* (精确率) of 0.9, the share of dropped rows
+# "I am an AI assistant". Read the labelled rows first, `data/identity.jsonl`: they name many products and companies. The check runs
+# your step on them. It wants a *precision* (精确率) of 0.9, the share of dropped rows
 # that are bad, and a *recall* (召回率) of 0.8, the share of bad rows that are dropped.
 
 # %%
@@ -229,12 +238,12 @@ def claims(messages):
     return ...
 
 
-exercises.check("02.2", claims)
+exercises.check("02.1", claims)
 
 # %% [markdown]
 # <details><summary>Hint</summary>Look for 我 and a product's name in one sentence. Then look at what the user asked for.</details>
 #
-# On new rows expect a lower score: you wrote the step for these. `look(claims, [])` counts what it drops here.
+# On new rows expect a lower score: you wrote the step for these. At `full`, `look(claims, [])` counts what it drops; the `tiny` rows have none.
 #
 # ## Ten rows, all steps
 #
@@ -267,15 +276,12 @@ for messages in ten:
 pd.DataFrame(rows, columns=["question | answer", "what becomes of it"]).replace("\n", "⏎", regex=True)
 
 # %% [markdown]
-# What is *not* dropped matters as much. Short answers are mostly right, an apology may have been asked for, and 英语 in the question makes an
-# English answer the right one.
+# What is *not* dropped matters as much. Short answers are mostly right, an apology may have been asked for, and so may English (英语).
 #
 # ## The account
 #
-# `clean` takes all steps (`cleaning.steps()` lists them) and remembers every change. An interrupted run goes on where it stopped.
-#
-# First, for each source: rows in the file = set aside + dropped + kept. Then the same by step, where `read` is without the rows set aside.
-# What is `edited` is not lost, but a later step may drop it.
+# `clean` takes all steps (`cleaning.steps()` lists them). First, for each source: rows in the file = set aside + dropped + kept.
+# Then the same by step, without the rows set aside. A later step may drop what is `edited`.
 
 # %%
 from aurora_lib.data import clean, cleaning
@@ -287,8 +293,7 @@ print(account)
 result.report
 
 # %% [markdown]
-# Read some of what was dropped. A step that drops good rows shows itself here, and nowhere else. (Every change
-# is in `result.edits`.)
+# Read some of what was dropped. A step that drops good rows shows itself only here.
 
 # %%
 texts = dict(zip(read["id"][:], conversations, strict=True))
@@ -306,16 +311,16 @@ pd.DataFrame(rows, columns=["step", "question", "last turn", "reason, or the row
 # %% [markdown]
 # ## Near duplicates
 #
-# Two rows that say the same in almost the same words teach it twice. To compare texts, cut them into *shingles*, here every five
-# characters in a row. The *Jaccard similarity* J is the number of shingles that both texts have, divided by the number that at least one of them has.
+# Two rows that say the same in almost the same words teach it twice. To compare texts, cut them into *shingles*: every five
+# characters in a row. The *Jaccard similarity* J is the number of shingles that both have, divided by the number that at least one has.
 #
-# **Exercise 02.1, a prediction.** Two sentences of 25 characters differ in one, the fifth from the end. How large is J?
+# **Exercise 02.2, a prediction.** Two sentences of 25 characters differ in one, the fifth from the end. How large is J?
 
 # %%
 from aurora_lib import exercises
 
 similarity = ...
-exercises.check("02.1", similarity)
+exercises.check("02.2", similarity)
 
 # %% [markdown]
 # <details><summary>Hint</summary>How many shingles does a sentence of 25 characters have? In how many of them does one character stand?</details>
@@ -330,18 +335,19 @@ a = "长城是中国古代的防御工程，东起山海关，西到嘉峪关。
 b = "长城是中国古代的防御工程，东起山海关，西至嘉峪关。"
 common, all_ = shingles(a) & shingles(b), shingles(a) | shingles(b)
 print(f"J = {len(common)} / {len(all_)} = {len(common) / len(all_):.2f}")
+print(sum(x == y for x, y in zip(a, b, strict=True)), "of", len(a), "characters are equal")
 print("only in one of them:", sorted(all_ - common))
 
 # %% [markdown]
 # Comparing all pairs of 176,678 rows would take 15.6 billion comparisons. **MinHash** makes each text a short list of numbers: hash all its shingles,
 # keep the smallest hash, and repeat with 128 different hash functions. Of all shingles of two texts, each is equally likely to get the
 # smallest hash. With probability J it is a *common* one, and then both texts keep the same number: **the share of equal numbers estimates
-# J.** Then cut the 128 numbers into 32 *bands* of 4. Only texts with at least one equal band are compared. That happens with probability
-# $1-(1-J^4)^{32}$, the S-curve.
+# J.** Then cut the 128 numbers into 32 *bands* of 4. A band is equal with probability $J^4$ (all four numbers). At least one of 32
+# is with $1-(1-J^4)^{32}$, the S-curve. Only such texts are compared.
 #
-# The next cell makes a copy of each longer text and replaces a random share of its characters. Left: a dot is one pair; on the black
-# line the estimate is exact. Right: the formula for four ways to cut the numbers (thick: ours). A black dot is measured on all pairs
-# within a tenth of J, so it need not lie on the curve.
+# The next cell copies each longer text and replaces a random share of its characters. Left: a dot is one pair; on the black
+# line the estimate is exact. Right: the formula for four ways to cut the numbers (thick: ours). A black dot is the measured
+# share for one tenth of J (0.4 to 0.5, say). With few pairs luck moves it.
 
 # %%
 import numpy as np
@@ -396,11 +402,11 @@ right_axes.legend(bbox_to_anchor=(1, 1))
 figure.tight_layout()
 
 # %% [markdown]
-# Pairs that share a band are then compared in full. Near duplicates have at least 0.7 of their shingles or 0.9 of their characters in
-# common, *unless* they ask different things and have different answers, as the same sum with other figures.
+# Pairs that share a band are then compared in full. Near duplicates have at least 0.7 of their shingles in common, or (like the Great Wall
+# pair) 0.9 of their characters, *unless* question and answer changed together, as in the same sum with other figures.
 #
-# How many are found? Plant copies in whose last answer one character in fifty is replaced, at least one.
-# In a very short row one character may be what the row is about. So short rows are counted apart.
+# How many are found? We add copies with one character in fifty of the last answer replaced, at least one.
+# Short rows are counted apart: one character may be what they are about.
 
 # %%
 from datasets import concatenate_datasets
@@ -423,8 +429,10 @@ found = pd.DataFrame(
 found.groupby("characters").found.agg(planted="size", found="sum", share="mean").round(3)
 
 # %% [markdown]
-# **Exercise 02.3, hunt.** Of texts that are alike the longest should stay, and a text should go only if it is like one that *stays*. (Else a chain of small
-# changes goes as a whole.) This function has two bugs. Write it again without them.
+# Nearly all are found, also the short ones; such small changes are easy.
+#
+# **Exercise 02.3, hunt.** Of texts that are alike, one should stay, the one that says most. `alike(a, b)` says whether two are alike.
+# This function has two bugs. Write it again without them.
 #
 # ```python
 # def stay(texts, alike):
@@ -447,7 +455,7 @@ def stay(texts, alike):
 exercises.check("02.3", stay)
 
 # %% [markdown]
-# <details><summary>Hint</summary>In which order does <code>sorted</code> give them? And what is in <code>before</code>?</details>
+# <details><summary>Hint</summary>In which order does <code>sorted</code> give them? Of a chain of small changes, what stays?</details>
 #
 # ## Benchmark questions among the rows
 #
@@ -473,12 +481,11 @@ print(f"{counted} hold one of {len(asked.texts):,} benchmark questions")
 pd.DataFrame(rows[:3], columns=["benchmark question", "a row's question"])
 
 # %% [markdown]
-# At `tiny` a few questions were put there on purpose. `clean(read, benchmarks=asked)` would drop them. We keep them: notebooks 04 and 05 also ask about facts
-# that tuning never saw.
+# At `tiny` a few were put there on purpose. We keep them for the course. For a real score, drop them: `clean(read, benchmarks=asked)`.
 #
 # ## Table 1, and a suspicion
 #
-# The paper counts single- and multi-round conversations. (At `tiny` only the shape of ours compares. At `mid` it is one row in fifty.)
+# The paper counts single- and multi-round conversations. (At `tiny` only the shape compares; `mid` reads one row in fifty.)
 
 # %%
 from aurora_lib.course import paper
@@ -498,23 +505,24 @@ for source, messages in zip(result.kept["source"][:], result.kept["messages"][:]
     rounds = sum(message["role"] == "user" for message in messages)
     rows.append([source, "multiple" if rounds > 1 else "single"])
 ours = pd.DataFrame(rows, columns=["source", "rounds"]).value_counts().unstack()
-ours = ours.reindex(columns=["single", "multiple"])
+ours = ours.reindex(columns=["single", "multiple"]).add_prefix("ours, kept: ")
 table = pd.concat([theirs, ours], axis=1).fillna(0).astype(int)
 table.loc["total"] = table.sum()
 assert table.loc["total", theirs.columns].sum() == count["total"]
 removed = 6_103  # "mistruncated examples", says the card of llamafactory/alpaca_gpt4_zh on the hub
-print(f"{removed:,} of {gpt4:,} are {removed / gpt4:.1%}; without them {gpt4 - removed:,}")
+print(f"alpaca_gpt4_zh: {gpt4:,} - {removed:,} ({removed / gpt4:.1%}) = {gpt4 - removed:,} rows")
 table.map("{:,}".format)
 
 # %% [markdown]
-# LLaMA-Factory, with which the authors trained, offers the second set today. Its card says how many cut-off rows were removed from that copy.
-# The paper's count looks like the one *before* that. If so, Aurora was tuned on these rows too. At `full` the table shows how many today's copy has.
+# LLaMA-Factory, with which the authors trained, offers the second set today. Its card says how many cut-off rows were removed.
+# Another copy on the hub has 48.8k rows, the paper's count. So perhaps nothing was removed, and Aurora saw the cut-off rows too; the paper does not say.
+# At `full` the account above says how many rows today's copy has (the table counts what we kept).
 #
 # ## Figure 2, a detective story
 #
 # The paper: "There are mainly 20 categories in datasets. The three categories with the highest quantity are computer, natural, and science." Is *natural* a
-# topic? ShareGPT's tags look like "Natural Science, Chemistry: ". Split them at commas, and count. Then split them at spaces.
-# **Before you run the cell:** what becomes of *natural science* on the right?
+# topic? ShareGPT's tags look like "Natural Science, Chemistry: ". Count them split at commas, then at spaces.
+# **Before you run the cell:** what becomes of *natural science* in the second count?
 
 # %%
 from collections import Counter
@@ -533,15 +541,17 @@ for axes, counts, title in zip(both, (whole, words), ("split at commas", "split 
     named = {"computer", "natural", "science", "natural science", "computer science"}
     colours = ["tab:orange" if name in named else "tab:gray" for name in names]
     axes.barh(names, [n for _, n in top], color=colours)
-    axes.set(title=f"ShareGPT's tags, {title}", xlabel="conversations")
+    axes.set(title=f"ShareGPT's tags, {title}", xlabel="times counted")
 print(f"{tagged:,} of {len(result.kept):,} kept conversations have a tag")
 print("natural science:", whole["natural science"], "times;", end=" ")
 print(", ".join(f"{word}: {words[word]}" for word in ("natural", "science", "computer")))
 
 # %% [markdown]
-# One topic became two words, each as frequent as it was, or more. "Computer Science" would give *computer*, and *science* once more. So the paper's three
-# categories are probably two topics, split at spaces. At `tiny` the tags are ours, without computers: they show only how splitting works. At `full` the
-# cell reads the released tags. Nobody checked those, and Figure 2 cannot be rebuilt from them.
+# One topic became two words, each as frequent as it was, or more. "Computer Science" would add to *science* too. So the three
+# categories may be two topics. But then *science* should be the largest, and the paper names it last (perhaps by alphabet).
+#
+# At `tiny` the tags are ours, without computers. At `full` the cell reads the released ones; we have not run that. It cannot
+# rebuild Figure 2: the Alpaca rows have no tags, and the paper does not say where its categories come from.
 #
 # ## What Chinese costs in tokens
 #
@@ -570,8 +580,8 @@ print(f"{len(pieces['zh']) / len(pieces['en']):.2f} x the tokens of the same fac
 # %% [markdown]
 # ## Save
 #
-# A conversation longer than the training length (the paper's stack: 1,024 tokens) would lose its end. So it is split *between turns*. But the
-# second piece does not know the first: it may begin with a lone "继续".
+# A conversation longer than the training length (the paper's stack: 1,024 tokens) would lose its end. So it is split *between turns*.
+# The second piece may begin with a lone "继续".
 #
 # Notebook 04 trains on exactly this, on the same machine or with the same `AURORA_RUNS`.
 
@@ -582,12 +592,13 @@ own = load_tokenizer(scale.base_model, revision=scale.revision)
 saved = split(result.kept, own, scale.length)
 path = save_conversations(saved, scale, account)
 print(f"{len(saved):,} conversations of at most {scale.length} tokens (or one exchange) in {path.name}")
+print(f"Splitting made {len(saved) - len(result.kept):,} of them")
 
 # %% [markdown]
 # ## Exercise
 #
-# **02.4 Try.** Cut the 128 numbers in another way: `my_cut = bands, rows`. Can it compare fewer pairs than our 32 x 4, and still find 19 of 20 planted copies?
-# The check tries it on the bundled rows. How few pairs can you reach? On other rows another cut may be best.
+# **02.4 Try.** Cut the numbers in another way: `my_cut = bands, numbers in each` (at most 128 in all). Can it compare fewer than 60 pairs
+# and find 19 of 20 planted copies? The check tries it on the bundled rows, beside our 32 x 4. On other rows another cut may be best.
 
 # %%
 from aurora_lib import exercises
@@ -596,13 +607,14 @@ my_cut = ...
 exercises.check("02.4", my_cut)
 
 # %% [markdown]
-# <details><summary>Hint</summary>Compare the curves above: longer bands agree by chance less often, and miss more.</details>
+# <details><summary>Hint</summary>Compare the curves above: longer bands agree by chance less often, and miss more. You need not use all 128.</details>
 #
 # ## Paper, records and you
 
 # %%
 from aurora_lib.course import results
 
+steps_taken = result.dropped["step"][:]
 long_found = found.found[found.characters == "25 and more"].mean()
 results.record(
     "02",
@@ -610,8 +622,10 @@ results.record(
         "rows read": len(read) + len(aside),
         "rows set aside as no conversation": len(aside),
         "conversations dropped": len(result.dropped),
-        "near duplicates dropped": result.dropped["step"].count("near_duplicate"),
-        "planted near duplicates found (25 characters and more)": round(long_found, 4),
+        "refusals dropped": steps_taken.count("refusal"),
+        "exact duplicates dropped": steps_taken.count("duplicate"),
+        "near duplicates dropped": steps_taken.count("near_duplicate"),
+        "planted near duplicates found (25 characters and more) [share]": round(long_found, 4),
         "conversations": len(saved),
         "tokens per Chinese character": round(per_character, 3),
     },
@@ -619,8 +633,8 @@ results.record(
 results.compare("02")
 
 # %% [markdown]
-# **In short.** Every row is kept, or dropped with its step and reason, or set aside with
-# its line, and the totals match. A first draft drops good rows: try it on rows that should stay, and read what it drops. MinHash finds near duplicates without comparing all
-# pairs. Chinese is expensive in Mixtral's tokens: split long conversations between turns.
+# **In short.** Every row is kept, dropped with its reason, or set aside with
+# its line, and the totals match. A first draft drops good rows: try it on rows that should stay. MinHash finds near duplicates without comparing all
+# pairs. Chinese costs more tokens than English: split long conversations between turns.
 #
 # **Next:** [03 QLoRA and memory](03_qlora_memory.ipynb).

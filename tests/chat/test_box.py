@@ -107,11 +107,6 @@ def test_reset_during_an_answer_clears_everything(talking, session):
     assert not talking.box.busy and talking.box.status == ""
 
 
-def test_closed_box_leaves_no_thread(talking):
-    talking.box.close()
-    assert not talking.threads() and talking.box.comm is None
-
-
 def test_regenerate_replaces_the_last_answer(page, session):
     session.temperature = 3.0
     page.say("你好")

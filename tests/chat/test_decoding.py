@@ -33,28 +33,23 @@ def turns(*lengths):
         yield ids
 
 
-@pytest.fixture(params=[False, True], ids=["growing", "fixed"])
-def fixed(request):
-    return request.param
-
-
 # the cache
 
 
 @pytest.mark.parametrize("adapter", [True, False])
-def test_every_token_of_every_turn_gets_the_logits_of_computing_everything(model, fixed, adapter):
-    decoder, rooms = Decoder(model, fixed=fixed), set()
-    for prompt in turns(5, 240, 20, 260, 1):  # a fixed cache is outgrown twice
+def test_every_token_of_every_turn_gets_the_logits_of_computing_everything(model, adapter):
+    decoder, rooms = Decoder(model), set()
+    for prompt in turns(5, 240, 20, 260, 1):  # the cache is outgrown twice
         for _ in range(3):
             logits = decoder.logits(prompt, adapter=adapter)
             torch.testing.assert_close(logits, whole(model, prompt, adapter), **SAME)
             prompt = [*prompt, int(logits.argmax())]
         rooms.add(decoder.cache.room)
-    assert len(rooms) == (3 if fixed else 1)
+    assert len(rooms) == 3
 
 
-def test_only_what_is_new_is_computed(model, fixed):
-    decoder, ids = Decoder(model, fixed=fixed), list(range(100, 130))
+def test_only_what_is_new_is_computed(model):
+    decoder, ids = Decoder(model), list(range(100, 130))
     # two tokens more; another end; the same (its last token is computed again); shorter; another beginning
     prompts = [ids, [*ids, 7, 8], [*ids[:20], 5], [*ids[:20], 5], ids[:10], [9, *ids]]
     for prompt, reused in zip(prompts, [0, 30, 20, 20, 9, 0], strict=True):
@@ -64,8 +59,8 @@ def test_only_what_is_new_is_computed(model, fixed):
     assert decoder.reused == 0, "keys and values of the other adapter were reused"
 
 
-def test_interrupt_within_the_model_does_not_spoil_the_cache(model, fixed):
-    decoder, ids = Decoder(model, fixed=fixed), list(range(100, 120))
+def test_interrupt_within_the_model_does_not_spoil_the_cache(model):
+    decoder, ids = Decoder(model), list(range(100, 120))
     decoder.logits(ids)
 
     def interrupt(*_):

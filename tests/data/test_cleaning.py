@@ -1,7 +1,6 @@
 """Cleaning: all steps together. Nothing is lost, nothing changes the second time, a killed run goes on."""
 
 import json
-import os
 import pickle
 import random
 import signal
@@ -16,11 +15,9 @@ from datasets import concatenate_datasets
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aurora_lib.data import clean, cleaning, duplicates, edits, sources
+from aurora_lib.data import clean, cleaning, duplicates, sources
 from aurora_lib.evaluation import contamination
 from tests.data.conversations import dataset, good_conversations, talk
-
-OPTIONS = tuple(step.__name__ for step in edits.OPTIONAL)
 
 
 def test_of_equal_conversations_the_first_stays():
@@ -58,19 +55,16 @@ TURN = st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", "sys
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-@given(
-    st.lists(st.lists(TURN, min_size=1, max_size=5), min_size=1, max_size=12),
-    st.sets(st.sampled_from(OPTIONS)),
-)
-def test_any_rows_are_kept_or_dropped_and_cleaning_twice_changes_nothing(conversations, options):
-    read, options = dataset(*conversations), tuple(sorted(options))
-    result = clean(read, options=options)
+@given(st.lists(st.lists(TURN, min_size=1, max_size=5), min_size=1, max_size=12))
+def test_any_rows_are_kept_or_dropped_and_cleaning_twice_changes_nothing(conversations):
+    read = dataset(*conversations)
+    result = clean(read)
     assert sorted([*result.kept["id"], *result.dropped["id"]]) == sorted(read["id"])
     assert all(row["messages"] == conversations[int(row["id"])] and row["reason"] for row in result.dropped)
     total = result.report["total"]
     assert total.get(("kept", "kept"), 0) + total[total.index.isin(["dropped"], level=1)].sum() == len(read)
     if len(result.kept):
-        again = clean(result.kept, options=options)
+        again = clean(result.kept)
         assert again.kept.to_list() == result.kept.to_list() and len(again.edits) == 0
 
 
@@ -99,17 +93,16 @@ ONE = dataset(talk("问", "答"))
 
 
 @pytest.mark.parametrize(
-    ("rows", "options", "message"),
+    ("rows", "message"),
     [
-        (ONE, ("nonsense",), r"no optional step nonsense\. There are: to_simplified"),
-        (concatenate_datasets([ONE, ONE]), (), "The id '0' is there more than once"),
-        (dataset(), (), "no conversation was read"),
-        (ONE.remove_columns(["messages", "category"]), (), "no column category, messages"),
+        (concatenate_datasets([ONE, ONE]), "The id '0' is there more than once"),
+        (dataset(), "no conversation was read"),
+        (ONE.remove_columns(["messages", "category"]), "no column category, messages"),
     ],
 )
-def test_wrong_calls_are_told(rows, options, message):
+def test_wrong_calls_are_told(rows, message):
     with pytest.raises(sources.DataError, match=message):
-        clean(rows, options=options)
+        clean(rows)
 
 
 def many(n: int):
@@ -161,23 +154,15 @@ def test_killed_half_way_it_goes_on_from_the_finished_shards(tmp_path, monkeypat
     assert everything(resumed) == everything(clean(read))
 
 
-def test_other_rows_other_options_and_other_code_are_cleaned_anew(tmp_path, monkeypatch):
+def test_other_rows_other_benchmarks_and_other_code_are_cleaned_anew(tmp_path, monkeypatch):
     read = many(30)
     shards = lambda: len(list(tmp_path.glob("*.arrow")))  # noqa: E731
     clean(read, folder=tmp_path)
     clean(many(30), folder=tmp_path)
     assert shards() == 1, "equal rows are the same shard"
-    clean(read, folder=tmp_path, options=OPTIONS)
     clean(read, folder=tmp_path, benchmarks=contamination.Questions(["什么？"]))
     clean(many(31), folder=tmp_path)
-    assert shards() == 4
+    assert shards() == 3
     monkeypatch.setattr(cleaning, "code", lambda: "another step")
     clean(read, folder=tmp_path)
-    assert shards() == 5
-
-
-@pytest.mark.skipif(not os.environ.get("AURORA_DATA"), reason="AURORA_DATA does not point at real rows")
-def test_real_rows_load_and_clean():
-    result = clean(sources.read(os.environ["AURORA_DATA"]).conversations)
-    assert len(result.kept) > 0.9 * (len(result.kept) + len(result.dropped))
-    assert clean(result.kept).kept.to_list() == result.kept.to_list()
+    assert shards() == 4

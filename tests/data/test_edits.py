@@ -5,12 +5,10 @@ import pytest
 from aurora_lib.data import edits
 from tests.data.conversations import EXAMPLES, talk
 
-OPTIONS = tuple(step.__name__ for step in edits.OPTIONAL)
-
 
 def edited(*texts):
-    messages, changes = edits.edit(talk(*texts), OPTIONS)
-    assert edits.edit(messages, OPTIONS) == (messages, []), "editing again changes something"
+    messages, changes = edits.edit(talk(*texts))
+    assert edits.edit(messages) == (messages, []), "editing again changes something"
     return [message["content"] for message in messages], changes
 
 

@@ -52,7 +52,7 @@ def outcome(folder, name: str, content: bytes) -> tuple[int, list[str], list[str
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         try:
-            reading = sources.read(file, "alpaca_zh")
+            reading = sources.read(file)
         except DataError as error:
             said = [str(error)]
             assert str(file) in said[0] and re.search(r"\. .*\.$", said[0]), said

@@ -36,8 +36,8 @@ def rows(folder: Path, *found, name: str = "rows.json") -> Path:
 
 def read(file: Path):
     """How many rows of `file` are conversations, and what is wrong with the others: {line: reason}."""
-    reading = sources.read(file, "alpaca_zh")
-    assert {(row["source"], row["file"]) for row in reading.aside} <= {("alpaca_zh", str(file))}
+    reading = sources.read(file)
+    assert {(row["source"], row["file"]) for row in reading.aside} <= {("own", str(file))}
     return len(reading.conversations), {row["line"]: row["reason"] for row in reading.aside}
 
 
@@ -64,7 +64,7 @@ def test_a_file_without_one_conversation_is_refused_and_said_to_be_what_it_seems
     file = write(tmp_path, "rows.json", text)
     with warnings.catch_warnings(), pytest.raises(DataError) as refused:
         warnings.simplefilter("ignore")
-        sources.read(file, "alpaca_zh")
+        sources.read(file)
     assert str(refused.value).startswith(f"{file} ") and what in str(refused.value)
 
 
@@ -106,7 +106,7 @@ def test_any_json_is_loaded_or_set_aside(found):
     lines = "\n".join(json.dumps(row, ensure_ascii=False) for row in found)
     with tempfile.TemporaryDirectory() as folder:
         for name, text in (("a.json", json.dumps(found)), ("a.jsonl", f"{lines}\n")):
-            reading = sources.read(write(Path(folder), name, text), "alpaca_zh")
+            reading = sources.read(write(Path(folder), name, text))
             assert len(reading.conversations) + len(reading.aside) == len(found)
             assert len(set(reading.conversations["id"])) == len(reading.conversations)
 
@@ -125,9 +125,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
     assert int(read) == 300 and file.stat().st_size > 500e6 and float(grown) < 0.2
 
 
-def test_unknown_sources_and_missing_files_are_named(tmp_path):
-    with pytest.raises(DataError, match="alpaca_zh, alpaca_gpt4_zh, sharegpt_zh"):
-        sources.read(name="alpaca")
+def test_missing_files_are_named(tmp_path):
     with pytest.raises(DataError, match=r"gone\.json does not exist.*AURORA_DATA"):
         sources.read(tmp_path / "gone.json")
     with pytest.raises(DataError, match=r"holds no file of alpaca_gpt4_zh \(alpaca_gpt4_data_zh\.json"):
@@ -141,34 +139,32 @@ def test_no_network_names_the_local_remedy(monkeypatch):
         raise ConnectionError("no route")
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", unreachable)
-    with pytest.raises(DataError, match=r"common_zh_70k\.jsonl could not be had.*AURORA_DATA"):
-        sources.read("hub", "sharegpt_zh")
+    with pytest.raises(DataError, match=r"alpaca_data_zh_51k\.json could not be had.*AURORA_DATA"):
+        sources.read("hub")
 
 
 def test_a_download_that_is_not_the_released_file_is_told(tmp_path, monkeypatch):
     file = rows(tmp_path, GOOD, name="alpaca_data_zh_51k.json")
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: str(file))
-    with pytest.warns(UserWarning, match=r"alpaca_data_zh_51k\.json is not the file of the paper's stack"):
-        assert len(sources.read("hub", "alpaca_zh").conversations) == 1
-    monkeypatch.setitem(sources.SOURCES["alpaca_zh"], "sha1", [hashlib.sha1(file.read_bytes()).hexdigest()])
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert len(sources.read("hub", "alpaca_zh").conversations) == 1
+    known = [hashlib.sha1(file.read_bytes()).hexdigest()]
+    monkeypatch.setitem(sources.SOURCES["alpaca_gpt4_zh"], "sha1", known)
+    with pytest.warns(UserWarning) as told:
+        assert len(sources.read("hub").conversations) == 3
+    (one,) = told  # the second has the right sum, and for the third none is known
+    assert str(one.message).startswith("alpaca_data_zh_51k.json is not the file of the paper's stack")
 
 
 def test_in_a_folder_the_released_file_comes_before_parts_of_it_and_what_is_not_read_is_said(tmp_path):
-    for name in ("alpaca_gpt4_zh.json", "sharegpt_zh.json", "alpaca_zh_part.json", "alpaca_zh_part (1).json"):
+    for name in ("alpaca_gpt4_zh.json", "sharegpt_zh.json", "alpaca_zh_part.json"):
         rows(tmp_path, GOOD, name=name)
     rows(tmp_path, GOOD, name=".ipynb_checkpoints/alpaca_zh_part-checkpoint.json")
-    (found,) = sources.files(tmp_path, "alpaca_zh").values()
-    assert [file.name for file in found] == ["alpaca_zh_part.json"]
-    assert sources.read(tmp_path).remarks[0].startswith("not read: alpaca_zh_part (1).json. To read")
+    assert [file.name for file in sources.files(tmp_path)["alpaca_zh"]] == ["alpaca_zh_part.json"]
     released = rows(tmp_path / "deep", GOOD, GOOD, name="alpaca_data_zh_51k.json")
     rows(tmp_path, GOOD, name="mine.json")
     assert sources.files(tmp_path)["alpaca_zh"] == [released]
     reading = sources.read(str(tmp_path))
     assert len(reading.conversations) == 4
-    assert "not read: alpaca_zh_part (1).json, alpaca_zh_part.json, mine.json. To" in reading.remarks[0]
+    assert "not read: alpaca_zh_part.json, mine.json. To" in reading.remarks[0]
 
 
 def test_a_file_is_read_once_and_by_its_name(tmp_path):
@@ -195,6 +191,6 @@ def test_the_account_says_what_became_of_every_row(tmp_path):
 
 def test_ids_are_unique_and_stable_over_several_files(tmp_path):
     for folder in (tmp_path, tmp_path / "x"):
-        rows(folder, GOOD, None, GOOD, name="alpaca_zh_part.json")
-    ids, again = (sources.read(tmp_path, "alpaca_zh").conversations["id"][:] for _ in range(2))
+        rows(folder, GOOD, None, GOOD, name="mine.json")
+    ids, again = (sources.read(tmp_path).conversations["id"][:] for _ in range(2))
     assert len(set(ids)) == 4 and ids == again

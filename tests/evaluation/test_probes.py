@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from aurora_lib.evaluation import perplexity, probes
-from aurora_lib.evaluation.benchmarks import EvalError
 from tests.data.conversations import talk
 from tests.evaluation.conftest import EXAMPLES, foreseen
 
@@ -73,15 +72,6 @@ def test_probes_split_into_held_out_and_others():
     held_out, others = probes.load_probes(held_out=True), probes.load_probes(held_out=False)
     assert len(held_out) + len(others) == len(probes.load_probes()) and len(held_out) > 50
     assert all(item["held_out"] for item in held_out) and not any(item["held_out"] for item in others)
-
-
-@pytest.mark.parametrize("content", [None, '{"id": "a"', '{"id": "a"}'])
-def test_a_probe_file_that_is_missing_or_damaged_is_named_with_the_remedy(tmp_path, monkeypatch, content):
-    if content:
-        (tmp_path / "probes.jsonl").write_text(content, encoding="utf-8")
-    monkeypatch.setattr(probes, "DATA", tmp_path)
-    with pytest.raises(EvalError, match=r"probes.jsonl: .*git checkout"):
-        probes.load_probes()
 
 
 def test_perplexity_equals_plain_forwards_over_the_answers_tokens(random_model, tokenizer):

@@ -31,7 +31,7 @@ def test_the_interval_of_a_whole_benchmark_is_wilsons(right, weights):
 
 def test_a_sample_with_weights_is_worth_what_kish_says():
     # weights 3, 1, 1, 1: a third of them right; (3 + 1 + 1 + 1)**2 / (9 + 1 + 1 + 1) = 3 drawn evenly
-    score = Score.by(zip("aaaa", [False, True, True, False], [3, 1, 1, 1], strict=True), ["none"])["a"]
+    score = Score.of([False, True, True, False], [3, 1, 1, 1])
     assert (score.accuracy, score.n, score.effective) == (pytest.approx(1 / 3), 4, pytest.approx(3))
     assert score.interval == pytest.approx(binomtest(1, 3).proportion_ci(method="wilson"), abs=1e-7)
     assert str(score).endswith("n=4 (a sample, worth 3 drawn evenly)")

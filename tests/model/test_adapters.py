@@ -60,12 +60,11 @@ def answers(folder):
     tokenizer, said = load_tokenizer(DATA / "tiny"), []
     for question in ("日本的首都是哪里？", "大熊猫生活在哪里？"):
         chat = batching.chat_prompt(tokenizer, [dict(role="user", content=question)])
-        prompt = batching.encode(tokenizer, chat)
-        inputs = batching.left_pad([prompt], tokenizer, "cpu")
+        inputs = tokenizer(chat, add_special_tokens=False, return_tensors="pt")
         for way in (contextlib.nullcontext(), model.disable_adapter()):
             with batching.ready(model), way:
                 ids = model.generate(**inputs, max_new_tokens=20, do_sample=False)
-            said.append(tokenizer.decode(ids[0, len(prompt) :]))
+            said.append(tokenizer.decode(ids[0, inputs.input_ids.shape[1] :]))
     return said
 
 

@@ -20,13 +20,6 @@ def test_shared_length_is_what_all_rows_begin_with(rows, length):
     assert batching.shared_length(rows) == length
 
 
-def test_rows_are_padded_on_the_left_and_the_padding_is_masked(tokenizer):
-    batch = batching.left_pad([[7, 8, 9], [5]], tokenizer, "cpu")
-    pad = tokenizer.pad_token_id
-    assert batch["input_ids"].tolist() == [[7, 8, 9], [pad, pad, 5]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
-
-
 def test_batches_hold_every_row_once_and_the_longest_first():
     rows = [[0] * length for length in (1, 5, 3, 2, 4)]
     assert list(batching.batches(rows, 2, progress=False, label="")) == [[1, 4], [2, 3], [0]]

@@ -30,12 +30,12 @@ def test_intervals_are_those_of_texts_and_unknown_for_one_text():
     assert statistics.interval(torch.tensor([[0.75]]))[1:].isnan().all()
 
 
-def test_the_bound_holds_for_all_layers_at_once():
+def test_the_bound_of_nineteen_draws_holds_for_all_layers_at_once():
     draw, scale = torch.Generator().manual_seed(0), torch.linspace(0.1, 10, 30)
-    seen, null = (scale * torch.randn(300, n, 30, generator=draw) for n in (1, 200))
+    seen, null = (scale * torch.randn(1000, n, 30, generator=draw) for n in (1, 19))
     beyond = [bool((one > statistics.bound(other)).any()) for one, other in zip(seen, null, strict=True)]
-    assert 0.02 < sum(beyond) / 300 < 0.1  # each layer at 95 % for itself would give 0.79
-    assert statistics.bound(torch.tensor([[3.0, 1.0]])).tolist() == [3.0, 1.0]
+    assert 0.03 < sum(beyond) / 1000 < 0.08  # each layer at 95 % for itself would give 0.79
+    assert statistics.bound(torch.tensor([[3.0, 1.0], [3.0, 1.0]])).tolist() == [3.0, 1.0]
 
 
 def test_a_random_router_is_not_said_to_know_languages(tokenizer):

@@ -1,11 +1,10 @@
-"""How fast the tiny model talks: first token and tokens per second, by turn, cache and number of threads.
+"""How fast the tiny model talks: first token and tokens per second, by turn and number of threads.
 
     .venv/bin/python -m tools.bench.chat [--turns 30] [--runs 3] [--threads 1 2]
 
 Prints the median over runs of the first and the last turn of a conversation. Ends with 1 where the first
 token takes over 0.3 s or less than 30 tokens come per second, in any way but the slow one that the others are
-compared with. Each number of threads has a process of its own. A CPU replays no CUDA graph: the fixed cache's
-step is called, which shows its cost, not its gain.
+compared with. Each number of threads has a process of its own. A CPU replays no CUDA graph: the step is called.
 """
 
 import argparse
@@ -18,7 +17,7 @@ import sys
 import torch
 from tqdm.auto import tqdm
 
-from aurora_lib.chat import ChatSession, decoding
+from aurora_lib.chat import ChatSession
 from aurora_lib.course import DATA
 from aurora_lib.evaluation import load_probes
 from aurora_lib.model import load_adapter, load_model, load_tokenizer
@@ -45,16 +44,14 @@ def measure(turns: int, runs: int) -> list[dict]:
     tokenizer, questions = load_tokenizer(DATA / "tiny"), questions_of(turns)
     base = load_model(DATA / "tiny", dtype=torch.float32, device="cpu")
     model = load_adapter(base, DATA / "tiny_adapter")
-    ways = {  # adapter, fixed cache, everything anew
-        "growing cache": (True, False, False),
-        EVERYTHING_ANEW: (True, False, True),
-        "fixed cache": (True, True, False),
-        "base (adapter off)": (False, False, False),
+    ways = {  # adapter, everything anew
+        "tuned": (True, False),
+        EVERYTHING_ANEW: (True, True),
+        "base (adapter off)": (False, False),
     }
     rows = []
-    for way, (adapter, fixed, anew) in tqdm(ways.items(), disable=not sys.stderr.isatty()):
+    for way, (adapter, anew) in tqdm(ways.items(), disable=not sys.stderr.isatty()):
         session = ChatSession(model, tokenizer, adapter=adapter)
-        session.decoder = decoding.Decoder(model, fixed=fixed)
         talk(session, questions[:2], anew)  # warm
         talks = [talk(session, questions, anew) for _ in range(runs)]
         for turn in (0, turns - 1):

@@ -49,7 +49,7 @@ def work(folder: Path) -> None:
     """In the measured process: read and clean `folder`; leave times and outcome there as JSON."""
     marks = [("start", psutil.Process().create_time())]
     mark = lambda stage: marks.append((stage, time.time()))  # noqa: E731
-    from aurora_lib.data import clean, cleaning, edits, sources, split
+    from aurora_lib.data import clean, cleaning, sources, split
 
     mark("read")
     rows = sources.read(folder).conversations
@@ -62,14 +62,13 @@ def work(folder: Path) -> None:
     mark("")
     reasons = zip(result.dropped["step"], result.dropped["reason"], strict=True)
     dropped = dict(zip(result.dropped["id"], reasons, strict=True))
-    asked_for = {"contamination", *(step.__name__ for step in edits.OPTIONAL)}
     outcome = {
         "marks": marks,
         "read": len(rows),
         "kept": len(result.kept),
         "parts": len(parts),
         "dropped": dropped,
-        "steps": [step for step in cleaning.steps() if step not in asked_for],
+        "steps": [step for step in cleaning.steps() if step != "contamination"],
     }
     (folder / "outcome.json").write_bytes(orjson.dumps(outcome))
 
@@ -79,10 +78,9 @@ def write_texts(folder: Path) -> None:
     from aurora_lib.data import sources
 
     with (folder / "texts.jsonl").open("wb") as out:
-        for name in LAYOUTS:
-            for row in sources.read(folder, name).conversations:
-                text = "\n".join(message["content"] for message in row["messages"])
-                out.write(orjson.dumps({"id": row["id"], "text": text}) + b"\n")
+        for row in sources.read(folder).conversations:
+            text = "\n".join(message["content"] for message in row["messages"])
+            out.write(orjson.dumps({"id": row["id"], "text": text}) + b"\n")
 
 
 def in_this_environment(function: str, folder: Path) -> list[str]:

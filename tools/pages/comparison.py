@@ -169,8 +169,8 @@ def oddities() -> str:
 - The text announces seven benchmarks and lists three.
 - "8 experts of 7 billion parameters each": Mixtral-8x7B stores {stored} billion in all and uses
   {used} billion a token, since everything but the feed-forward part is shared.
-- Figure 2's three largest categories, "computer, natural and science", are probably tags split at spaces
-  ("Natural Science").
+- Figure 2's three largest categories, "computer, natural and science", may be tags split at spaces
+  ("Natural Science"); but then science should be the largest, and the text names it last.
 - The C-Eval cell of Aurora is empty in the early README; 51.9 stands in the paper and in the later README.
 - The later README labels two rows of its generation scores 8000; by its position the second is
   checkpoint 10000.

@@ -16,13 +16,14 @@ import platform
 import statistics
 import sys
 import time
+from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 
 import bitsandbytes as bnb
 import pandas as pd
 import torch
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 from transformers.trainer_pt_utils import get_length_grouped_indices
@@ -226,11 +227,11 @@ def full(folder: Path) -> dict:
     """Padding, batches and hours at `full`, predicted from the lengths of the real conversations in
     `folder`."""
     tokenizer, cutoff = load_tokenizer(), scale.FULL["length"]
-    read = {name: sources.read(folder, name).conversations for name in sources.SOURCES}
-    kept = clean(concatenate_datasets(list(read.values()))).kept
+    read, files = sources.read(folder).conversations, sources.files(folder)
+    of, kept = Counter(read["source"]), clean(read).kept
     pieces = split(kept, tokenizer, cutoff)
     counts = exchange_tokens(list(pieces["messages"]), tokenizer)
-    sizes = {name: [] for name in read}
+    sizes = {name: [] for name in files}
     for source, tokens in zip(pieces["source"], counts, strict=True):
         sizes[source].append(min(sum(tokens), cutoff))
     released = {
@@ -242,13 +243,13 @@ def full(folder: Path) -> dict:
     chosen = torch.Generator().manual_seed(SEEDS[0])
     drawn = []
     for name, lengths in sizes.items():
-        number = round(released[name] * len(lengths) / len(read[name]) / 10)
+        number = round(released[name] * len(lengths) / of[name] / 10)
         picked = torch.randint(len(lengths), (number,), generator=chosen).tolist()
         drawn += [lengths[i] for i in picked]
     measured = {
         name: {
-            "files": [file.name for file in sources.files(folder, name)[name]],
-            "rows": len(read[name]),
+            "files": [file.name for file in files[name]],
+            "rows": of[name],
             "conversations after cleaning and splitting": len(lengths),
             "tokens, mean": round(statistics.mean(lengths), 1),
             "tokens, median": statistics.median(lengths),

@@ -41,10 +41,10 @@ from peft import get_peft_model
 from torch import nn
 from torch.nn.functional import cross_entropy, linear
 from torch.utils.checkpoint import checkpoint
-from transformers import MixtralConfig, PreTrainedConfig, TrainerCallback
+from transformers import DynamicCache, MixtralConfig, PreTrainedConfig, TrainerCallback
 
 from aurora_lib import training
-from aurora_lib.chat.decoding import FixedCache, GrowingCache
+from aurora_lib.chat.decoding import FixedCache
 from aurora_lib.course import machine, results, write_whole
 from aurora_lib.course.machine import GIB, peak_rss
 from aurora_lib.course.scale import DATA, FULL, ROOT, TINY, Scale
@@ -200,14 +200,18 @@ def decode_eager(chosen: Preset, model, batch: int) -> tuple[float, float]:
     """Tokens per second of prefill and of decoding as in `generate`: one call a token, a growing cache."""
     ids = prompt(chosen, batch)
 
+    def forward(ids):
+        logits = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+        return logits[:, -1].argmax(-1, keepdim=True)
+
     def prefill():
         nonlocal cache, token
-        cache = GrowingCache(model)
-        token = cache.forward(ids).argmax(-1, keepdim=True)
+        cache = DynamicCache(config=model.config)
+        token = forward(ids)
 
     def step():
         nonlocal token
-        token = cache.forward(token).argmax(-1, keepdim=True)
+        token = forward(token)
 
     cache = token = None
     prefill()

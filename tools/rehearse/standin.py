@@ -192,7 +192,7 @@ def olmoe(folder: Path, layers: int) -> None:
 
 def conversations(name: str, file: Path, count: int) -> None:
     """Our rows of a source, then such rows joined by twos and threes, until there are `count`."""
-    own = [row["messages"] for row in sources.read(name=name).conversations]
+    own = [row["messages"] for row in sources.read().conversations if row["source"] == name]
     made = []
     for i in range(count):
         steps = (1, 7, 31)[: 1 + (i >= len(own)) * (1 + i % 2)]

@@ -9,7 +9,8 @@ FILES = "alpaca_zh", "alpaca_gpt4_zh", "sharegpt_zh"
 def funnel(say: Say) -> Drawn:
     counted = results.recorded("02", "tiny")
     read, aside = counted["rows read"], counted["rows set aside as no conversation"]
-    dropped, near = counted["conversations dropped"], counted["near duplicates dropped"]
+    dropped, refusals = counted["conversations dropped"], counted["refusals dropped"]
+    twins = counted["near duplicates dropped"] + counted["exact duplicates dropped"]
     train = counted["conversations"]
     talks, kept = read - aside, read - aside - dropped
     left, full, tall = 30, 660, 50
@@ -34,18 +35,18 @@ def funnel(say: Say) -> Drawn:
     out += loss(142, talks, aside, say("aside", aside))
     out += [path("line go", f"M{left + 104} 192v60"), text(left + 120, 230, say("check"), "left b")]
     out += bar(254, "mid", kept, dropped, say("talks", talks))
-    out += loss(254, kept, dropped, *say_dropped(say, dropped, near))
+    out += loss(254, kept, dropped, *say_dropped(say, dropped, twins, refusals))
     out += [path("line go", f"M{left + 104} 304v136"), text(left + 120, 380, say("clean"), "left b")]
     out += bar(442, "mid", kept, 0, say("kept", kept))
     out += [path("line go", f"M{left + 104} 492v42"), text(left + 120, 520, say("split"), "left b")]
     out += bar(536, "warm", train, 0, say("train", train), "b on")
-    described = say("desc", read, aside, dropped, near, kept, train)
+    described = say("desc", read, aside, dropped, twins, kept, train)
     return 640, described, [*out, text(360, 620, say("note"), "soft")]
 
 
-def say_dropped(say: Say, dropped: int, near: int) -> list[str]:
-    rest = dropped - near
-    return [say("dropped", dropped), say("near", near), say("kinds", rest), say("other", rest)]
+def say_dropped(say: Say, dropped: int, twins: int, refusals: int) -> list[str]:
+    rest = say("other", dropped - twins - refusals)
+    return [say("dropped", dropped), say("twins", twins), say("refusals", refusals), rest]
 
 
 def loss_mask(say: Say) -> Drawn:
