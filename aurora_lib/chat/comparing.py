@@ -1,5 +1,6 @@
 """Base and tuned model side by side, on prompts of the kinds that the paper shows."""
 
+import re
 import unicodedata
 from itertools import zip_longest
 
@@ -19,12 +20,10 @@ def prompts(scale: str) -> list[dict]:
     Each has id, scale, kind, source (where the paper shows the kind), prompts (what the user says, turn by
     turn) and language (of a good answer; None: any, as in translations). Some have system (a line before the
     first question), reference (what a right last answer says; "|" parts ways to say it) and paper (what the
-    paper's two models answered to its own prompt of this kind). Raises ValueError for another scale.
+    paper's two models answered to its own prompt of this kind).
     """
     bundled = [row.value for row in rows.read_rows(DATA / "prompts.jsonl")]
-    if not (chosen := [each for each in bundled if each["scale"] == {"mid": "full"}.get(scale, scale)]):
-        raise ValueError(f"There are no prompts for scale {scale!r}; there are for tiny, mid and full.")
-    return chosen
+    return [each for each in bundled if each["scale"] == {"mid": "full"}.get(scale, scale)]
 
 
 def compare_models(prompts: list[dict], base: ChatSession, tuned: ChatSession) -> "Comparison":
@@ -56,14 +55,20 @@ def _ask(session: ChatSession, row: dict) -> dict:
     letters = [character for character in "".join(answers) if character.isalpha()]
     han = [letter for letter in letters if unicodedata.name(letter, "").startswith("CJK")]
     # of the question, its last line: a text to be read before it is no echo where an answer quotes it
-    asked, parts = row["prompts"][-1].splitlines()[-1], [part.split("|") for part in row.get("reference", ())]
+    asked, parts = row["prompts"][-1].splitlines()[-1], row.get("reference")
     return {
         "answers": answers,
         "language": language("\n".join(answers)),
         "Han": len(han) / len(letters) if letters else None,
         "tokens/s": session.stats.tokens_per_second,
-        "right": all(any(says(answers[-1], asked, way) for way in part) for part in parts) if parts else None,
+        "right": all(names(answers[-1], asked, part) for part in parts) if parts else None,
     }
+
+
+def names(answer: str, question: str, part: str) -> bool:
+    """Whether `answer` says one of the "|"-separated ways of `part`; a number only as a number of its own."""
+    numbers = re.findall(r"\d+(?:\.\d+)?", answer)
+    return any(way in numbers if way.isdigit() else says(answer, question, way) for way in part.split("|"))
 
 
 class Comparison(list):

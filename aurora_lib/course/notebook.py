@@ -1,8 +1,6 @@
 """What a notebook's first cell calls."""
 
-import os
 import platform
-import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -10,9 +8,6 @@ from aurora_lib.course import results
 from aurora_lib.course.scale import Scale, ScaleError, choose
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes")
-COLAB = """\
-This is Colab: its CPU fits tiny, its T4 (15 GB) AURORA_SCALE=mid, and runs/ vanishes with the machine. To
-keep your runs, mount your drive and run `%env AURORA_RUNS=/content/drive/MyDrive/aurora` before this cell."""
 
 
 def start(notebook: str) -> Scale:
@@ -34,6 +29,4 @@ def start(notebook: str) -> Scale:
     tiny, t4, h100 = (results.cost(notebook, where) for where in ("tiny", "t4", "h100"))
     costs = f"tiny on two cores {tiny}; mid on a T4 {t4}; full on an H100 {h100}"
     print(f"recorded cost of this notebook: {costs}", flush=True)
-    if "google.colab" in sys.modules and not os.environ.get("AURORA_RUNS"):
-        print(COLAB, flush=True)
     return scale

@@ -81,8 +81,8 @@ def clean(dataset: Dataset, *, benchmarks=None, processes=None, folder=None) -> 
     conversations on) changes the time and nothing else. With a `folder`, finished shards are kept there, and
     cleaning the same again, after an interruption say, takes them up.
 
-    Cleaning what was kept changes nothing. Raises DataError for a dataset that is empty or lacks one of its
-    columns, and for ids that are not unique.
+    Cleaning what was kept changes nothing. Raises DataError for a dataset that is empty, and for ids that are
+    not unique.
     """
     _check(dataset)
     dataset = dataset.select_columns(list(FEATURES))
@@ -103,9 +103,6 @@ def clean(dataset: Dataset, *, benchmarks=None, processes=None, folder=None) -> 
 
 
 def _check(dataset: Dataset) -> None:
-    if missing := ", ".join(sorted(set(FEATURES) - set(dataset.column_names))):
-        remedy = "Use the conversations of sources.read."
-        raise sources.DataError(f"Nothing to clean: no column {missing}. {remedy}")
     if len(dataset) == 0:
         raise sources.DataError("Nothing to clean: no conversation was read. Check AURORA_DATA.")
     name, times = Counter(dataset["id"][:]).most_common(1)[0]

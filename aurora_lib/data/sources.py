@@ -38,6 +38,7 @@ KINDS |= {list: "a list", dict: "an object", type(None): "null"}
 MOST_CHARACTERS = 200_000  # of one conversation; what is longer is a dump, not a talk
 SURROGATE = re.compile(r"[\ud800-\udfff]")  # what a byte that is not UTF-8 is decoded to
 ENDINGS = (".json", ".jsonl", ".parquet")
+SECOND_COPY = re.compile(r" ?\(\d+\)$|[- ](?:copy|副本)$", re.I)  # as browsers and file managers name it
 
 
 class Reading(NamedTuple):
@@ -124,7 +125,8 @@ def state(path: str | Path) -> str:
 
 
 def _is_of(name: str, file: Path) -> bool:
-    return any(map(file.match, SOURCES[name]["parts"]))
+    second = file.with_name(SECOND_COPY.sub("", file.stem) + file.suffix)
+    return any(map(file.match, SOURCES[name]["parts"])) and (second == file or not second.exists())
 
 
 def _visible(folder: Path) -> list[Path]:

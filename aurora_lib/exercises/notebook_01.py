@@ -3,7 +3,6 @@
 import math
 
 import torch
-import torch.nn.functional as F
 
 from aurora_lib.exercises.checking import close, compare, exercise, normal
 
@@ -12,7 +11,7 @@ def mixed(x, stacks, share, swapped=False):
     """All experts, each times its share `[tokens, experts]`: slow, and nothing is gathered."""
     gate, up = torch.einsum("th,eih->tei", x, stacks[0]).chunk(2, dim=-1)
     gate, up = (up, gate) if swapped else (gate, up)
-    return torch.einsum("te,tei,ehi->th", share, F.silu(gate) * up, stacks[1])
+    return torch.einsum("te,tei,ehi->th", share, torch.nn.functional.silu(gate) * up, stacks[1])
 
 
 def best(probabilities, top_k):
@@ -72,10 +71,8 @@ def dropped(answer):
 
         mistakes = {
             "the two bugs, still there.": lost(tokens, -slots) / slots,
-            "an expert with room to spare does not help a full one: nothing below zero.": lost(slots, -slots)
-            / slots,
+            "room to spare is no help to a full expert: nothing below zero.": lost(slots, -slots) / slots,
             "the buffers are for slots. How many slots do the tokens fill?": lost(tokens) / slots,
-            "divide by all slots, not by the tokens.": lost(slots) / tokens,
             "those are the slots that were dropped. Give their share.": lost(slots),
         }
         if top_k == 1:  # one slot a token: only the second bug shows

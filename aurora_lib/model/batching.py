@@ -1,6 +1,5 @@
 """Texts to token ids to padded batches, and a model made ready to be read from."""
 
-import os
 import re
 from collections.abc import Iterable
 from contextlib import contextmanager
@@ -50,7 +49,8 @@ def raw_bytes(piece: str) -> bytes:
 
 def shared_length(rows: list[list[int]]) -> int:
     """How many ids all rows begin with in common."""
-    return len(os.path.commonprefix(rows))
+    first, last = min(rows), max(rows)  # if these two agree up to a place, so do all between them
+    return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
 
 
 @contextmanager

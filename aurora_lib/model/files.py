@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError, safe_open
+from sentencepiece import SentencePieceProcessor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
@@ -96,11 +97,13 @@ def _tensors(folder: Path) -> set[str]:
     return set().union(*(contents(folder / file) for file in sorted(files)))
 
 
-def contents(file: Path) -> dict | set[str]:
-    """What a *.json holds, or the names in a *.safetensors. Raises ModelFileError."""
+def contents(file: Path) -> dict | set[str] | SentencePieceProcessor:
+    """What a *.json holds, the names in a *.safetensors, or a tokenizer.model. Raises ModelFileError."""
     try:
         if file.suffix == ".json":
             return dict(json.loads(file.read_text(encoding="utf-8")))
+        if file.suffix != ".safetensors":
+            return SentencePieceProcessor(model_file=str(file))
         with safe_open(file, "pt") as weights:
             return set(weights.keys())
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:

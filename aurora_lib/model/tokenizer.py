@@ -10,15 +10,15 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
-from sentencepiece import SentencePieceProcessor
 from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import generate_merges
 from transformers.utils import cached_file
 
-from aurora_lib.model.files import ModelFileError, local, reaching, said
+from aurora_lib.model.files import ModelFileError, contents, local, reaching, said
 
 MISTRAL_FILE = files("mistral_common") / "data" / "tokenizer.model.v1"
+PROBES = ("", "a  b   c\n\tdef f(x):", " 混合专家，café 龘 😀  ", "1234 ﬁ Ａ")  # where tokenizers differ
 
 # `[INST] question [/INST] answer</s>`, turns joined without a space: the ids mistral-common's v1 gives.
 # What stands between `generation` and `endgeneration` is what an assistant-only loss trains: answer and </s>.
@@ -40,7 +40,7 @@ def load_tokenizer(path: str | Path | None = None, *, revision: str | None = Non
 
     Raises ModelFileError where `path` holds no tokenizer, or a template that cannot be marked.
     """
-    tokenizer = _found(path, revision) if path else _mixtrals()
+    tokenizer = _found(path, revision) if path else _from_sentencepiece(str(MISTRAL_FILE))
     if tokenizer.pad_token is None:
         # Byte fallback leaves <unk> unused in text; if </s> padded, a collator might mask the real </s> too.
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
@@ -83,9 +83,10 @@ def _found(path: str | Path, revision: str | None) -> PreTrainedTokenizerFast:
     folder, how = local(path), dict(revision=revision, _raise_exceptions_for_missing_entries=False)
     try:
         with reaching(path, "tokenizer"):
-            # of a SentencePiece file alone transformers would make one that is subtly wrong
-            if not cached_file(folder or path, "tokenizer.json", **how):
-                raise ModelFileError(said("no_tokenizer", place=path))
+            whole = cached_file(folder or path, "tokenizer.json", **how)
+            pieces = None if whole else cached_file(folder or path, "tokenizer.model", **how)
+            if pieces:
+                return _from_sentencepiece(pieces)
             return AutoTokenizer.from_pretrained(folder or path, revision=revision, padding_side="right")
     except ModelFileError:
         raise
@@ -93,22 +94,29 @@ def _found(path: str | Path, revision: str | None) -> PreTrainedTokenizerFast:
         raise ModelFileError(said("no_tokenizer", place=path)) from error
 
 
-def _mixtrals() -> PreTrainedTokenizerFast:
+def _from_sentencepiece(file: str) -> PreTrainedTokenizerFast:
     special = dict(bos_token="<s>", eos_token="</s>", unk_token="<unk>")
-    return PreTrainedTokenizerFast(tokenizer_object=_bpe(), padding_side="right", **special)
+    return PreTrainedTokenizerFast(tokenizer_object=_bpe(file), padding_side="right", **special)
 
 
 @cache
-def _bpe() -> Tokenizer:
-    """The pieces and scores of Mixtral's SentencePiece model as a `tokenizers` BPE with the same result."""
-    model = SentencePieceProcessor(model_file=str(MISTRAL_FILE))
-    vocab = {model.id_to_piece(i): i for i in range(len(model))}
+def _bpe(file: str) -> Tokenizer:
+    """The pieces and scores of a SentencePiece model as a `tokenizers` BPE with the same result.
+
+    Raises ModelFileError where the result is not the same: for a model of another kind than Mixtral's.
+    """
+    model = contents(Path(file))
+    pieces = [model.id_to_piece(i) for i in range(len(model))]
+    vocab = {piece: i for i, piece in enumerate(pieces)}
     scores = {piece: model.get_score(i) for piece, i in vocab.items()}
     # Ids 0 to 258 are <unk>, <s>, </s> and the 256 byte pieces: text never merges into or out of those.
-    merges = generate_merges(vocab, scores, skip_tokens=[*vocab][:259])
+    merges = generate_merges(vocab, scores, skip_tokens=pieces[:259])
     tokenizer = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
+    same = all(tokenizer.encode(probe).ids == model.encode(probe) for probe in PROBES)
+    if not same or pieces[:4] != ["<unk>", "<s>", "</s>", "<0x00>"]:
+        raise ModelFileError(said("other_tokenizer", place=file))
     return tokenizer

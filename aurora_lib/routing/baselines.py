@@ -1,4 +1,4 @@
-"""What to compare a model's routing with: random routers, random adapters, the base."""
+"""What to compare a model's routing with: random routers, random adapters."""
 
 import copy
 from collections.abc import Iterator
@@ -26,18 +26,6 @@ def random_router(model: nn.Module, seed: int = 0) -> nn.Module:
         for p in router.parameters():
             p.detach().copy_(torch.randn(p.shape, generator=generator) * p.detach().float().std().cpu())
     return twin
-
-
-class WithoutAdapter(nn.Module):
-    """A PEFT model as its base: the same weights, with the adapter off while it runs."""
-
-    def __init__(self, tuned: nn.Module):
-        super().__init__()
-        self.tuned, self.config = tuned, tuned.config
-
-    def forward(self, *args, **kwargs):
-        with self.tuned.disable_adapter():
-            return self.tuned(*args, **kwargs)
 
 
 @contextmanager

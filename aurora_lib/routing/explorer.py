@@ -12,9 +12,8 @@ from torch import nn
 
 from aurora_lib.course import html
 from aurora_lib.model import batching
-from aurora_lib.routing.tracing import trace
+from aurora_lib.routing.tracing import trace_many
 
-TEXTS = ("法国的首都是巴黎。龘 The capital of France is Paris.", "Who wrote Hamlet? 谁写了《哈姆雷特》？")
 ROOM = 256  # tokens: a browser draws layers x tokens cells
 
 
@@ -30,13 +29,12 @@ class Explorer(anywidget.AnyWidget):
     texts = traitlets.List().tag(sync=True)
     trouble = traitlets.Unicode().tag(sync=True)
 
-    def __init__(self, models: Mapping[str, nn.Module], tokenizer, texts: Sequence[str] = TEXTS):
-        texts = [texts] if isinstance(texts, str) else list(texts)
+    def __init__(self, models: Mapping[str, nn.Module], tokenizer, texts: Sequence[str]):
         if not models or not texts:
             raise ValueError("There is nothing to explore: pass a model, as {name: model}, and a text.")
         self._models, self._tokenizer = dict(models), tokenizer
         self._examples = {text: grid(models, tokenizer, text) for text in texts}
-        super().__init__(data=self._examples[texts[0]], texts=texts)
+        super().__init__(data=self._examples[texts[0]], texts=list(texts))
         self.on_msg(lambda _, content, buffers: self.route(content["text"]))
 
     def route(self, text: str) -> None:
@@ -69,7 +67,7 @@ def grid(models: Mapping[str, nn.Module], tokenizer, text: str) -> dict:
     """
     if (size := len(batching.encode(tokenizer, text))) > ROOM:
         raise ValueError(f"The text has {size} tokens, and the grid has room for {ROOM}: cut it into pieces.")
-    traces, made = {name: trace(model, tokenizer, text) for name, model in models.items()}, []
+    traces, made = {name: trace_many(model, tokenizer, [text]) for name, model in models.items()}, []
     (named, first), *_ = traces.items()
     for name, own in traces.items():
         if own.layers != first.layers or own.logits.shape != first.logits.shape:

@@ -9,7 +9,7 @@ import torch
 from IPython.display import Image
 from torch import Tensor
 
-from aurora_lib.routing.statistics import interval, load_by_text
+from aurora_lib.routing.statistics import by_text, chosen, interval
 from aurora_lib.routing.tracing import RoutingTrace
 
 MANY = 16  # experts that a picture has room for, each with its number
@@ -35,23 +35,20 @@ def plot_load(load: Tensor) -> plt.Axes:
 
 def plot_groups(trace: RoutingTrace, labels: Sequence[str], layers: Sequence[int]) -> plt.Figure:
     """Load of each group of texts (labels: one per text), with 95 % intervals; a panel per layer (from 0)."""
-    loads, groups = load_by_text(trace), list(dict.fromkeys(labels))
+    loads, groups = by_text(trace, chosen(trace)) / trace.experts.shape[-1], list(dict.fromkeys(labels))
     experts, width = trace.logits.shape[-1], 0.8 / len(groups)
     size, layout = (7 if experts <= MANY else 12, 1 + 1.6 * len(layers)), dict(layout="constrained")
     figure, axes = plt.subplots(len(layers), 1, figsize=size, sharex=True, squeeze=False, **layout)
     for g, group in enumerate(groups):
         own = torch.tensor([label == group for label in labels])
-        shares, places = (
-            100 * interval(loads[own]),
-            torch.arange(experts) + (g - (len(groups) - 1) / 2) * width,
-        )
+        shares, places = 100 * interval(loads[own]), torch.arange(experts) + (g + 0.5) * width - 0.4
         for ax, layer in zip(axes[:, 0], layers, strict=True):
-            share, low, high = shares[:, layer]
-            error, label = torch.stack([share - low, high - share]).numpy(), f"{group} ({own.sum()} texts)"
-            ax.bar(places, share, width, yerr=error, capsize=2, label=label)
-            ax.set(ylabel=f"layer {trace.layers[layer]}\n% of slots", ylim=(0, None))
-    for ax in axes[:, 0]:
+            share, low, high = shares[:, layer].numpy()
+            errors, label = [share - low, high - share], f"{group} ({own.sum()} texts)"
+            ax.bar(places.numpy(), share, width, yerr=errors, capsize=2, label=label)
+    for ax, layer in zip(axes[:, 0], layers, strict=True):
         ax.axhline(100 / experts, color="grey", linestyle=":", linewidth=1)
+        ax.set(ylabel=f"layer {trace.layers[layer]}\n% of slots", ylim=(0, None))
     axes[-1, 0].set(xlabel="expert", xticks=range(0, experts, -(-experts // MANY)))
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(groups))
     return figure

@@ -21,8 +21,7 @@ def expert_load(trace: RoutingTrace, which: Tensor | slice = slice(None)) -> Ten
 def load_gap(trace: RoutingTrace, which: Tensor) -> Tensor:
     """Share of slots that would have to move to make the load of these tokens that of all others: `[layers]`.
 
-    which: bool `[tokens]`. Its name in statistics is total variation distance. Raises ValueError for no
-    tokens or all of them.
+    which: bool `[tokens]`; ValueError for none and for all. In statistics: total variation distance.
     """
     if which.all() or not which.any():
         raise ValueError(f"{int(which.sum())} of {len(which)} tokens: there is nothing to compare with.")
@@ -33,19 +32,13 @@ def bound(draws: Tensor) -> Tensor:
     """The value per layer, `[layers]`, that in about 95 % of further draws all layers stay under.
 
     draws: `[draws, layers]`. Many layers give chance many tries: the bound is that of the most extreme layer,
-    in standard deviations. A draw is measured by the mean and spread of the others, as a new one will be.
-    Few draws: the largest decides. Source: Westfall and Young, 1993 (max-T).
+    in standard deviations, each draw measured by the others. Source: Westfall and Young, 1993 (max-T).
     """
     draws = draws.double()
     n, mean, spread = len(draws), draws.mean(0), draws.std(0, correction=0)
     z = torch.where(spread > 0, (draws - mean) / spread, 0.0)
     z = z.amax(1).quantile(LEVEL, interpolation="higher")
     return (mean + spread * z * (n / (n - 1 - z**2).clamp(min=1e-9)) ** 0.5).float()
-
-
-def load_by_text(trace: RoutingTrace) -> Tensor:
-    """Share of every text's slots that each expert serves: float64 `[texts, layers, experts]`."""
-    return by_text(trace, chosen(trace)) / trace.experts.shape[-1]
 
 
 def interval(values: Tensor) -> Tensor:

@@ -45,9 +45,7 @@ def routers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 @contextmanager
-def recording(
-    model: nn.Module, by: nn.Module | None = None
-) -> Iterator[dict[str, list[tuple[Tensor, Tensor, Tensor]]]]:
+def recording(model: nn.Module, by: nn.Module | None = None) -> Iterator[dict[str, list[tuple]]]:
     """Collect (logits, scores, experts), each `[tokens, ...]`, of every forward of every router, by its name.
 
     scores: what the block multiplies by. Padded positions are in it: it holds what the routers saw.
@@ -71,21 +69,13 @@ def recording(
             handle.remove()
 
 
-def trace(model: nn.Module, tokenizer, text: str) -> RoutingTrace:
-    """What every router chose when the model reads `text` once, without dropout.
-
-    A `<s>` goes in front where the tokenizer has one and the text does not begin with it, as in training.
-    Raises ValueError for an empty text, one longer than the context, and a model without routers.
-    """
-    return trace_many(model, tokenizer, [text])
-
-
 def trace_many(
     model: nn.Module, tokenizer, texts: Sequence[str], *, by: nn.Module | None = None, batch_tokens=4096
 ) -> RoutingTrace:
-    """One trace of all texts, in their order, read in padded batches of at most `batch_tokens` positions.
+    """What every router chose when the model read the texts, without dropout: one trace, in their order.
 
-    by: see `recording`. Raises ValueError that names the text which is empty or too long, and for a model
+    A `<s>` goes in front where the tokenizer has one and the text does not begin with it, as in training. They
+    are read in padded batches of at most `batch_tokens` positions. by: see `recording`. Raises ValueError that names the text which is empty or too long, and for a model
     without routers.
     """
     rows = _encode(model, tokenizer, texts)

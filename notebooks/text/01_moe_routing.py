@@ -234,7 +234,7 @@ print(f"at the speeds of an H100, in 16 bits: below about {crossing:,.0f} tokens
 # Few tokens: the processor waits for weights to be *read*. One token reads two experts, and the sparse block is fast. A few tokens already want nearly all
 # eight, and most of its lead is gone. Many tokens: *arithmetic* decides, and each token still computes with two. There sparsity saves most.
 #
-# A single chat on a GPU lies far on the left. Weights in fewer bytes can help it (notebook 03).
+# The printed line says where this turns on an H100. A single chat lies far on the left. Weights in fewer bytes can help it (notebook 03).
 #
 # ## Watch experts starve
 #
@@ -362,8 +362,8 @@ routing.pictures.film(figure, draw)
 # %% [markdown]
 # Each line is an expert; red ones starve, and the dotted line is a fair share. (The film plays once.)
 #
-# The pooled loss saves hardly anybody (with other seeds, too). Why? **01.3 (predict)** Two layers, made up. In the first, all tokens use experts 0 to 3, evenly, and nobody 4 to
-# 7. In the second it is the other way round. Each layer alone has a loss of 4, and 2 is even. What does the pooled loss say?
+# The pooled loss saves hardly anybody (with other seeds, too). Why? **01.3 (predict)** Two layers, made up. In the first, all tokens use experts 0 to 3, evenly, and nobody
+# 4 to 7. In the second it is the other way round. Each layer alone has a loss of 4, and 2 is even. What does the pooled loss say?
 
 # %%
 pooled_loss = ...
@@ -372,7 +372,7 @@ exercises.check("01.3", pooled_loss)
 # %% [markdown]
 # <details><summary>Hint</summary>Pool first: over both layers, which share of the tokens chooses expert 0, and what is its mean probability?</details>
 #
-# The answer, by the library. Below it, recorded: the load of this course's first model, trained with the pooled loss.
+# The library's answer. Below it, recorded: the load of this course's first model, trained with the pooled loss.
 
 # %%
 import json
@@ -389,7 +389,7 @@ axes = routing.pictures.plot_load(torch.tensor(record["load"]))
 axes.set_title("The course's first model: expert load (% of token slots)");
 
 # %% [markdown]
-# Half of the experts of each layer do nothing, and the pooled loss finds nothing wrong: one layer's neglected expert is another layer's favourite. In our
+# In the made-up layers half of the experts do nothing, and the pooled loss finds nothing wrong: one layer's neglected expert is another layer's favourite. In our
 # first model expert 4 of layer 1 died, and expert 4 of layer 2 took the most. The text loss hides it: the three above differ less than two seeds do. A dead expert is memory that never
 # learns. So watch the load layer by layer.
 #
@@ -460,7 +460,7 @@ routing.pictures.plot_groups(trace, languages, layers=sorted({0, last}));
 # - *Another router*: random weights read exactly what our router reads. Does *this router* do more than a random one?
 # - *Another network*: all routers of the model are random, so later layers read other inputs too.
 #
-# Nineteen draws each. By chance alone, any layer passes a *bound* about one time in 20.
+# Nineteen draws each. By chance alone, at least one layer passes its *bound* in about one of 20 draws.
 
 # %%
 from aurora_lib.routing import baselines, statistics
@@ -550,13 +550,24 @@ axes.legend(bbox_to_anchor=(1, 1), loc="upper left");
 #
 # ## The explorer
 #
-# Type Chinese or English and press Enter. Every cell shows both experts of a token and their weights; *difference* marks where tuning changed an expert. The arrow
-# keys walk through the grid.
+# Type Chinese or English and press Enter. Every cell shows both experts of a token and their weights; *difference* marks where tuning changed an expert. Arrow
+# keys walk the grid.
 
 # %%
-untuned = routing.WithoutAdapter(tuned)  # the base, without a second copy of the weights
+class Untuned(torch.nn.Module):
+    """The base, without a second copy of the weights: the adapter is off while it reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.tuned, self.config = tuned, tuned.config
+
+    def forward(self, *args, **kwargs):
+        with self.tuned.disable_adapter():
+            return self.tuned(*args, **kwargs)
+
+
 examples = ["法国的首都是巴黎。 龘", "The capital of France is Paris.", "12 + 30 = 42"]
-routing.explorer.Explorer({"base": untuned, "tuned": tuned}, tokenizer, examples)
+routing.explorer.Explorer({"base": Untuned(), "tuned": tuned}, tokenizer, examples)
 
 # %% [markdown]
 # ## What came after 2023

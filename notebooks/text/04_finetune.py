@@ -21,7 +21,7 @@ scale = aurora_lib.start("04")
 # %% [markdown]
 # ## What the loss sees
 #
-# ![A two-turn conversation as token boxes: format and questions are grey, label -100; each answer and the </s> after it are lit, and arrows show that every position predicts the next token.](images/loss_mask.svg)
+# ![A two-turn conversation as token boxes: format and questions are grey, label -100; each answer and the &lt;/s&gt; after it are lit, and arrows show that every position predicts the next token.](images/loss_mask.svg)
 #
 # Each conversation (对话) is written in the base model's own format. The loss is taken on the *assistant's* tokens only, end token
 # included; the rest is context. First comes what notebook 02 made of the rows: *set aside* are rows that are no conversation, *dropped* those that a

@@ -40,7 +40,7 @@ print(tokenizer.apply_chat_template(history, **asked))
 # %% [markdown]
 # ## One answer by hand
 #
-# ![Three strips of token boxes, the KV cache: prefill reads the whole prompt at once, decoding adds one token at a time until </s>, and the next turn keeps the common prefix and reads only what is new.](images/chat_loop.svg)
+# ![Three strips of token boxes, the KV cache: prefill reads the whole prompt at once, decoding adds one token at a time until &lt;/s&gt;, and the next turn keeps the common prefix and reads only what is new.](images/chat_loop.svg)
 #
 # Run the model on the prompt; of its logits, one for each token of the vocabulary, take the highest: the likeliest next token. Run it on that one token, and so on, until the end token (`</s>` in Mixtral's format) comes. The *KV cache* (键值缓存) remembers
 # keys and values of everything read so far, so each step reads a single token.

@@ -3,7 +3,7 @@ import re
 import pytest
 
 from aurora_lib.chat import ChatSession, compare_models, prompts
-from aurora_lib.chat.comparing import Comparison
+from aurora_lib.chat.comparing import Comparison, names
 from aurora_lib.evaluation import load_probes
 from tests.course.test_html import read
 
@@ -58,6 +58,15 @@ def test_tuned_tiny_model_answers_its_prompts_in_their_language_and_the_base_doe
     kept = sum(row["tuned"]["language"] == row["language"] for row in rows)
     assert rows.summary()["answered in the language asked for, tuned"] == f"{kept} of {len(rows)}"
     assert rows.summary()["names the reference, base"] == f"{known} of {len(checked)}"
+
+
+NAMED = ["一共是360盒。", "一共是三百六十盒。", "That makes 360."]
+NOT_NAMED = ["1360 in all", "3600 in all", "360.5", "三百六"]
+
+
+@pytest.mark.parametrize("answer", NAMED + NOT_NAMED)
+def test_reference_is_named_only_as_a_number_or_word_of_its_own(answer):
+    assert names(answer, "How many?", "360|三百六十") is (answer in NAMED)
 
 
 # the HTML

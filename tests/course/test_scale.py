@@ -1,4 +1,3 @@
-import sys
 from importlib.metadata import version
 from types import SimpleNamespace
 
@@ -137,14 +136,3 @@ def test_start_prints_scale_device_versions_and_reason(gpu, no_variables, monkey
     for package in ("torch", "transformers", "trl", "peft", "bitsandbytes"):
         assert f"{package} {version(package)}" in said
     assert "Python 3." in said and results.cost("03", "tiny") in said and str(ROOT) not in said
-    assert "Colab" not in said
-
-
-def test_start_in_colab_says_what_fits_and_how_to_keep_runs(gpu, no_variables, monkeypatch, capsys, tmp_path):
-    monkeypatch.setitem(sys.modules, "google.colab", SimpleNamespace())
-    aurora_lib.start("03")
-    said = capsys.readouterr().out
-    assert "This is Colab" in said and "AURORA_SCALE=mid" in said and "AURORA_RUNS=" in said
-    monkeypatch.setenv("AURORA_RUNS", str(tmp_path))
-    aurora_lib.start("03")
-    assert "vanishes" not in capsys.readouterr().out

@@ -97,7 +97,6 @@ ONE = dataset(talk("问", "答"))
     [
         (concatenate_datasets([ONE, ONE]), "The id '0' is there more than once"),
         (dataset(), "no conversation was read"),
-        (ONE.remove_columns(["messages", "category"]), "no column category, messages"),
     ],
 )
 def test_wrong_calls_are_told(rows, message):

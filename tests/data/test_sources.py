@@ -155,16 +155,17 @@ def test_a_download_that_is_not_the_released_file_is_told(tmp_path, monkeypatch)
 
 
 def test_in_a_folder_the_released_file_comes_before_parts_of_it_and_what_is_not_read_is_said(tmp_path):
-    for name in ("alpaca_gpt4_zh.json", "sharegpt_zh.json", "alpaca_zh_part.json"):
+    for name in ("alpaca_gpt4_zh.json", "sharegpt_zh.json", "alpaca_zh_part.json", "alpaca_zh_part (1).json"):
         rows(tmp_path, GOOD, name=name)
     rows(tmp_path, GOOD, name=".ipynb_checkpoints/alpaca_zh_part-checkpoint.json")
     assert [file.name for file in sources.files(tmp_path)["alpaca_zh"]] == ["alpaca_zh_part.json"]
+    assert sources.read(tmp_path).remarks[0].startswith("not read: alpaca_zh_part (1).json. To read")
     released = rows(tmp_path / "deep", GOOD, GOOD, name="alpaca_data_zh_51k.json")
     rows(tmp_path, GOOD, name="mine.json")
     assert sources.files(tmp_path)["alpaca_zh"] == [released]
     reading = sources.read(str(tmp_path))
     assert len(reading.conversations) == 4
-    assert "not read: alpaca_zh_part.json, mine.json. To" in reading.remarks[0]
+    assert "not read: alpaca_zh_part (1).json, alpaca_zh_part.json, mine.json. To" in reading.remarks[0]
 
 
 def test_a_file_is_read_once_and_by_its_name(tmp_path):

@@ -80,7 +80,7 @@ def test_it_is_traced_tuned_examined_and_spoken_to(family, tmp_path):
     name, folder, _ = family
     scale = choose(dict(AURORA_MODEL=str(folder), AURORA_RUNS=str(tmp_path)))
     base, tokenizer = load_model(folder, **scale.loading), load_tokenizer(folder)
-    trace = routing.trace(base, tokenizer, "法国的首都龘")
+    trace = routing.trace_many(base, tokenizer, ["法国的首都龘"])
     assert trace.experts.shape == (2, len(trace.tokens), base.config.num_experts_per_tok)
     assert "龘" in dict(routing.explorer.runs(trace.tokens))
     with pytest.raises(ValueError, match=re.escape(f'["{FAMILIES[name]["router"]}.weight"]')):

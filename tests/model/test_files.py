@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
+from sentencepiece import SentencePieceTrainer
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from aurora_lib.course import DATA
 from aurora_lib.model import adapters, load_model, load_tokenizer, nf4, read_config
 from aurora_lib.model.files import ModelFileError
+from aurora_lib.model.tokenizer import MISTRAL_FILE
 
 FIELD = tomllib.loads(Path(__file__).with_name("field.toml").read_text(encoding="utf-8"))
 NAME = "model.safetensors"
@@ -55,3 +57,17 @@ def test_a_head_tied_to_the_embeddings_and_fused_experts_are_whole(tied, layout,
     model.save_pretrained(tmp_path, save_original_format=layout)
     assert ("lm_head.weight" in load_file(tmp_path / NAME)) is not tied
     assert read_config(tmp_path).tie_word_embeddings is tied
+
+
+def test_a_sentencepiece_file_alone_gives_the_ids_of_mixtrals_own_or_is_refused(tmp_path):
+    place = made({"without": ["tokenizer*"]}, tmp_path)
+    shutil.copy(str(MISTRAL_FILE), place / "tokenizer.model")
+    text = "<s>[INST]  你好，世界 [/INST] Answer: A</s>"
+    ours, own = load_tokenizer(place), load_tokenizer()
+    assert ours(text).input_ids == own(text).input_ids and ours.special_tokens_map == own.special_tokens_map
+    other = tmp_path / "other"
+    other.mkdir()
+    kind = dict(model_prefix=str(other / "tokenizer"), model_type="unigram", vocab_size=18, minloglevel=2)
+    SentencePieceTrainer.train(sentence_iterator=iter(["some words to learn from"] * 20), **kind)
+    with pytest.raises(ModelFileError, match=r"model is no tokenizer of Mixtral's kind.*tokenizer\.json"):
+        load_tokenizer(other)

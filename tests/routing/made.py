@@ -47,3 +47,15 @@ def clustered(seed, gain):
     gumbel = -torch.empty(600, 8).exponential_(generator=draw).log()
     experts = (habit[texts] + gumbel).topk(2).indices  # independent picks without replacement
     return trace_of(experts[None], texts=texts), ["zh"] * 12 + ["en"] * 12
+
+
+class WithoutAdapter(nn.Module):
+    """A PEFT model as its base: the same weights, with the adapter off while it runs."""
+
+    def __init__(self, tuned: nn.Module):
+        super().__init__()
+        self.tuned, self.config = tuned, tuned.config
+
+    def forward(self, *args, **kwargs):
+        with self.tuned.disable_adapter():
+            return self.tuned(*args, **kwargs)

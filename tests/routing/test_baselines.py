@@ -9,13 +9,14 @@ from aurora_lib.course import DATA
 from aurora_lib.model import load_model
 from aurora_lib.routing import baselines
 from aurora_lib.routing.tracing import routers
+from tests.routing.made import WithoutAdapter
 
 
 def test_a_random_router_is_a_copy_that_shares_the_rest_also_what_is_packed(model, tokenizer):
-    before = routing.trace(model, tokenizer, "法国的首都是巴黎。").experts
+    before = routing.trace_many(model, tokenizer, ["法国的首都是巴黎。"]).experts
     twin = baselines.random_router(model, seed=1)
-    assert not torch.equal(routing.trace(twin, tokenizer, "法国的首都是巴黎。").experts, before)
-    assert torch.equal(routing.trace(model, tokenizer, "法国的首都是巴黎。").experts, before)
+    assert not torch.equal(routing.trace_many(twin, tokenizer, ["法国的首都是巴黎。"]).experts, before)
+    assert torch.equal(routing.trace_many(model, tokenizer, ["法国的首都是巴黎。"]).experts, before)
     own, random = (routers(each) for each in (model, twin))
     for name, router in own.items():
         assert random[name].weight.std().item() == pytest.approx(router.weight.std().item(), rel=0.2)
@@ -28,8 +29,8 @@ def test_a_random_router_is_a_copy_that_shares_the_rest_also_what_is_packed(mode
 
 def test_an_adapter_switched_off_is_the_base(model, tokenizer):
     base = load_model(DATA / "tiny", dtype=torch.float32, device="cpu")
-    models = (routing.WithoutAdapter(model), base, model)
-    off, real, on = (routing.trace(each, tokenizer, "法国的首都是巴黎。").logits for each in models)
+    models = (WithoutAdapter(model), base, model)
+    off, real, on = (routing.trace_many(each, tokenizer, ["法国的首都是巴黎。"]).logits for each in models)
     assert torch.equal(off, real) and not torch.equal(on, real)
 
 

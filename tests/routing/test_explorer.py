@@ -10,18 +10,18 @@ from aurora_lib import routing
 from aurora_lib.routing import baselines, explorer
 from tests import lab
 from tests.chat.test_browser import CONTRASTS
-from tests.routing.made import CONFIGS, build
+from tests.routing.made import CONFIGS, WithoutAdapter, build
 
 TEXTS = ["法国的首都？龘", "Who wrote Hamlet?", "</script><i>x</i><img src=x onerror=hacked=1>"]
 CELL = """from aurora_lib import model, routing
 from aurora_lib.course import DATA
 base, tokenizer = model.load_model(DATA / "tiny", device="cpu"), model.load_tokenizer(DATA / "tiny")
-routing.explorer.Explorer({"a": base, "b": routing.baselines.random_router(base)}, tokenizer, "Who?")"""
+routing.explorer.Explorer({"a": base, "b": routing.baselines.random_router(base)}, tokenizer, ["Who?"])"""
 
 
 @pytest.fixture(scope="module")
 def models(model):
-    base = routing.WithoutAdapter(model)
+    base = WithoutAdapter(model)
     return {"base": base, "tuned": model, TEXTS[2]: baselines.random_router(base)}
 
 
@@ -33,7 +33,7 @@ def moved_cells(data):
 def test_the_grid_is_the_trace_and_counts_what_moved(models, tokenizer):
     for text in (*TEXTS, "好龘龘"):
         data = explorer.grid(models, tokenizer, text)
-        traces = [routing.trace(model, tokenizer, text) for model in models.values()]
+        traces = [routing.trace_many(model, tokenizer, [text]) for model in models.values()]
         assert (data["tokens"], data["layers"]) == (traces[0].tokens, traces[0].layers)
         before = traces[0].experts.flatten(0, 1).tolist()
         for trace, made in zip(traces, data["models"], strict=True):
@@ -52,14 +52,14 @@ def test_the_grid_is_the_trace_and_counts_what_moved(models, tokenizer):
 
 @pytest.mark.parametrize("text, said", [("", "text is empty"), ("长" * 300, "has room for 256: cut it")])
 def test_what_cannot_be_shown_is_said_and_the_picture_stays(text, said, models, tokenizer):
-    shown = explorer.Explorer(models, tokenizer)
+    shown = explorer.Explorer(models, tokenizer, TEXTS[:2])
     shown.route(text)
     assert said in shown.trouble and shown.data["text"] == shown.texts[0]
     shown.route("x")
     assert shown.trouble == "" and shown.data["text"] == "x"
     for wrong in ({}, {"a": models["base"], "b": build(CONFIGS["mixtral"])}):
         with pytest.raises(ValueError, match=r"pass a model|b has other routed layers or experts than a"):
-            explorer.Explorer(wrong, tokenizer)
+            explorer.Explorer(wrong, tokenizer, TEXTS)
 
 
 def test_without_scripts_the_page_says_every_number_and_runs_nothing(models, tokenizer):

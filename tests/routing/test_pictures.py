@@ -23,7 +23,7 @@ def test_a_load_is_shown_in_numbers():
 def test_groups_stand_side_by_side_with_their_intervals():
     trace, languages = clustered(0, gain=2.0)
     figure = pictures.plot_groups(trace, languages, layers=[0])
-    loads = statistics.load_by_text(trace)
+    loads = statistics.by_text(trace, statistics.chosen(trace)) / 2
     loads = [statistics.interval(part)[:, 0] for part in (loads[:12], loads[12:])]
     bars = [bar.get_height() for bar in figure.axes[0].patches]
     assert bars == pytest.approx([100 * share for load in loads for share in load[0].tolist()])

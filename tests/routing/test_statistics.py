@@ -21,8 +21,9 @@ def test_load_counts_slots_of_all_tokens_or_of_some():
 def test_intervals_are_those_of_texts_and_unknown_for_one_text():
     trace, _ = clustered(0, gain=0.0)
     by_text = torch.stack([routing.expert_load(trace_of(each)) for each in trace.experts.split(25, dim=1)])
-    torch.testing.assert_close(statistics.load_by_text(trace).float(), by_text)
-    load, low, high = statistics.interval(statistics.load_by_text(trace))
+    loads = statistics.by_text(trace, statistics.chosen(trace)) / 2
+    torch.testing.assert_close(loads.float(), by_text)
+    load, low, high = statistics.interval(loads)
     torch.testing.assert_close(load, routing.expert_load(trace))  # the texts are equally long
     one = by_text[:, 0, 3].numpy()
     expected = t.interval(0.95, 23, loc=one.mean(), scale=one.std(ddof=1) / 24**0.5)

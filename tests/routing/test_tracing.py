@@ -60,7 +60,7 @@ def test_the_blocks_outputs_are_recomputed_from_the_trace_of_a_padded_batch(moe,
 
 
 def test_a_trace_has_the_promised_shapes_and_weights(moe, tokenizer):
-    trace = routing.trace(moe, tokenizer, TEXTS[1])
+    trace = routing.trace_many(moe, tokenizer, [TEXTS[1]])
     layers, top_k = len(routers(moe)), moe.config.num_experts_per_tok
     assert trace.experts.shape == trace.weights.shape == (layers, len(trace.tokens), top_k)
     assert trace.experts.dtype == torch.int64 and trace.weights.dtype == torch.float32
