@@ -1,8 +1,8 @@
 """One token after another: the decoding step, its cache of keys and values, and its words as they come.
 
-`Decoder` computes only what is new: the next token of an answer, or the next turn of a conversation. Its cache
-has a fixed size and stays where it is, so that on CUDA the step of one token, some thousand small kernels in
-Mixtral-8x7B, can be replayed as one graph.
+`Decoder` computes only what is new: the next token of an answer, or the next turn of a conversation. Its
+cache has a fixed size and stays where it is, so that on CUDA the step of one token, some thousand small
+kernels in Mixtral-8x7B, can be replayed as one graph.
 """
 
 import codecs

@@ -74,9 +74,9 @@ def trace_many(
 ) -> RoutingTrace:
     """What every router chose when the model read the texts, without dropout: one trace, in their order.
 
-    A `<s>` goes in front where the tokenizer has one and the text does not begin with it, as in training. They
-    are read in padded batches of at most `batch_tokens` positions. by: see `recording`. Raises ValueError that names the text which is empty or too long, and for a model
-    without routers.
+    `<s>` goes in front where the tokenizer has one, as in training. Batches have at most `batch_tokens`
+    positions, padding included. by: see `recording`. Raises ValueError that names a text which is empty or
+    too long, and for a model without routers.
     """
     rows = _encode(model, tokenizer, texts)
     device = next(model.parameters()).device

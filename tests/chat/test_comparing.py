@@ -109,8 +109,6 @@ def test_every_bundled_prompt_is_whole():
         assert NEEDED.keys() <= row.keys() <= TYPES.keys(), row["id"]
         assert all(isinstance(value, TYPES[name]) for name, value in row.items()), row["id"]
         assert all(text.strip() for text in row["prompts"] + row.get("reference", ["-"])), row["id"]
-    with pytest.raises(ValueError, match="no prompts for scale 'large'"):
-        prompts("large")
 
 
 def test_full_prompts_cover_the_twelve_kinds_of_the_paper_each_with_its_note():

@@ -4,7 +4,8 @@
 
 Prints the median over runs of the first and the last turn of a conversation. Ends with 1 where the first
 token takes over 0.3 s or less than 30 tokens come per second, in any way but the slow one that the others are
-compared with. Each number of threads has a process of its own. A CPU replays no CUDA graph: the step is called.
+compared with. Each number of threads has a process of its own. A CPU replays no CUDA graph: the step is
+called.
 """
 
 import argparse
