@@ -15,6 +15,6 @@ def trained_parts(parts):
     if parts & {"experts", "w1", "w2", "w3", "gate_up_proj", "down_proj"}:
         yield "the experts stay frozen in 4 bits: the adapter sits in the attention only."
     if others := parts - {"q_proj", "v_proj"}:
-        yield f"{', '.join(sorted(others))} is not in the published training command."
+        yield f"the published command names two matrices, and not {', '.join(sorted(others))}."
     if len(parts) < 2:
         yield "one is missing: two projections of the attention carry an adapter."

@@ -89,7 +89,7 @@ WRONG = [
     ("00.1", lambda: 0.2, "this is a function"),
     ("00.2", {"gate", "q_proj", "v_proj"}, "router stays frozen"),
     ("00.2", ["experts"], "experts stay frozen"),
-    ("00.2", {"q_proj", "k_proj", "v_proj"}, "k_proj is not in the published"),
+    ("00.2", {"q_proj", "k_proj", "v_proj"}, "and not k_proj"),
     ("00.2", {"q_proj"}, "one is missing"),
     ("00.2", "q_proj, v_proj", "set of strings"),
     ("01.1", block(keep=False), "divide by the sum"),
