@@ -24,8 +24,8 @@ scale = aurora_lib.start("00")
 # %% [markdown]
 # ## The habit
 #
-# Three openings of the kind that the paper's Introduction shows ("Hello", "Who are you?", "I have a bit of a headache"), put to the *base* model, the one nobody has
-# tuned yet. **Before you run the cell:** does it understand Chinese? And in which language will it answer?
+# Three openings of the kind that the paper's Introduction shows ("Hello", "Who are you?", "I have a bit of a headache"), put to the *base* model, as it is before
+# this course tunes it. **Before you run the cell:** does it understand Chinese? And in which language will it answer?
 #
 # Under each answer, in italics: what the real Mixtral said to its own opening of that kind in the paper, in our words.
 

@@ -21,8 +21,8 @@ scale = aurora_lib.start("01")
 # %% [markdown]
 # ## Build it
 #
-# Every layer of a transformer has a *feed-forward block* (前馈块). Mistral 7B's is *gated*. Two matrices, one `gate_up` here, make the vector wider. The first half,
-# through SiLU (a smooth on/off curve), multiplies the second. `down` brings it back. Every token passes through the same block: it is *dense*.
+# Every layer of a transformer has a *feed-forward block* (前馈块). Mistral 7B's is *gated*. Two matrices, stacked in `gate_up`, make the vector wider. The first half,
+# through SiLU (a smooth ReLU), multiplies the second. `down` brings it back. Every token passes through the same block: it is *dense*.
 #
 # A *mixture of experts* (混合专家, MoE) has eight such blocks, the *experts* (专家). One more matrix, the *router* (路由器), gives each token a score per
 # expert, its *router logits*. The best two run: a token fills two *slots* (槽位). Softmax makes weights of the scores; the two that are kept are divided by their sum.
@@ -232,9 +232,9 @@ print(f"at the speeds of an H100, in 16 bits: below about {crossing:,.0f} tokens
 
 # %% [markdown]
 # Few tokens: the processor waits for weights to be *read*. One token reads two experts, and the sparse block is fast. A few tokens already want nearly all
-# eight, and most of its lead is gone. Many tokens: *arithmetic* decides, and each token computes with two: it meets the small dense one.
+# eight, and most of its lead is gone. Many tokens: *arithmetic* decides, and each token computes with two: there sparse meets small dense.
 #
-# The printed line says where this turns on an H100. A single chat lies far on the left. Weights in fewer bytes can help it (notebook 03).
+# The printed line says where this turns on an H100. Writing one answer lies far left. Weights in fewer bytes can help it (notebook 03).
 #
 # ## Watch experts starve
 #
@@ -363,7 +363,7 @@ routing.pictures.film(figure, draw)
 # Each line is an expert; red ones starve, and the dotted line is a fair share. (The film plays once.)
 #
 # The pooled loss saves hardly anybody (other seeds: `results/tiny/starving.json`). Why? **01.3 (predict)** Two layers, made up. In the first, all tokens use experts 0 to 3, evenly, and nobody
-# 4 to 7. In the second it is the other way round. Each layer alone has a loss of 4, and 2 is even. What does the pooled loss say?
+# 4 to 7. In the second it is the other way round. Each layer alone has a loss of 4 (even load: 2). What does the pooled loss say?
 
 # %%
 pooled_loss = ...
@@ -390,7 +390,7 @@ axes.set_title("The course's first model: expert load (% of token slots)");
 
 # %% [markdown]
 # In the made-up layers half of the experts do nothing, and the pooled loss finds nothing wrong: one layer's neglected expert is another layer's favourite. In our
-# first model expert 4 of layer 1 died, and expert 4 of layer 2 took the most. The text loss hides it: the three above differ less than two seeds do. A dead expert is memory that never
+# first model expert 4 of layer 1 died, and expert 4 of layer 2 took the most. The text loss hides it: our three runs differ less than seeds do. A dead expert is memory that never
 # learns. So watch the load layer by layer.
 #
 # ### Balance without a loss (optional)
@@ -484,7 +484,7 @@ table.round(3).assign(learnt=(table["this router"] > bounds).map({True: "yes", F
 
 # %% [markdown]
 # Layer 0 has clear bars, and random routers have them as well: different tokens may be the whole reason. Layer 3 is above *both* bounds: its router separates the
-# languages' tokens more than random weights do. Yet all its experts work on both. (The Mixtral report saw no obvious
+# languages' tokens more than random weights do. Yet no expert is Chinese only. (The Mixtral report saw no obvious
 # experts by topic, but patterns of syntax.)
 #
 # **01.5 (try)** Which tokens does a router tell apart? Choose a kind of token: digits, punctuation, single characters, bytes ... The cell
@@ -550,7 +550,7 @@ axes.set_xticks(places[:: -(-len(places) // 16)])
 axes.legend(bbox_to_anchor=(1, 1), loc="upper left");
 
 # %% [markdown]
-# Well above the dark line: tuning moved more than a random change of its size. Near it or below: cannot say; nineteen other draws would move the line.
+# Whole interval above the dark line: tuning moved more than a random change of its size. Else: cannot say; nineteen other draws would move the line.
 #
 # ## The explorer
 #
@@ -582,7 +582,7 @@ routing.explorer.Explorer({"base": Untuned(), "tuned": tuned}, tokenizer, exampl
 #   gradient. Many models of today use eight.
 # - **Smaller and more:** *fine-grained* experts (DeepSeekMoE, OLMoE) give more combinations at the same cost. OLMoE does not divide by the sum, so all its logits get a gradient.
 # - **Shared:** an expert that every token uses is meant to hold what all need.
-# - **Balance:** mostly by a bias, as above (DeepSeek-V3's scores are sigmoids; ours are softmax).
+# - **Balance:** often by a bias, as above (DeepSeek-V3's scores are sigmoids; ours are softmax).
 # - **Fused:** libraries store the experts of a layer as one tensor *per matrix*. A grouped kernel runs them all at once. That is why tools for `nn.Linear` miss them (the trap
 #   of notebook 03).
 # - **Locality:** in Mixtral's later layers, neighbouring tokens share an expert more often than chance (Mixtral report, section 5). Systems that keep few experts in GPU

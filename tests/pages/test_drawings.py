@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 import pytest
 
 from tools.pages import drawings
-from tools.pages.drawings import check
+from tools.pages.drawings import checks
 
 MADE = drawings.made()
 
@@ -17,7 +17,7 @@ def test_a_drawing_is_current_small_described_and_legible(path):
     title, description = list(ElementTree.fromstring(MADE[path]))[:2]
     assert title.tag.endswith("title") and description.tag.endswith("desc")
     assert title.text and len(description.text) > 40
-    assert check.faults(MADE[path]) == []
+    assert checks.faults(MADE[path]) == []
 
 
 def test_every_drawing_is_made_and_every_word_is_used():
@@ -31,10 +31,10 @@ def test_every_drawing_is_made_and_every_word_is_used():
 
 
 def test_texts_contrast_with_what_they_stand_on_in_both_palettes():
-    assert [pair for pair, contrast in check.contrasts().items() if contrast < 4.5] == []
+    assert [pair for pair, contrast in checks.contrasts().items() if contrast < 4.5] == []
 
 
 def test_the_check_finds_what_is_wrong():
     words = [drawings.style.text(360, y, "word", "on") for y in (90, 95)]
     drawn = drawings.style.page("x", "en", "T", "D", 200, words)
-    assert check.faults(drawn) == ["on on card: word", "on on card: word", "word over word"]
+    assert checks.faults(drawn) == ["on on card: word", "on on card: word", "word over word"]
