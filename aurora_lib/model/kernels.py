@@ -1,7 +1,7 @@
 """Decoding on a GPU: a Triton kernel that multiplies packed weights and never stores them unpacked.
 
 It reads the expert's number on the device: nothing is copied or waited for, and a CUDA graph can capture it.
-Where it cannot run, `nf4` goes its other ways. Its speed is not measured yet.
+Where it cannot run, `nf4` goes its other ways. On an H100 it is as fast as those, not faster (results/h100).
 """
 
 from __future__ import annotations  # `tl` may be missing

@@ -26,8 +26,10 @@ def test_figures_of_a_gpu_stand_beside_the_predicted_ones_where_they_were_record
     real = results.recorded
 
     def recorded(notebook, where, what="values"):
-        if where != "h100" or not is_there:
+        if where != "h100":
             return real(notebook, where, what)
+        if not is_there:
+            return {}
         return {"training, SFTTrainer": SFT} if what == "series" else Everything()
 
     monkeypatch.setattr(results, "recorded", recorded)

@@ -81,6 +81,7 @@ def gib(value: float) -> str:
 
 
 OTHERS = "training, the stack of 2023: batch 16, varied lengths, reserved [GiB]"
+OTHERS_MEASURED = "training, the stack of 2023: batch 16, accumulation 2, varied lengths, nvidia-smi [GiB]"
 
 
 def memories() -> list[Row]:
@@ -99,8 +100,9 @@ def memories() -> list[Row]:
         measured = gib(h100[label]) if label in h100 else f"{NOT}; {predicted}"
         reserved = results.recorded("mixtral_8x7b", "counted")[OTHERS]
         why = "most likely another batch: the speeds of the authors' run make 32 conversations a step, "
-        why += f"and their stack at 16 x 2 reserves {gib(reserved)} "
-        why += "(counted from its sources, not measured; notebook 03)"
+        why += f"and their stack at 16 x 2 reserves {gib(reserved)} (counted from its sources; notebook 03)"
+        if OTHERS_MEASURED in h100:
+            why += f"; nvidia-smi showed {gib(h100[OTHERS_MEASURED])} for it on an H100, with random weights"
         rows.append(
             Row(name, paper.MEMORY[name], measured, "", "5 % of the prediction", why if train else "")
         )
