@@ -2,7 +2,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
-KERNELS := .venv/.kernels
 BOOK := .venv-book/bin
 
 # TORCH=cpu adds PyTorch's own index of CPU-only builds: a far smaller download for laptops, where it can be reached.
@@ -21,7 +20,7 @@ course: $(READY)
 	$(BIN)/python -m tools.build.course
 
 # Unit tests, then each notebook as it is, and the exercises solved, two processes at a time; the book where a browser is.
-test: $(READY) $(KERNELS)
+test: $(READY)
 	@mkdir -p runs && date +%s > runs/.test-began
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -81,12 +80,6 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH_INDEX) -c constraints.txt -e '.[dev]'
 	@touch $@
-
-# Triton, for the tests of one kernel: large, and nothing else wants it. A CUDA build of PyTorch has brought its own.
-$(KERNELS): $(READY)
-	@{ $(BIN)/python -c 'import triton' 2>/dev/null || $(BIN)/python -m pip install --quiet \
-	--disable-pip-version-check $(TORCH_INDEX) -c constraints.txt -e '.[kernels]' 2>/dev/null; } && touch $@ \
-	|| echo "Triton cannot be installed from here: the compiled kernel is not tested (under CI that fails)."
 
 .venv-book/.ready: book/requirements.txt constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else "Python 3.11 to 3.13 is needed, this is %d.%d. Try: make PYTHON=python3.12 ..." % v)'

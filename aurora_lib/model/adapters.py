@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from aurora_lib.course import Scale, asking_hub
+from aurora_lib.model.expert_lora import on_packed_experts
 from aurora_lib.model.files import contents, said, skeleton
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -37,8 +38,9 @@ def save_adapter(trainer, scale: Scale, folder: Path | None = None) -> Path:
     base = Path(scale.base_model)
     for config in trainer.model.peft_config.values():
         config.base_model_name_or_path = _model_name(base) or base.name if base.exists() else scale.base_model
-        if not isinstance(config.target_modules, str):
-            config.target_modules = sorted(config.target_modules)  # a set is written in any order
+        for names in ("target_modules", "target_parameters"):
+            if isinstance(getattr(config, names), set):  # it would be written in any order
+                setattr(config, names, sorted(getattr(config, names)))
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -66,8 +68,7 @@ def _card(trainer, scale: Scale) -> str:
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
     known = dict(args=args, state=state, lora=lora, rows=len(trainer.train_dataset), batch=batch)
     known |= dict(epochs=state.epoch or 0, losses=" to ".join(losses[:1] + losses[-1:]))
-    targets = lora.target_modules
-    known["targets"] = targets if isinstance(targets, str) else ", ".join(targets)
+    known["targets"] = ", ".join([*lora.target_modules, *(lora.target_parameters or ())])
     known["revision"] = f", revision `{scale.revision}`" if scale.revision else ""
     known["data"] = f"the local folder `{Path(scale.data).name}`" if scale.data else "the released datasets"
     if "chosen_ids" in trainer.train_dataset.column_names:
@@ -97,20 +98,17 @@ def find_adapter(scale: Scale) -> str:
 def load_adapter(model: PreTrainedModel, adapter: str | Path) -> PeftModel:
     """Put `adapter` on `model`, ready for inference: a PEFT folder, or a hub id with or without "@revision".
 
-    Raises AdapterError when it is missing, a pickle, for packed experts, or of other shapes than this base,
-    and ModelFileError when it is damaged. Warns where the shapes fit but it names another base.
+    Raises AdapterError when it is missing, a pickle, or of other shapes than this base, and ModelFileError
+    when it is damaged. Warns where the shapes fit but it names another base.
     """
     folder = _place(adapter)
     weights = [contents(folder / file) for file in FILES][1]
     tuned = {name.partition(".lora_")[0] for name in weights}
-    experts = {name.rpartition(".")[2] for name in tuned if re.search(r"\.experts\b", name)}
-    if experts and getattr(model, "is_loaded_in_4bit", False):
-        raise AdapterError(said("adapter_experts", place=adapter, names=", ".join(sorted(experts))))
     try:
         config = PeftConfig.from_pretrained(folder)
-        if any(name.endswith((".gate", ".router")) for name in tuned):
-            config.lora_dropout = 0.0  # PEFT has none for a parameter, as routers are; answers need none
-        tuned = PeftModel.from_pretrained(model, folder, config=config).eval()
+        if any(re.search(r"\.(gate|router|experts(\..+)?)$", name) for name in tuned):
+            config.lora_dropout = 0.0  # PEFT has none for parameters, as routers are, and answers need none
+        tuned = PeftModel.from_pretrained(model, folder, config=on_packed_experts(config)).eval()
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         why = str(error).strip().splitlines()[-1].strip()
         raise AdapterError(said("adapter_shapes", place=adapter, why=why)) from error
@@ -147,35 +145,46 @@ def _place(adapter: str | Path) -> Path:
     return file.parent
 
 
-def resolve_targets(config: PreTrainedConfig, lora: LoraConfig) -> tuple[LoraConfig, int]:
-    """`lora` with its targets as names of layers, and the parameters it trains; nothing is allocated.
+def resolve_targets(config: PreTrainedConfig, lora: LoraConfig) -> tuple[LoraConfig, int, bool]:
+    """`lora` with its targets as names, the parameters it trains, and whether experts are among them.
 
-    "all-linear" are those of the decoder's layers; PEFT itself would go on to experts and router. Raises
-    ValueError for targets that match no layer or name experts.
+    Nothing is allocated.
+
+    "all-linear" are those of the decoder's layers; PEFT itself would go on to experts and router. Experts are
+    asked for by their released names, of which it makes their stacks. Raises ValueError for targets that match
+    no layer or not all experts, and for experts with dropout.
     """
     model = skeleton(config)
     head, modules = model.get_output_embeddings(), dict(model.named_modules())
     layers = [n for n, m in modules.items() if isinstance(m, nn.Linear | nn.Embedding) and m is not head]
     released = revert_weight_conversion(model, dict(model.named_parameters()))
     experts = [name.removesuffix(".weight") for name in released if ".experts." in name]
-    free = [f".{name}" for name, _ in model.named_parameters() if ".experts." not in name]
-    refused = [each for each in lora.target_parameters or () if not any(n.endswith(f".{each}") for n in free)]
-    asked, names = lora.target_modules or [], []
+    own = [f".{name}" for name, _ in model.named_parameters()]
+    found = {each: [n for n in own if n.endswith(f".{each}")] for each in lora.target_parameters or ()}
+    refused = [each for each, places in found.items() if not places]
+    stacks = {each for each, places in found.items() if any(".experts." in place for place in places)}
+    asked, names, leaf = lora.target_modules or [], [], lambda name: name.rpartition(".")[2]
     patterns = {each: rf"(.*\.)?{re.escape(each)}" for each in asked}
     if isinstance(asked, str):
         patterns = {asked: ALL_LINEAR if asked.lower() == "all-linear" else asked}
     for target, pattern in patterns.items():
         hit = [name for name in layers if re.fullmatch(pattern, name)]
-        if not hit or any(re.fullmatch(pattern, name) for name in experts):
+        tuned = [name for name in experts if re.fullmatch(pattern, name)]
+        kinds = set(map(leaf, tuned))
+        if not hit + tuned or len(tuned) < sum(leaf(name) in kinds for name in experts):
             refused.append(target)
-        names += hit
+        names, stacks = names + hit, stacks | kinds
     if refused:
-        known = {name.rpartition(".")[2] for name in layers if re.fullmatch(ALL_LINEAR, name)}
-        routers = [n for n in free if n.endswith((".gate.weight", ".router.weight"))] or [".mlp.gate.weight"]
+        known = {leaf(name) for name in layers if re.fullmatch(ALL_LINEAR, name)} | set(map(leaf, experts))
+        routers = [n for n in own if n.endswith((".gate.weight", ".router.weight"))] or [".mlp.gate.weight"]
         about = dict(names=", ".join(sorted(refused)), known=", ".join(sorted(known)))
         raise ValueError(said("targets", router=".".join(routers[0].split(".")[-3:]), **about))
+    if stacks and lora.lora_dropout:
+        raise ValueError(said("no_dropout", names=", ".join(sorted(stacks))))
     lora = copy.deepcopy(lora)
     if names:
         lora.target_modules = _find_minimal_target_modules(names, [n for n in modules if n not in names])
+    lora.target_modules = sorted({*(lora.target_modules or ()), *(stacks - found.keys())})
     trained = get_peft_model(model, copy.deepcopy(lora))
-    return lora, sum(p.numel() for p in trained.parameters() if p.requires_grad)
+    number = sum(p.numel() for p in trained.parameters() if p.requires_grad)
+    return on_packed_experts(lora), number, bool(stacks)

@@ -103,11 +103,13 @@ def predict(
     checkpointing: bool = True,
     dtype: torch.dtype = torch.bfloat16,
     adapter: int | None = None,
+    on_experts: bool = False,
     stack: Stack = TODAY,
 ) -> MemoryBudget:
     """The memory of QLoRA training, or of inference, for a transformers language model.
 
-    `adapter`: how many parameters it has, if it is another than the paper's. `stack`: TODAY, OF_2023 or one
+    `adapter`: how many parameters it has, if it is another than the paper's, and `on_experts`, whether experts
+    are tuned too. `stack`: TODAY, OF_2023 or one
     of your own. `quantization`: "nf4"; "nf4-linear-only", what transformers 5 makes of `load_in_4bit` (fused
     experts stay 16-bit); or "bf16", nothing quantized. Raises ValueError for another. No term is fitted: each
     follows from what a step keeps; `results/counted` holds the same steps, counted tensor by tensor.
@@ -120,7 +122,7 @@ def predict(
     matrix = unpacked(shape, quantization, width, stack)
     if train:
         parts["adapters, gradients, Adam"] = 16 * adapter  # fp32: weight, gradient, two moments
-        parts |= training_step(shape, batch, length, width, stack, matrix, checkpointing)
+        parts |= training_step(shape, batch, length, width, stack, matrix, checkpointing, on_experts)
         task = f"training, batch {batch} x {length}, rank {rank}"
     else:
         parts |= inference_step(shape, batch, length, width, matrix)
@@ -158,7 +160,7 @@ def unpacked(shape, quantization: str, width: int, stack: Stack) -> int:
     return 0 if quantization == "bf16" else largest * width
 
 
-def training_step(shape, batch, length, width, stack, matrix, checkpointing) -> dict[str, float]:
+def training_step(shape, batch, length, width, stack, matrix, checkpointing, on_experts) -> dict[str, float]:
     """What a step holds at its peak: while the last layer is recomputed, or in its backward.
 
     With checkpointing every layer keeps its input only, and one layer at a time is recomputed.
@@ -166,6 +168,8 @@ def training_step(shape, batch, length, width, stack, matrix, checkpointing) -> 
     tokens = batch * length
     experts = kept_by_experts(shape, tokens, width)
     kept = kept_by_layer(shape, tokens, width, stack)
+    if on_experts:  # the rows that go into both of an expert's detours
+        kept += tokens * shape.top_k * width * (shape.hidden + shape.inner)
     passing = passing_through(shape, tokens, width, stack, matrix)
     scores = batch * shape.heads * length**2 * stack.eager_attention  # one for each head, query and key
     softmax = scores * (4 + width)  # in 32 bits, and its 16-bit copy

@@ -20,14 +20,13 @@ from bitsandbytes.functional import QuantState, dequantize_4bit, get_4bit_type, 
 from torch import Tensor, nn
 from torch.nn.functional import grouped_mm
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
-from transformers.activations import SiLUActivation
 from transformers.integrations.bitsandbytes import Bnb4bitQuantize
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, _default_apply_gate
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 from transformers.quantizers.quantizers_utils import get_module_from_name
 
-from aurora_lib.model import kernels, memory
+from aurora_lib.model import expert_lora, memory
 from aurora_lib.model.files import local, reaching, read_config, said, skeleton
 
 NAME = "nf4"  # under which transformers finds `experts_forward`
@@ -85,9 +84,8 @@ def experts_forward(self, hidden_states, top_k_index, top_k_weights):
     """Run the hit experts on their rows: hidden `[tokens, hidden]`, index and weights `[tokens, top_k]`."""
     stacks = [(getattr(self, key).detach(), self.quant_states[key]) for key in ("gate_up_proj", "down_proj")]
     learning, slots = torch.is_grad_enabled() and hidden_states.requires_grad, top_k_index.numel()
-    # without the kernel experts are copied: at most as many as there are
-    few = slots <= FEW_SLOTS and (slots <= self.num_experts or _has_kernel(self, hidden_states))
-    path = _few_rows if few and not learning else _many_rows
+    # experts are copied: at most as many as there are
+    path = _few_rows if slots <= min(FEW_SLOTS, self.num_experts) and not learning else _many_rows
     return path(self, stacks, hidden_states, top_k_index, top_k_weights).to(hidden_states.dtype)
 
 
@@ -98,10 +96,11 @@ def _many_rows(self, stacks, hidden, index, weights):
     if _is_grouped(stacks, hidden):
         numbers = torch.arange(self.num_experts, device=experts.device)
         ends = torch.searchsorted(experts, numbers, right=True, out_int32=True)  # waits for nothing
-        outputs = _Grouped.apply(self._apply_gate(_Grouped.apply(rows, ends, *stacks[0])), ends, *stacks[1])
+        outputs = _both(self, lambda rows, i: _Grouped.apply(rows, ends, *stacks[i]), rows, experts)
     else:
-        parts = enumerate(rows.split(torch.bincount(experts, minlength=self.num_experts).tolist()))  # waits
-        outputs = torch.cat([_expert(self, stacks, e, part) for e, part in parts if len(part)])
+        sizes = torch.bincount(experts, minlength=self.num_experts).tolist()  # waits
+        parts = enumerate(zip(rows.split(sizes), experts.split(sizes), strict=True))
+        outputs = torch.cat([_expert(self, stacks, e, *part) for e, part in parts if sizes[e]])
     weighted = outputs * weights.flatten()[order, None]
     back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
     return weighted[back].view(*index.shape, -1).sum(dim=1)
@@ -131,27 +130,26 @@ class _Grouped(torch.autograd.Function):
 
 def _few_rows(self, stacks, hidden, index, weights):
     """Shapes that do not depend on the routing, as CUDA graphs and `torch.compile` need them (decoding)."""
-    if _has_kernel(self, hidden):
-        outputs = hidden
-        for (data, s), parts in zip(stacks, (2, 1), strict=True):
-            stack = [data, s.code, s.absmax, s.state2.code, s.state2.absmax, s.offset]
-            outputs = kernels.product(outputs, index, stack, s.shape[1] // parts, parts)
-    else:  # the hit experts are copied, one for each token-slot
-        hit = [select(stack, index.flatten()) for stack in stacks]
-        rows = hidden.repeat_interleave(index.shape[1], dim=0).split(1)
-        outputs = torch.cat([_expert(self, hit, slot, row) for slot, row in enumerate(rows)])
+    hit = [select(stack, index.flatten()) for stack in stacks]  # copied, one for each token-slot
+    rows = zip(
+        hidden.repeat_interleave(index.shape[1], dim=0).split(1), index.flatten().split(1), strict=True
+    )
+    outputs = torch.cat([_expert(self, hit, slot, *row) for slot, row in enumerate(rows)])
     return (outputs.view(*index.shape, -1) * weights.unsqueeze(-1)).sum(dim=1)
 
 
-def _has_kernel(self, hidden) -> bool:
-    whole = not any(width % BLOCK for width in self.quant_states["down_proj"].shape[1:])  # blocks in a row
-    silu = isinstance(self.act_fn, SiLUActivation) and type(self)._apply_gate is _default_apply_gate
-    return hidden.is_cuda and kernels.READY and whole and silu
+def _expert(self, stacks, at: int, rows: Tensor, experts: Tensor) -> Tensor:
+    matrices = [select(stack, at) for stack in stacks]
+    return _both(self, lambda rows, i: bnb.matmul_4bit(rows, *matrices[i]), rows, experts)
 
 
-def _expert(self, stacks, expert: int, rows: Tensor) -> Tensor:
-    gate_up, down = (select(stack, expert) for stack in stacks)
-    return bnb.matmul_4bit(self._apply_gate(bnb.matmul_4bit(rows, *gate_up)), *down)
+def _both(self, product, rows: Tensor, experts: Tensor) -> Tensor:
+    """Gate and up, their product, and down: `rows` go through `product(rows, 0)` and then through 1.
+
+    `experts`: the number of each row's, for adapters.
+    """
+    inner = self._apply_gate(expert_lora.add(self, "gate_up_proj", product(rows, 0), rows, experts))
+    return expert_lora.add(self, "down_proj", product(inner, 1), inner, experts)
 
 
 ALL_EXPERTS_FUNCTIONS.register(NAME, experts_forward)

@@ -41,7 +41,10 @@ def preflight(
     """
     if len(conversations) == 0:
         raise ValueError(NOTHING)
-    how = dict(rank=lora.r, adapter=resolve_targets(config, lora)[1]) if lora else {}
+    how = {}
+    if lora:
+        _, number, on_experts = resolve_targets(config, lora)
+        how |= dict(rank=lora.r, adapter=number, on_experts=on_experts)
     how |= dict(length=args.max_length, checkpointing=args.activation_checkpointing)
     how |= dict(batch=args.per_device_train_batch_size, dtype=scale.loading["dtype"])
     budget = memory.predict(config, **how).require(args.device)

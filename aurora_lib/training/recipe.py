@@ -81,7 +81,7 @@ def build_trainer(model, tokenizer, conversations, args: SFTConfig, lora=None, v
         print(f"{missing:,} conversations hold no answer by the assistant and are left out.")
     if len(answered) == 0:
         raise ValueError(NOTHING)
-    lora, _ = resolve_targets(model.config, lora or lora_config())
+    lora, *_ = resolve_targets(model.config, lora or lora_config())
     if args.dataset_num_proc:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # threads do not survive the fork
     set_seed(args.seed)

@@ -243,9 +243,7 @@ assert torch.allclose(forward(x, 3), theirs, atol=1e-4)
 print("by hand and by the library: the same output of expert 3")
 
 # %% [markdown]
-# When a GPU generates text, [kernels.py](../aurora_lib/model/kernels.py) does these steps inside one kernel, and the unpacked matrix
-# never exists. In training it exists for a moment. Remember it: in the budget it is part of
-# *passing through*.
+# The unpacked matrix exists for a moment only. Remember it: in the budget it is part of *passing through*.
 #
 # ### The trap: experts that stay in 16 bits
 #

@@ -96,23 +96,20 @@ def test_config_and_tensors_of_the_released_layout_are_of_the_sizes_the_hub_list
         assert set(bundled.keys()) == {name for name in expected if int(name.split(".")[4]) < 4}
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.1])
-@pytest.mark.parametrize("module", ["block_sparse_moe.experts.3.w1", "mlp.experts", "block_sparse_moe.gate"])
-def test_adapter_of_experts_is_refused_with_what_to_do_and_one_of_the_router_loads(released, module, dropout):
-    file, at = released / "adapter_model.safetensors", "base_model.model.model.layers"
-    given = torch.ones(8, 128)
-    more = {f"{at}.{layer}.{module}.lora_A.weight": given.clone() for layer in range(3)}
+def test_adapter_of_the_router_loads_without_its_dropout(released):
+    file, at, given = (
+        released / "adapter_model.safetensors",
+        "base_model.model.model.layers",
+        torch.ones(8, 128),
+    )
+    more = {f"{at}.{layer}.block_sparse_moe.gate.lora_A.weight": given.clone() for layer in range(3)}
     more |= {name.replace("lora_A", "lora_B"): torch.ones(8, 8) for name in more}
     save_file(load_file(file) | more, file, metadata={"format": "pt"})
-    config = CONFIG_07 | dict(lora_dropout=dropout, target_modules=["q_proj", "v_proj", "gate"])
+    config = CONFIG_07 | dict(lora_dropout=0.1, target_modules=["q_proj", "v_proj", "gate"])
     (released / "adapter_config.json").write_text(json.dumps(config))
     base = load_model(DATA / "tiny", dtype=torch.float32, device="cpu")
-    if module.endswith("gate"):
-        loaded = dict(load_adapter(base, released).named_parameters())
-        assert torch.equal(loaded[f"{at}.0.mlp.gate.lora_A.default.weight"], given)
-    else:
-        with pytest.raises(AdapterError, match=rf"\({module.rpartition('.')[2]}\), .*with stock PEFT"):
-            load_adapter(base, released)
+    loaded = dict(load_adapter(base, released).named_parameters())
+    assert torch.equal(loaded[f"{at}.0.mlp.gate.lora_A.default.weight"], given)
 
 
 def test_an_adapter_that_is_a_file_or_damaged_is_refused(released):

@@ -103,8 +103,10 @@ def test_targets_as_peft_takes_them_are_trained_and_saved_or_refused_at_once(tin
     assert planned.memory.adapter_parameters == trained == case["parameters"]
     training.run(trainer)
     place = save_adapter(trainer, tiny)
-    assert ", ".join(case["saved"]) in (place / "README.md").read_text()
-    assert json.loads((place / "adapter_config.json").read_text())["target_modules"] == case["saved"]
+    assert ", ".join(case["saved"] + case.get("stacks", [])) in (place / "README.md").read_text()
+    saved = json.loads((place / "adapter_config.json").read_text())
+    assert saved["target_modules"] == case["saved"]
+    assert "stacks" not in case or saved["target_parameters"] == case["stacks"]
     load_adapter(load_model(tiny.base_model, **tiny.loading), place)
 
 

@@ -43,6 +43,7 @@ from aurora_lib import training
 from aurora_lib.course import results, write_whole
 from aurora_lib.course.machine import GIB
 from aurora_lib.model import memory, nf4
+from aurora_lib.model.expert_lora import on_packed_experts
 from aurora_lib.model.files import skeleton
 from tools.record.h100 import linear4bit
 
@@ -201,14 +202,19 @@ def loaded(seen: Storages, config):
     return model
 
 
-def today(batch: int, length: int = LENGTH, config=memory.MIXTRAL_8X7B, checkpointing=True) -> Storages:
-    """A training step of this course: SFTTrainer's loss, the paper's adapter in fp32, bf16, checkpointing."""
+def today(
+    batch: int, length: int = LENGTH, config=memory.MIXTRAL_8X7B, checkpointing=True, **changes
+) -> Storages:
+    """A training step of this course: SFTTrainer's loss, the paper's adapter in fp32, bf16, checkpointing.
+
+    `changes` are of the adapter.
+    """
     with on_meta() as seen:
         model = loaded(seen, config)
         if checkpointing:
             model.activation_checkpointing_enable(dict(use_reentrant=False))
         add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))  # as TRL's SFTTrainer
-        tuned = get_peft_model(model, training.lora_config()).train()
+        tuned = get_peft_model(model, on_packed_experts(training.lora_config(**changes))).train()
         training.adapters_in_fp32(tuned)
         learned = [p for p in tuned.parameters() if p.requires_grad]
         adam = [torch.empty_like(p) for p in learned for _ in range(2)]

@@ -48,7 +48,7 @@ from aurora_lib.chat.decoding import FixedCache
 from aurora_lib.course import machine, results, write_whole
 from aurora_lib.course.machine import GIB, peak_rss
 from aurora_lib.course.scale import DATA, FULL, ROOT, TINY, Scale
-from aurora_lib.model import kernels, load_tokenizer, memory, nf4, random_model
+from aurora_lib.model import load_tokenizer, memory, nf4, random_model
 
 BEGAN = time.perf_counter()
 SEED = 0
@@ -83,9 +83,9 @@ def preset(scale: str) -> Preset:
         whole = Preset("mixtral_8x7b", memory.MIXTRAL_8X7B, "cuda", torch.bfloat16, *sizes)
         if not os.environ.get("RECORD_LAYERS"):
             return whole
-        # a rehearsal: every kernel at its full width; the two newest ways apart, as they might end a process
+        # a rehearsal: every kernel at its full width; the newest way apart, as it might end a process
         values = memory.MIXTRAL_8X7B.to_dict() | dict(num_hidden_layers=int(os.environ["RECORD_LAYERS"]))
-        newest = ("inference, Triton kernel", "inference, torch.compile")
+        newest = ("inference, torch.compile",)
         groups = (tuple(part for part in PARTS if part not in newest), newest)
         few = dict(new_tokens=8, largest_batch=4, groups=groups, best=4)
         return dataclasses.replace(whole, name="rehearsal", config=MixtralConfig(**values), **few)
@@ -171,10 +171,9 @@ def seconds(function, times: int = 1) -> float:
 
 
 @contextmanager
-def way(*, kernel: bool = True, grouped: bool | None = None):
-    """How `nf4` runs experts: few rows with the Triton kernel or without, many rows as one product or not."""
-    ready, largest = kernels.READY and kernel, {True: math.inf, False: 0, None: nf4.GROUPED}[grouped]
-    with patch.object(kernels, "READY", ready), patch.object(nf4, "GROUPED", largest):
+def way(*, grouped: bool):
+    """How `nf4` runs many rows of its experts: as one product of the whole stack, or expert by expert."""
+    with patch.object(nf4, "GROUPED", math.inf if grouped else 0):
         yield
 
 
@@ -182,7 +181,7 @@ def way(*, kernel: bool = True, grouped: bool | None = None):
 def difference(chosen: Preset, model, *size: int, **changes) -> float:
     """Mean difference of the logits of a way to those of bitsandbytes' kernels, in percent of their mean."""
     ids = torch.randint(chosen.config.vocab_size, size, device=chosen.device)
-    with way(kernel=False, grouped=False):
+    with way(grouped=False):
         usual = model(ids, use_cache=False).logits.float()
     with way(**changes):
         other = model(ids, use_cache=False).logits.float()
@@ -266,26 +265,14 @@ def inference(chosen: Preset, note: Recorder) -> None:
         note.value("loaded, allocated [GiB]", torch.cuda.memory_allocated() / GIB)
         note.value("loaded, reserved [GiB]", torch.cuda.memory_reserved() / GIB)
     note.value("weights, predicted [GiB]", memory.predict(chosen.config).weights)
-    with way(kernel=False):
-        for batch in (1, 8):
-            fresh()
-            speed = note.attempt(f"batch {batch}, eager", decode_eager, chosen, model, batch)
-            if speed:
-                note.value(f"batch {batch}, prefill [tokens/s]", speed[0])
-                note.value(f"batch {batch}, decode, eager [tokens/s]", speed[1])
-            note.memory(f"batch {batch}")
-        graph(chosen, note, model, 1)
-
-
-@torch.no_grad()
-def triton_kernel(chosen: Preset, note: Recorder) -> None:
-    """Decoding with the Triton kernel where there is one (not on a CPU), replayed as a CUDA graph."""
-    if chosen.device == "cuda" and not kernels.READY:
-        raise RuntimeError("the Triton kernel cannot be built here")
-    model = build(chosen).eval()
-    note.value("difference to bitsandbytes [%]", difference(chosen, model, 1, 1))
     for batch in (1, 8):
-        graph(chosen, note, model, batch)
+        fresh()
+        speed = note.attempt(f"batch {batch}, eager", decode_eager, chosen, model, batch)
+        if speed:
+            note.value(f"batch {batch}, prefill [tokens/s]", speed[0])
+            note.value(f"batch {batch}, decode, eager [tokens/s]", speed[1])
+        note.memory(f"batch {batch}")
+    graph(chosen, note, model, 1)
 
 
 def graph(chosen: Preset, note: Recorder, model, batch: int) -> None:
@@ -608,7 +595,6 @@ PARTS = {
     "training": (qlora, 130),
     "training, the stack of 2023": (stack_of_2023, 110),
     "training, grouped product": (grouped_product, 70),
-    "inference, Triton kernel": (triton_kernel, 70),
     "training, per-expert Linear4bit": (one_expert_at_a_time, 80),
     "training, expandable segments": (expandable, 60),
     "inference, torch.compile": (compiled, 150),
