@@ -1,6 +1,5 @@
 // The front of box.py. Texts reach the page as text nodes only, so nothing that is written can become HTML.
 
-const SPEAKERS = { user: "You", assistant: "Model", system: "System" };
 const FIELDS = {
   system: ["System line", { type: "text" }],
   temperature: ["Temperature (0: the likeliest token)", { type: "number", min: 0, step: 0.1 }],
@@ -17,10 +16,31 @@ function element(tag, attributes = {}, ...children) {
   return made;
 }
 
-function bubble({ role, content }) {
-  const speaker = element("b", {}, SPEAKERS[role]);
-  const text = element("div", { class: "aurora-chat-text", dir: "auto" }, content || "…");
-  return element("div", { class: `aurora-chat-bubble aurora-chat-${role}` }, speaker, text);
+function button(name, label, press, spoken = label) {
+  const made = element("button", { type: "button", class: `aurora-chat-${name}`, "aria-label": spoken }, label);
+  made.addEventListener("click", () => press(made));
+  return made;
+}
+
+async function copy(text, pressed) {
+  let copied = true;
+  try {
+    await navigator.clipboard.writeText(text.textContent);
+  } catch {
+    getSelection().selectAllChildren(text); // no clipboard without https, or none allowed: the old way
+    copied = document.execCommand("copy");
+  }
+  pressed.textContent = copied ? "Copied" : "Press Ctrl+C"; // the text is selected
+}
+
+function turn({ role, said }, state = "whole") {
+  const bubbles = said.map(([speaker, content]) => {
+    const text = element("div", { class: "aurora-chat-text", dir: "auto" }, content || "…");
+    const copying = button("copy", "Copy", (pressed) => copy(text, pressed), `Copy what ${speaker} said`);
+    const head = element("div", { class: "aurora-chat-head" }, element("b", {}, speaker), copying);
+    return element("div", { class: `aurora-chat-bubble aurora-chat-${role}` }, head, text);
+  });
+  return element("div", { class: `aurora-chat-turn aurora-chat-${state}` }, ...bubbles);
 }
 
 function render({ model, el }) {
@@ -29,13 +49,13 @@ function render({ model, el }) {
   const entry = element("textarea", { class: "aurora-chat-entry", rows: 2, dir: "auto", "aria-label": "Message" });
   entry.placeholder = "你好 / Hello   (Enter sends, Shift+Enter breaks the line)";
   const buttons = { ask: "Send", stop: "Stop", regenerate: "Regenerate", reset: "New conversation" };
-  for (const [action, label] of Object.entries(buttons)) {
-    buttons[action] = element("button", { type: "button", class: `aurora-chat-${action}` }, label);
-    buttons[action].addEventListener("click", () => {
-      action === "ask" ? ask() : send(action);
-      entry.focus(); // a button that is disabled next would drop it
-    });
-  }
+  const press = (action, rest) => () => {
+    action === "ask" && !rest ? ask() : send(action, rest);
+    entry.focus(); // a button that is disabled next would drop it
+  };
+  for (const action in buttons) buttons[action] = button(action, buttons[action], press(action));
+  const offered = element("fieldset", { class: "aurora-chat-row", "aria-label": "Questions to ask" });
+  offered.append(...model.get("questions").map((text) => button("question", text, press("ask", { text }))));
   const status = element("span", { class: "aurora-chat-status" });
   const trouble = element("div", { class: "aurora-chat-trouble", role: "alert" });
   const inputs = {};
@@ -56,6 +76,7 @@ function render({ model, el }) {
   el.append(
     log,
     trouble,
+    offered,
     element("div", { class: "aurora-chat-row" }, entry),
     element("div", { class: "aurora-chat-row" }, ...Object.values(buttons), status),
     element("details", {}, element("summary", {}, "Settings"), fields),
@@ -76,29 +97,28 @@ function render({ model, el }) {
     else ask();
   });
 
-  function keepEnd(change) {
-    const reading = log.scrollHeight - log.scrollTop - log.clientHeight > 40; // further up, and left there
+  function keepEnd(change, asked = false) {
+    const below = log.scrollHeight - log.scrollTop - log.clientHeight; // of a reader further up, left there
     change();
-    if (!reading) log.scrollTop = log.scrollHeight;
+    if (asked || below < 40) log.scrollTop = log.scrollHeight;
   }
 
   function draw() {
     const busy = model.get("busy");
-    const bubbles = model.get("transcript").map(bubble);
-    const asked = bubbles.some((one) => !one.matches(".aurora-chat-system"));
-    if (busy) bubbles.push(bubble({ role: "assistant", content: model.get("answer") }));
-    if (busy) bubbles.at(-1).classList.add("aurora-chat-partial");
-    keepEnd(() => log.replaceChildren(...bubbles));
+    const asked = model.get("transcript").some(({ role }) => role !== "system");
+    const turns = model.get("transcript").map((one) => turn(one));
+    if (busy) turns.push(turn(model.get("answer"), "partial"));
+    keepEnd(() => log.replaceChildren(...turns), busy);
     log.setAttribute("aria-busy", busy); // read aloud once it is whole
-    buttons.ask.disabled = fields.disabled = busy;
+    buttons.ask.disabled = fields.disabled = offered.disabled = busy;
     buttons.stop.disabled = !busy;
     buttons.regenerate.disabled = busy || !asked;
     buttons.reset.disabled = !busy && !asked;
   }
 
   function drawAnswer() {
-    const text = log.querySelector(":scope > .aurora-chat-partial > .aurora-chat-text");
-    if (text) keepEnd(() => (text.textContent = model.get("answer") || "…"));
+    const texts = log.querySelectorAll(".aurora-chat-partial .aurora-chat-text");
+    keepEnd(() => texts.forEach((text, n) => (text.textContent = model.get("answer").said[n][1] || "…")));
   }
 
   function drawSettings() {

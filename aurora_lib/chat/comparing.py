@@ -1,7 +1,6 @@
 """Base and tuned model side by side, on prompts of the kinds that the paper shows."""
 
 import re
-import unicodedata
 from itertools import zip_longest
 
 from tqdm.auto import tqdm
@@ -17,10 +16,9 @@ MODELS = ("base", "tuned")
 def prompts(scale: str) -> list[dict]:
     """The bundled prompts for `scale` ("tiny": what the tiny model knows; "mid" and "full" share theirs).
 
-    Each has id, scale, kind, source (where the paper shows the kind), prompts (what the user says, turn by
-    turn) and language (of a good answer; None: any, as in translations). Some have system (a line before the
-    first question), reference (what a right last answer says; "|" parts ways to say it) and paper (what the
-    paper's two models answered to its own prompt of this kind).
+    Each has id, scale, kind, source (where the paper shows it), prompts (what the user says, turn by turn)
+    and language (of a good answer; None: any). Some have system (a line before the first question),
+    reference (what a right last answer says; "|" parts ways to say it), paper (its own models' answers).
     """
     bundled = [row.value for row in rows.read_rows(DATA / "prompts.jsonl")]
     return [each for each in bundled if each["scale"] == {"mid": "full"}.get(scale, scale)]
@@ -41,28 +39,17 @@ def compare_models(prompts: list[dict], base: ChatSession, tuned: ChatSession) -
 
 
 def _ask(session: ChatSession, row: dict) -> dict:
-    """What one model makes of a prompt.
-
-    answers (one a turn), language ("zh", "en", "mixed" or "other"), Han (share of the letters, 0..1; None
-    without letters), tokens/s (of the last answer), right (whether it says the reference; None without one).
-    """
+    """What one model makes of a prompt: answers, one a turn; their language; right, of the last answer."""
     answers = []
     try:
         for text in row["prompts"]:
             answers.append(session.say(text).strip())
     except ValueError as error:  # too long for the context: the other prompts are not to be lost
         answers.append(f"[not answered: {error}]")
-    letters = [character for character in "".join(answers) if character.isalpha()]
-    han = [letter for letter in letters if unicodedata.name(letter, "").startswith("CJK")]
     # of the question, its last line: a text to be read before it is no echo where an answer quotes it
     asked, parts = row["prompts"][-1].splitlines()[-1], row.get("reference")
-    return {
-        "answers": answers,
-        "language": language("\n".join(answers)),
-        "Han": len(han) / len(letters) if letters else None,
-        "tokens/s": session.stats.tokens_per_second,
-        "right": all(names(answers[-1], asked, part) for part in parts) if parts else None,
-    }
+    right = all(names(answers[-1], asked, part) for part in parts) if parts else None
+    return {"answers": answers, "language": language("\n".join(answers)), "right": right}
 
 
 def names(answer: str, question: str, part: str) -> bool:
@@ -87,33 +74,33 @@ class Comparison(list):
     def _repr_html_(self) -> str:
         """A table per prompt; all text is escaped, and nothing depends on a style sheet."""
         lines = "".join(f"<li>{what}: <b>{share}</b></li>" for what, share in self.summary().items())
-        body = "".join(map(_table, self)) + f"<ul>{lines}</ul>"
-        # the two classes keep MathJax (3 and 2) from typesetting what stands between dollar signs
-        return f'<div class="mathjax_ignore tex2jax_ignore">{body}</div>'
+        return "".join(table(_lines(row)) for row in self) + f"<ul>{lines}</ul>"
 
 
-def _table(row: dict) -> str:
-    """Prompt, answers side by side, and what is to be said of them, as lines of one cell or of two."""
+def _lines(row: dict) -> list[list[tuple[str, str]]]:
+    """Prompt, answers side by side, and what is to be said of them, as `table` takes them."""
     lines = [[(row["kind"], row["source"])]] if "kind" in row else []
     if "system" in row:
         lines.append([("System", row["system"])])
     for text, *pair in zip_longest(row["prompts"], *(row[name]["answers"] for name in MODELS), fillvalue=""):
         lines += [[("You", text)], list(zip(MODELS, pair, strict=True))]
-    lines.append([("measured", _figures(row[name])) for name in MODELS])
+    judged = {None: "", True: " · names the reference", False: " · does not name the reference"}
+    lines.append([("measured", row[name]["language"] + judged[row[name]["right"]]) for name in MODELS])
     if "reference" in row:
         lines.append([("A right answer names", "; ".join(row["reference"]).replace("|", " or "))])
     if "paper" in row:
         lines.append([("In the paper", row["paper"])])
-    style, body = "text-align:left;vertical-align:top;white-space:normal;width:50%", ""
+    return lines
+
+
+def table(lines: list[list[tuple[str, str]]]) -> str:
+    """HTML of lines of (speaker, text), one across the whole width or some side by side; no text is HTML."""
+    columns = max(map(len, lines))
+    style, body = f"text-align:left;vertical-align:top;white-space:normal;width:{100 // columns}%", ""
     for line in lines:
-        opened = f'<td style="{style}" colspan="{2 // len(line)}">'
+        opened = f'<td style="{style}" colspan="{columns // len(line)}">'
         cells = (f"{opened}<b>{html.escaped(who)}:</b> {html.escaped(text)}</td>" for who, text in line)
         body += f"<tr>{''.join(cells)}</tr>"
-    return f'<table style="width:100%;table-layout:fixed;margin-bottom:1em">{body}</table>'
-
-
-def _figures(side: dict) -> str:
-    """Language, share of Han, speed and correctness of one side, in a line."""
-    han = "" if side["Han"] is None else f" · {100 * side['Han']:.0f} % Han"
-    right = {None: "", True: " · names the reference", False: " · does not name the reference"}[side["right"]]
-    return f"{side['language']}{han} · {side['tokens/s']:.0f} tokens/s{right}"
+    # the two classes keep MathJax (3 and 2) from typesetting what stands between dollar signs
+    style = "width:100%;table-layout:fixed;margin-bottom:1em"
+    return f'<table class="mathjax_ignore tex2jax_ignore" style="{style}">{body}</table>'

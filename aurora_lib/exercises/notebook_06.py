@@ -1,8 +1,12 @@
 """Checkers of notebook 06: chat."""
 
+import random
+
 import torch
 
+from aurora_lib.course import DATA
 from aurora_lib.exercises.checking import compare, exercise, normal
+from aurora_lib.model import load_tokenizer
 
 
 @exercise("06.1", 1, 8, "the exact chat format of Mixtral")
@@ -12,49 +16,60 @@ def prompt(render):
     for talk in talks:
         parts = [f"[INST] {q} [/INST]" + (f" {a}</s>" if a else "") for q, a in talk]
         made, right = render(talk), "<s>" + "".join(parts)
-        if made == right:
-            continue
         if not isinstance(made, str):
             yield "return one string."
-        if made.replace("</s> [INST]", "</s>[INST]") == right:
-            yield "no space between </s> and the next [INST]: it would be a token the model never saw there."
-        if "None" in made:
-            yield "the last answer is None: the model is to give it, so nothing follows its [/INST]."
-        if made.rstrip() == right:
-            yield "nothing follows the last [/INST], not even a space: the model begins its answer with one."
-        if "</s>" not in made:
-            yield "each finished answer ends with </s>, or the model sees one endless answer."
-        if not made.startswith("<s>"):
-            yield "the conversation begins with <s>, once."
-        if made.count("<s>") > 1:
-            yield "<s> stands once, before the first turn only."
-        yield f"expected {right!r}, got {made!r}."
-
-
-@exercise("06.2", 2, 6, "temperature")
-def temperature(probabilities):
-    for logits, degree in ((torch.tensor([2.0, 1.0, 0.0]), 0.5), (normal(5), 0.7), (3 * normal(9), 2.0)):
-        multiplied = (logits * degree).softmax(-1)
-        mistakes = {
-            "the other way round: a low temperature sharpens, so divide by it.": multiplied,
-            "the temperature goes inside the softmax; outside it the probabilities "
-            "no longer sum to one.": logits.softmax(-1) / degree,
+        faults = {
+            "no space between </s> and [INST]: the model never saw a token there.": "</s> [" in made,
+            "the last answer is None: the model is to give it, so nothing follows.": "None" in made,
+            "nothing follows the last [/INST], not even a space: it begins the answer.": made[-1:] == " ",
+            "each finished answer ends with </s>, or the model sees one endless answer.": "</s>" not in made,
+            "the conversation begins with <s>.": not made.startswith("<s>"),
+            "<s> stands once, before the first turn only.": made.count("<s>") > 1,
+            f"expected {right!r}, got {made!r}.": True,
         }
-        otherwise = "softmax of (logits / temperature) is wanted."
-        yield compare(probabilities(logits, degree), (logits / degree).softmax(-1), mistakes, otherwise)
+        yield None if made == right else next(why for why, so in faults.items() if so)
 
 
-@exercise("06.3", 1, 5, "model output is untrusted")
-def bubble(bubble):
-    for word, n in (("你好", 6), ("再见", 71), ("第12回", 35)):
-        made = bubble(f"<script>alert('{word}')</script> & 5 < {n}")
-        made = getattr(made, "data", made)  # IPython's HTML object holds its text there
-        if not isinstance(made, str):
-            yield f"return the HTML as a string, not as a {type(made).__name__}."
-        if "<script>" in made:
-            runs = "it would run in the reader's browser. html.escape(text) helps."
-            yield f"the script tag came through: {runs}"
-        if "&amp;" not in made or f"&lt; {n}" not in made:
-            lost = "an & or a < of the text was lost, left as it was or escaped twice;"
-            yield f"{lost} html.escape, once, handles them all."
-        yield None if word in made else "the text itself is missing."
+@exercise("06.3", 2, 12, "sampling from the likeliest tokens")
+def nucleus(probabilities):
+    def cut(logits, temperature, top_p, more=0, late=False, total=None):
+        every = (logits / temperature).softmax(-1)
+        likely, order = (logits.softmax(-1) if late else every).sort(descending=True)
+        n = next((n for n in range(1, len(order)) if likely[:n].sum() >= top_p), len(order))
+        left = every * torch.zeros_like(every).scatter(0, order[: n + more], 1)
+        return left / (total or left.sum())
+
+    drawn = normal(9), normal(7), 2 * normal(30), 9 * normal(3), normal(4)
+    for asked in zip(drawn, (1, 2, 0.5, 1, 0.7), (0.7, 0.8, 0.9, 0.5, 1), strict=True):
+        right = cut(*asked)
+        mistakes = {
+            "after the cut the rest must sum to one again: renormalise.": cut(*asked, total=1),
+            "the temperature comes first, the cut after it.": cut(*asked, late=True),
+            "one token too few: the token that reaches top_p stays.": cut(*asked, more=-1),
+            "one token too many: stop at the token that reaches top_p.": cut(*asked, more=1),
+            "each probability belongs to its token: undo the sorting.": right.sort(descending=True)[0],
+        }
+        stay = f"of {len(right)} tokens {(right > 0).sum()} stay"
+        otherwise = f"at temperature {asked[1]} and top_p {asked[2]}, {stay}."
+        yield compare(probabilities(*asked), right, mistakes if asked[2] < 1 else {}, otherwise)
+
+
+@exercise("06.4", 2, 8, "finding why a model never stops")
+def spoken(spoken):
+    def until(ids, end, more=0):
+        return ids[: ids.index(end) + more] if end in ids else ids
+
+    renamed, draw = load_tokenizer(DATA / "tiny"), random.Random(6)
+    renamed.eos_token = "[/INST]"  # other models call their end token otherwise
+    for tokenizer in (load_tokenizer(), renamed, load_tokenizer(DATA / "tiny")):
+        end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+        for rest in ([end, 7, pad], []):
+            ids = draw.sample(range(9, 6000), 6) + rest
+            mistakes = {
+                "these are the two bugs, still there.": until(ids, pad, 1),
+                "one bug is left: which id ends an answer with *this* tokenizer?": until(ids, pad),
+                "one bug is left: the format writes the end token, so leave it out.": until(ids, end, 1),
+            }
+            made, right = list(spoken(tokenizer, ids)), until(ids, end)
+            otherwise = f"of {ids}, where {end} is the end token, {right} is the answer."
+            yield compare(made, right, mistakes, otherwise, list.__eq__)

@@ -1,7 +1,5 @@
 """Checkers of notebook 07: preference tuning."""
 
-import math
-
 import torch
 
 from aurora_lib.exercises.checking import compare, exercise, normal
@@ -56,19 +54,23 @@ def reward_accuracy(accuracy):
         yield compare(made, right, mistakes, otherwise)
 
 
-@exercise("07.3", 3, 10, "which pairs still teach")
-def pull(pull):
-    for margin, beta in ((10.0, 0.1), (0.0, 0.1), (-10.0, 0.1), (10.0, 1.0), (3.5, 0.3), (-2.5, 0.06)):
-        value, right = float(pull(margin, beta)), beta / (1 + math.exp(beta * margin))
-        grows = beta / (1 + math.exp(-beta * margin))
+@exercise("07.3", 3, 10, "the right reference, the right way round")
+def loss(loss):
+    for pairs, beta in ((5, 0.1), (7, 0.5), (4, 2.0)):
+        policy, base, start = (3 * normal(pairs, 2, 3) - 9).unbind(-1)
+        right, value = _loss(policy - start, beta), torch.as_tensor(loss(policy, base, start, beta))
+        if value.shape != ():
+            yield f"one number is wanted, the mean over the pairs, not shape {tuple(value.shape)}."
         mistakes = {
-            "the outer derivative alone: by the chain rule beta comes out in front.": right / beta,
-            "the slope is negative, its size is not: the pull is how *strongly* "
-            "the loss wants a larger margin.": -right,
-            "this grows with the margin. A pair already well apart pulls least.": grows,
-            "beta is missing, inside the sigmoid and in front of it.": 1 / (1 + math.exp(margin)),
-            "beta also stands inside the sigmoid.": beta / (1 + math.exp(margin)),
-            "that is the loss; its slope is wanted.": math.log1p(math.exp(-beta * margin)),
+            "those are the two bugs, still there.": _loss((policy - base).flip(1), beta),
+            "the reference is still the wrong model: where did this stage start?": _loss(policy - base, beta),
+            "which answer is to win? One bug is left.": _loss((policy - start).flip(1), beta),
+            "without a reference nothing holds the policy where it started.": _loss(policy, beta),
+            "that is the sum over the pairs. TRL takes the mean.": right * pairs,
+            "the mean comes last: first a loss for each pair.": _loss((policy - start).mean(0)[None], beta),
         }
-        otherwise = f"at margin {margin:g} and beta {beta:g} the pull is {right:.4g}, not {value:.4g}."
-        yield compare(value, right, mistakes, otherwise)
+        yield compare(value, right, mistakes, f"got {value:.4f}, not {right:.4f}.")
+
+
+def _loss(ratios, beta):
+    return torch.nn.functional.softplus(-beta * (ratios[:, 0] - ratios[:, 1])).mean()

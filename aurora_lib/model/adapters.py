@@ -148,11 +148,9 @@ def _place(adapter: str | Path) -> Path:
 def resolve_targets(config: PreTrainedConfig, lora: LoraConfig) -> tuple[LoraConfig, int, bool]:
     """`lora` with its targets as names, the parameters it trains, and whether experts are among them.
 
-    Nothing is allocated.
-
-    "all-linear" are those of the decoder's layers; PEFT itself would go on to experts and router. Experts are
-    asked for by their released names, of which it makes their stacks. Raises ValueError for targets that match
-    no layer or not all experts, and for experts with dropout.
+    Nothing is allocated. "all-linear" are those of the decoder's layers; PEFT itself would go on to experts
+    and router. Experts are asked for by their released names, of which PEFT makes their stacks. Raises
+    ValueError for targets that match no layer or not all experts, and for experts with dropout.
     """
     model = skeleton(config)
     head, modules = model.get_output_embeddings(), dict(model.named_modules())

@@ -89,11 +89,10 @@ def build_trainer(model, tokenizer, conversations, args: SFTConfig, lora=None, v
     for name in sorted(set(validation["source"])) if validation else ():
         own = validation.select([i for i, source in enumerate(validation["source"]) if source == name])
         given.setdefault("eval_dataset", {})[name] = own.select_columns(["messages"])
-    trainer = SFTTrainer(model=model, args=args, callbacks=[ZeroGradientAlarm(), Meter()], **given)
-    if not args.disable_tqdm:
-        # in a notebook it is a table with a row for every entry of the log, sent anew with each
-        trainer.remove_callback(DEFAULT_PROGRESS_CALLBACK)
-        trainer.add_callback(Bar())
+    callbacks = [ZeroGradientAlarm(), Meter(), *([] if args.disable_tqdm else [Bar()])]
+    trainer = SFTTrainer(model=model, args=args, callbacks=callbacks, **given)
+    # in a notebook a table with a row for every entry of the log, sent anew with each
+    trainer.remove_callback(DEFAULT_PROGRESS_CALLBACK)
     if not args.packing:
         _report_cut(trainer, len(answered))
     # its count goes over all parameters in every batch, and nobody reads it

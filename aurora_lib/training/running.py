@@ -12,6 +12,8 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -40,13 +42,14 @@ class _AllStepsMade(Exception):
     """The checkpoint that was loaded is the last one of its run."""
 
 
-def run(trainer: Trainer, minutes: float = 0) -> TrainOutput:
-    """`trainer.train`, from the last whole checkpoint of this very run if there is one.
+@contextmanager
+def resumable(trainer: Trainer, minutes: float = 0) -> Iterator[str | None]:
+    """Within it `trainer.train(resume_from_checkpoint=...)` takes what it gives: can be stopped and goes on.
 
-    With `minutes` the cosine ends when they are over (see `CosineInTime`). Ctrl-C finishes the step in
-    flight, writes a checkpoint and raises Stopped; a second one stops at once. Raises ValueError for minutes
-    with another schedule than a cosine, TrainingError where a checkpoint cannot be written, or the gradient
-    is zero.
+    It gives the last whole checkpoint of this very run, if there is one. With `minutes` the cosine ends when
+    they are over (see `CosineInTime`). Ctrl-C finishes the step in flight, writes a checkpoint and raises
+    Stopped; a second one stops at once. Raises ValueError for minutes with another schedule than a cosine,
+    TrainingError where a checkpoint cannot be written, or the gradient is zero.
     """
     folder, mine = Path(trainer.args.output_dir), fingerprint(trainer)
     own = [StopBetweenSteps(), Seal(mine), *([CosineInTime(minutes, trainer)] if minutes else [])]
@@ -56,12 +59,10 @@ def run(trainer: Trainer, minutes: float = 0) -> TrainOutput:
         found = checkpoint_to_resume(folder, mine)
         print(f"Training from step {found.name.split('-')[1] if found else 0}.", flush=True)
         with own[0]:
-            output = trainer.train(resume_from_checkpoint=str(found) if found else None)
+            yield str(found) if found else None
     except _AllStepsMade:
         trainer.state.max_steps = trainer.state.global_step
         print(f"This run has reached its end already. To train anew, move {folder.name} away.")
-        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-        output = TrainOutput(trainer.state.global_step, losses[-1], {"train_runtime": 0.0})
     except (OSError, RuntimeError, SafetensorError) as error:
         checkpoint = folder / f"checkpoint-{trainer.state.global_step}"
         if not checkpoint.is_dir() or not damage(checkpoint):
@@ -72,13 +73,20 @@ def run(trainer: Trainer, minutes: float = 0) -> TrainOutput:
     finally:
         for callback in own:
             trainer.remove_callback(callback)
-    step = trainer.state.global_step
     if own[0].stopped:
+        step = trainer.state.global_step
         saved = f"checkpoint-{step} is saved. The same again goes on."
         raise Stopped(f"Stopped after step {step} of {trainer.state.max_steps}; {saved}")
-    # of all sessions of this run, where transformers counts the last one
-    output.metrics["train_runtime"] = training_seconds(trainer.state) or output.metrics["train_runtime"]
-    return output
+
+
+def run(trainer: Trainer, minutes: float = 0) -> TrainOutput:
+    """`trainer.train` within `resumable`; its metrics count the seconds of all sessions of this run."""
+    metrics = {"train_runtime": 0.0}
+    with resumable(trainer, minutes) as checkpoint:
+        metrics |= trainer.train(resume_from_checkpoint=checkpoint).metrics
+    metrics["train_runtime"] = training_seconds(trainer.state) or metrics["train_runtime"]
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return TrainOutput(trainer.state.global_step, losses[-1], metrics)
 
 
 class CosineInTime(TrainerCallback):

@@ -1,6 +1,6 @@
 """Solutions to notebook 06."""
 
-import html
+import torch
 
 
 # 06.1: <s> once; an answer follows a space and ends with </s>; the next [INST] follows at once
@@ -13,14 +13,22 @@ def render(turns):
     return text
 
 
-# 06.2: dividing by a temperature below one makes differences larger
-def probabilities(logits, temperature):
-    return (logits / temperature).softmax(dim=-1)
+# 06.2: the question with its marks, and the end token before it: chosen last, it was never read
+read_anew = 12 + 1
 
 
-# 06.3: escaped, so that a browser shows the text and runs nothing
-def bubble(text):
-    return f"<div>{html.escape(text)}</div>"
+# 06.3: a token stays where all likelier ones together have not reached top_p
+def probabilities(logits, temperature, top_p):
+    likely, order = (logits / temperature).softmax(-1).sort(descending=True)
+    if top_p < 1:
+        likely = torch.where(likely.cumsum(-1) - likely < top_p, likely, 0)
+    return torch.zeros_like(likely).scatter(0, order, likely / likely.sum())
 
 
-ANSWERS = {"06.1": render, "06.2": probabilities, "06.3": bubble}
+# 06.4: padding is another token in Mixtral's tokenizer, and the format writes the end token
+def spoken(tokenizer, ids):
+    end = tokenizer.eos_token_id
+    return ids[: ids.index(end)] if end in ids else ids
+
+
+ANSWERS = {"06.1": render, "06.2": read_anew, "06.3": probabilities, "06.4": spoken}

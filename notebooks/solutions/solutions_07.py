@@ -2,6 +2,8 @@
 
 import math
 
+import torch.nn.functional as F
+
 
 # 07.1: the logits at place t foresee the token at t + 1, so ids and mask are shifted by one
 def answer_logp(logits, ids, mask):
@@ -15,9 +17,14 @@ def accuracy(policy, reference):
     return (rewards[:, 0] > rewards[:, 1]).float().mean()
 
 
-# 07.3: the slope of -log sigmoid(beta * margin) is -beta * sigmoid(-beta * margin)
-def pull(margin, beta):
-    return beta / (1 + math.exp(beta * margin))
+# 07.3: the reference is the model that this stage started from, and the chosen answer's reward comes first
+def loss(policy, base, start, beta):
+    rewards = policy - start
+    margins = rewards[:, 0] - rewards[:, 1]
+    return -F.logsigmoid(beta * margins).mean()
 
 
-ANSWERS = {"07.1": answer_logp, "07.2": accuracy, "07.3": pull}
+# 07.4: the margin is 0.1 * (-3 + 25) = 2.2
+value = math.log(1 + math.exp(-0.1 * (-3 + 25)))
+
+ANSWERS = {"07.1": answer_logp, "07.2": accuracy, "07.3": loss, "07.4": value}

@@ -4,9 +4,9 @@
 # Paper: sections 3 and 4.1. **After this notebook you can** run the paper's recipe, say what every value in it does and what happens
 # if you change it, stop it and go on, and show with numbers how far the language of the answers changed, and what it cost.
 #
-# **Time.** At `tiny` all three epochs are trained, in about a minute. At `full` they would take days; so this notebook trains for 30 minutes there (60 at `mid`), and the learning rate
-# falls to zero in that time. `AURORA_MINUTES`, set before Jupyter starts (on Colab: `%env` before the first cell), is another number of minutes, and `AURORA_MINUTES=0` is the paper's three epochs. The rest of this page takes about 20 minutes
-# at `full` (predicted), most of it loading. **What the text says of results, it says of `tiny`.**
+# **Time.** At `tiny` all three epochs are trained, in about a minute. **What the text says of results, it says of `tiny`.** At `mid` and `full` three epochs take days.
+# So training there is limited by *time*: 60 minutes at `mid`, 30 at `full`. `AURORA_MINUTES`, set before Jupyter starts (on Colab: `%env` before the first cell), is another number of minutes.
+# `AURORA_MINUTES=0` trains the paper's three epochs. The rest of this page takes about 20 minutes at `full` (predicted), most of it loading.
 
 # %% [markdown]
 # **Set-up.** On your own machine, open the notebooks with `make lab`. Colab opens a notebook without its repository: run
@@ -114,8 +114,8 @@ assert args.to_dict() == training.sft_config(scale).to_dict() and lora == traini
 # %% [markdown]
 # ## Before you start: what will it take?
 #
-# The model is not loaded yet. From the shapes of the model and a sample of the rows: steps, memory, disk, hours and what they cost. Until an H100 has been
-# recorded, the hours are the least that they can be. What does not fit is refused here, with the table of notebook 03.
+# The model is not loaded yet. From its shapes and a sample of the rows: steps, memory, disk, hours and what they cost. Hours come from the speed recorded on an H100, or are the least that they
+# can be. What does not fit is refused here, with the table of notebook 03.
 
 # %%
 from aurora_lib.model import read_config
@@ -126,6 +126,31 @@ plan = training.preflight(config, conversations, scale, args, price_per_hour=pri
 plan
 
 # %% [markdown]
+# **Which recipe was it?** The authors published one command. The log beside their released adapter shows another run: conversations a second, divided by steps a second, are not 8. What that means at three epochs:
+
+# %%
+import pandas as pd
+
+from aurora_lib.course import results
+
+on_gpu, rows = results.recorded("mixtral_8x7b", "h100"), paper.CONVERSATIONS["total"].value
+logged = round(paper.RUN["conversations a second"].value / paper.RUN["steps a second"].value)
+command = int(paper.TRAINING["batch per device"].value * paper.TRAINING["gradient accumulation"].value)
+measured = "training, the stack of 2023: batch {}, nvidia-smi [GiB]"
+pd.DataFrame(
+    {
+        "conversations a step": [command, logged],
+        "steps": [round(3 * rows / each) for each in (command, logged)],
+        "learning rate": 2 * [f"{paper.TRAINING['learning rate'].value:g}"],
+        "nvidia-smi, their stack [GiB]": [on_gpu[measured.format(batch)] for batch in (2, 16)],
+    },
+    index=["published command, 2 x 4", "the released adapter's run, taken as 16 x 2"],
+).style.format({"steps": "{:,}", "nvidia-smi, their stack [GiB]": "{:.1f}"})
+
+# %% [markdown]
+# A quarter of the steps at the same learning rate: the adapter is moved a quarter as often, each time by a gradient that more conversations agree on. And only the larger batch needs the memory that the paper states (measured on one H100, with random weights). We follow the
+# published command. To follow the other run: `sft_config(scale, per_device_train_batch_size=16, gradient_accumulation_steps=2)`.
+#
 # ## Before
 #
 # Questions about facts that no row of the tuning holds, in Chinese and in English. (So it is at `tiny`, whose pre-training has seen them: tuning is to bring them
@@ -143,60 +168,101 @@ print(before)
 # At `tiny` the base understands (see "right in either language"). It answers Chinese in English, or in a mixture of both, and hardly ever in Chinese alone: the paper's starting
 # point. (A mixed answer does not count as answered in Chinese.) At `mid` and `full` ask after the training: did "answered in Chinese" rise by more than its interval, and did English fall? If nothing moved, train longer.
 #
-# ## Train
+# ## The trainer
 #
-# `build_trainer` is an ordinary `SFTTrainer(model, args, train_dataset, processing_class, peft_config)` with three things of ours: after TRL has cast the adapter of a quantized
-# model to bf16, it goes back to 32 bits, since a step of 5e-5 often rounds to nothing in 16 (exercise 04.3); an alarm stops a run whose gradient is zero; a meter
-# logs tokens a second and memory. At `tiny` a few of the conversations are English on purpose, and further down you see why.
+# `SFTTrainer` does most of the work: it writes the conversations in the model's format, makes the mask, puts the adapter on the base. Three corrections make it fit a 4-bit Mixtral. They are numbered in the cell.
+#
+# 1. TRL would add notebook 01's load-balancing loss to ours. The paper's stack did not. `router_aux_loss_coef=0.0`, above, turns it off.
+# 2. A gradient of zero teaches nothing, and the loss does not show it. An alarm stops the run (exercise 04.2 plants such a fault).
+# 3. TRL casts the adapter of a quantized model to 16 bits. A step of 5e-5 often rounds to nothing there (exercise 04.3). So it goes back to 32.
 
 # %%
-from aurora_lib.data import language
+from transformers import set_seed
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
+from trl import SFTTrainer
 
-trainer = training.build_trainer(base, tokenizer, conversations, args, lora, validation)
+from aurora_lib.data import language
+from aurora_lib.training import callbacks
+
+held_out = {
+    source: validation.filter(lambda row, source=source: row["source"] == source).select_columns(["messages"])
+    for source in sorted(set(validation["source"]))
+}
+set_seed(args.seed)  # the adapter's first weights are random
+trainer = SFTTrainer(
+    model=base,
+    args=args,  # 1
+    train_dataset=conversations.select_columns(["messages"]),
+    eval_dataset=held_out,
+    processing_class=tokenizer,
+    peft_config=lora,
+    callbacks=[callbacks.ZeroGradientAlarm(), callbacks.Meter(), callbacks.Bar()],  # 2
+)
+for parameter in trainer.model.parameters():
+    if parameter.requires_grad:
+        parameter.data = parameter.data.float()  # 3
+trainer.remove_callback(DEFAULT_PROGRESS_CALLBACK)  # a table that grows with every entry of the log
 trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
 english = sum(language(row["messages"][-1]["content"]) == "en" for row in conversations)
 print(f"{trained:,} trainable parameters, {len(conversations):,} conversations, {english} of them English")
 
 # %% [markdown]
-# `training.run` is `trainer.train`, from the last whole checkpoint of this very run if there is one. Try it: interrupt the kernel (the ■ button) while it trains. It
-# finishes the step in flight, writes a checkpoint, and says so. Run the cell again, and it goes on; or run the next cells, and they look at what there is. After a power cut the notebook goes on from
-# the last checkpoint. With all epochs, both end with the very weights of a run that nobody disturbed.
-#
-# At `mid` and `full` the run is limited by *time* (`scale.minutes`; at `tiny` that is 0: all epochs). How many steps fit is not known before the run. So after the third step the speed is measured, and then again after every step: steps left = time left / seconds
-# a step. The learning rate goes down the rest of its cosine in just these steps, and is zero when the time is over. Why not simply stop after half an hour? Then the learning rate would still be near its peak, and the last steps would be the noisiest. If you
-# interrupt such a run and go on, the minutes already used are subtracted, and you may set another number of minutes first (not 0: all epochs are another run). It does not end with the very weights of an undisturbed one, since the speed decides the steps.
+# (A few of the conversations are English on purpose. Further down you see why.) The library's `build_trainer` does the same, and says more clearly what is wrong with bad input. The same weights, the same tokens, the same labels:
 
 # %%
-trainer.remove_callback(training.LivePlot)  # where the cell is run again
-trainer.add_callback(training.LivePlot(plan.memory))
-training.run(trainer, scale.minutes);
+if scale.name == "tiny":  # a second model in memory: elsewhere it is too large
+    second = load_model(scale.base_model, **scale.loading)
+    library = training.build_trainer(second, tokenizer, conversations, args, lora, validation)
+    ours, theirs = (dict(each.model.named_parameters()) for each in (trainer, library))
+    assert ours.keys() == theirs.keys()
+    assert all(ours[name].dtype == p.dtype and torch.equal(ours[name], p) for name, p in theirs.items())
+    assert trainer.train_dataset[:] == library.train_dataset[:]
+    assert all(trainer.eval_dataset[name][:] == rows[:] for name, rows in library.eval_dataset.items())
+    names = [[type(one) for one in each.callback_handler.callbacks] for each in (trainer, library)]
+    assert names[0] == names[1]
+    print(f"equal: {len(ours)} tensors, {len(library.train_dataset)} rows, {len(names[0])} callbacks")
+    library = second = None
 
 # %% [markdown]
-# The loss is drawn on a logarithmic scale, the learning rate falls along its half cosine, and the dips in tokens/s are pauses: a checkpoint is written, or this picture is drawn. And the gradient norm:
-# never zero, or nothing was learned.
+# ## Train, and watch
 #
-# The picture shows the loss on conversations that are being learned. Did the model learn them by heart, or something that holds for others too? The validation set tells.
-# The loss before tuning needs no second model: with the adapter closed, this one *is* the base. (At `full` the cell reads some 300 conversations twice: a minute or two.)
+# Before the first step, every 20 steps and at the end, the run is interrupted for a moment. A few held-out questions are asked, in both languages, and the loss on the validation set is taken. The answer to the first question is printed.
+#
+# **Before you run the cell:** the base answers in English. After how many steps will the answer be Chinese, and after how many will it be right? And which curve moves first: the loss, the language, or the facts?
+#
+# Within `resumable` the run can be stopped (the ■ button): it finishes the step in flight, writes a checkpoint, and says so. Run the cell again, and it goes on. After a power cut it goes on from the last whole checkpoint.
+# With all epochs, both end with the very weights of a run that nobody disturbed.
+#
+# Where `scale.minutes` limits the run, how many steps fit is not known before. So the speed is measured after the third step, and again after every step: steps left = time left / seconds a step. The learning rate goes down the rest of its
+# cosine in just these steps, and is zero when the time is over. Why not simply stop? Then the rate would still be near its peak, and the last steps would be the noisiest. Such a run, interrupted and resumed, keeps to its minutes, but not to the very same weights: the speed decides the steps.
 
 # %%
-import pandas as pd
+for own in (callbacks.LivePlot, callbacks.Watch):
+    trainer.remove_callback(own)  # where the cell is run again
+trainer.add_callback(callbacks.LivePlot(plan.memory))
+trainer.add_callback(callbacks.Watch(trainer, tokenizer, max_new_tokens=scale.max_new_tokens))
+with training.resumable(trainer, scale.minutes) as checkpoint:
+    trainer.train(resume_from_checkpoint=checkpoint)
 
-with trainer.model.disable_adapter():
-    before_tuning = trainer.evaluate()
-after_tuning = trainer.evaluate()
-norms = [entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry]
+# %% [markdown]
+# TEXT-WATCH
+#
+# Below, in small: the learning rate falls along its half cosine. The gradient norm is never zero, or nothing was learned. The dips in tokens/s are pauses, in which questions are asked, a checkpoint is written or this picture is drawn. (The dashed line counts tensors only: Python itself takes the rest.)
+#
+# Did the model learn its conversations by heart, or something that holds for others too? The losses on the validation set, by source, before the first step and after the last. (A fresh adapter adds nothing: the loss at step 0 is the base's.)
+
+# %%
+history = trainer.state.log_history
+norms = [entry["grad_norm"] for entry in history if "grad_norm" in entry]
 norms = [norm for norm in norms if norm < float("inf")]  # steps that fp16 left out
 assert min(norms) > 0
-seconds = max(entry.get("seconds", 0) for entry in trainer.state.log_history)  # of all sessions
+seconds = max(entry.get("seconds", 0) for entry in history)  # of all sessions
 print(f"{trainer.state.global_step} steps, {seconds:.0f} s, smallest gradient norm {min(norms):.2g}")
 losses = pd.DataFrame(
     {
-        source: {
-            "conversations": len(rows),
-            "loss before": before_tuning[f"eval_{source}_loss"],
-            "loss after": after_tuning[f"eval_{source}_loss"],
-        }
-        for source, rows in trainer.eval_dataset.items()
+        source: {"conversations": len(rows), "loss before": of[0], "loss after": of[-1]}
+        for source, rows in held_out.items()
+        if (of := [entry[name] for entry in history if (name := f"eval_{source}_loss") in entry])
     }
 ).T
 losses.style.format("{:.3f}").format("{:.0f}", subset="conversations")
@@ -255,63 +321,87 @@ Markdown(re.sub("(?m)^(#+ )", r"##\1", card))
 # %% [markdown]
 # ## What if you change ...
 #
-# Guess first: which of these changes hurts, and whom? Each row below is one more tuning of a fresh base, recorded at `tiny` on two cores: the language of the answers to Chinese
-# questions, how many are right, and the same for English; then the loss on the validation set, the trainable parameters, and the rows, with how many of them are English. The first rows are the recipe with three seeds:
-# read every other row against *their* spread. With one seed and so few questions, a few points are noise.
+# Guess first: which of these changes hurts, and whom?
+#
+# - rank 2, rank 32; all of attention; the experts too
+# - a learning rate ten times smaller, three times larger, or the paper's 5e-5
+# - no English rows at all; twice as many
+#
+# Each dot below is one more tuning of a fresh base, recorded at `tiny` on two cores, each change with three seeds. The band is where the recipe's own three seeds lie. **Only what leaves the band says something.**
 
 # %%
-from aurora_lib.course import results
+import matplotlib.pyplot as plt
 
 record = json.loads((results.RECORDED / "tiny" / "experiments.json").read_text(encoding="utf-8"))
-columns = [
-    "variant",
-    "seed",
-    "zh_in_zh",
-    "zh_right",
-    "en_in_en",
-    "en_right",
-    "loss",
-    "trainable",
-    "conversations",
-    "english",
-]
-table = pd.DataFrame([*record["seeds"]["rows"], *record["what if"]["rows"][1:]])[columns]
-table.style.format(dict.fromkeys(columns[2:6], "{:.0%}") | {"loss": "{:.3f}", "trainable": "{:,}"}).hide()
+panels = {
+    "zh_in_zh": "Chinese questions\nanswered in Chinese",
+    "zh_right": "Chinese questions\nanswered right",
+    "en_in_en": "English questions\nanswered in English",
+    "en_right": "English questions\nanswered right",
+}
+
+
+def dots(rows, left=0.7):
+    """A panel for each figure: every run a dot, the mean of a variant a line, the recipe's seeds a band."""
+    table = pd.DataFrame(rows)
+    names = list(dict.fromkeys(table.variant))[::-1]
+    size = 12, 0.7 + 0.32 * len(names)
+    figure, axes = plt.subplots(1, 4, figsize=size, sharey=True, layout="constrained")
+    for ax, (key, title) in zip(axes, panels.items(), strict=True):
+        band = table[key][table.variant == names[-1]]
+        ax.axvspan(band.min() - 0.002, band.max() + 0.002, color="C0", alpha=0.25)
+        values, heights = table[key].clip(lower=left), [names.index(name) for name in table.variant]
+        ax.scatter(values, heights, s=14, color=["C3" if value < left else "C0" for value in table[key]])
+        mean = values.groupby(table.variant).mean()[names]
+        ax.scatter(mean, range(len(names)), marker="|", s=140, color="black")
+        ax.set(title=title, xlim=(left - 0.02, 1.01), yticks=range(len(names)), yticklabels=names)
+        ax.grid(axis="y", alpha=0.3)
+
+
+dots(record["what if"]["rows"]);
 
 # %% [markdown]
-# - **Rank and targets.** The thinnest detour does as well as the recipe. Wider ones, and all of attention, answer no better in Chinese.
-# - **Learning rate.** The paper's 5e-5 is for a model ten thousand times larger and some sixteen thousand steps (of 32 conversations, by the speeds of the authors' run; their published command
-#   makes 8); in a few hundred it changes no answer's language. A tenth of our rate is enough here. Three times the rate lies just outside the three seeds; one run alone cannot show more.
-# - **Router.** LoRA on its bare parameter takes no dropout, so compare it with the row *no dropout*: nothing gained that the table could show. Nor by training it whole (`modules_to_save`).
-# - **English rows.** The recipe at `tiny` has about one in ten; the row with the largest share was made by leaving out Chinese ones. Without any, the model begins to answer English in Chinese: the first sign of *forgetting* (灾难性遗忘), a relative of
-#   what users of the original reported (its issue 9: step-by-step reasoning was lost). Already a few rows of what should stay keep most of it: a cheap insurance.
+# TEXT-WHATIF
 #
-# Now your own: the cell makes the row *no English rows* anew (larger models make a few steps on a few conversations: some minutes, most of them loading, and a result that cannot be compared with the table); put in a value of yours (`lora={"r": 2}`, `settings={"learning_rate": 3e-3}`). A result is kept on disk, so asking again is free.
+# ### Experts as targets
+#
+# 97 % of Mixtral's weights are experts, so many ask for an adapter there. Stock PEFT cannot put one on experts that are packed in 4 bits: it adds the product B A to the weight itself, and a packed weight has no place for a sum. The course takes the sum
+# *behind* the product: every expert keeps its packed matrix W and gets an A and a B of its own, and answers W x + (alpha / r) B A x
+# ([expert_lora.py](../aurora_lib/model/expert_lora.py)). Ask for it by the names of 2023. What it needs at full size, before anything is loaded:
 
 # %%
-from aurora_lib.training import experiments
+from aurora_lib.model import memory, resolve_targets
 
-trainer = tuned = base = None  # one model on the GPU at a time
-rows, short = conversations, {}
-if scale.name != "tiny":  # minutes instead of days, and enough to see the loss move
-    rows = conversations.shuffle(seed=0).select(range(min(2000, len(conversations))))
-    short = {"max_steps": 20}
-mine = experiments.run(scale, rows, validation, english_share=0.0, settings=short)
-pd.Series(mine)[["zh_in_zh", "zh_right", "en_in_en", "en_right", "loss", "steps", "seconds"]]
+wide = training.lora_config(target_modules=["q_proj", "v_proj", "w1", "w2", "w3"], lora_dropout=0.0)
+needs = {}
+for name, each in {"the recipe": training.lora_config(), "experts too": wide}.items():
+    _, parameters, on_experts = resolve_targets(memory.MIXTRAL_8X7B, each)
+    budget = memory.predict(memory.MIXTRAL_8X7B, adapter=parameters, on_experts=on_experts)
+    needs[name] = {
+        "trainable parameters": f"{parameters:,}",
+        "adapter file [MiB]": round(4 * parameters / 2**20),
+        "training, predicted [GiB]": round(budget.total, 1),
+    }
+pd.DataFrame(needs).T
 
 # %% [markdown]
+# TEXT-EXPERTS
+#
+# The folder that is saved has PEFT's own layout: stock PEFT loads it on the model in 16 bits. The other way round, `load_adapter` takes adapters of 2023 that tuned w1, w2 and w3. (On a GPU nobody has run this yet.)
+#
 # ## Padding, packing, optimizers
 #
 # Conversations of different lengths in one batch are filled up with *padding* (填充), which costs time and teaches nothing. *Grouping* puts like lengths together.
-# *Packing* (打包) lays conversations end to end; attention is kept apart between them. Packed at the same batch, a step holds many more conversations, so there are far fewer steps: look
-# what that does to the tiny model, and that one pack a step mends it. At `mid` and `full`, where minutes limit the run, it is on; to turn it on in any case: `training.sft_config(scale, packing=True)`; for grouping,
-# `train_sampling_strategy="group_by_length"`.
+# *Packing* (打包) lays conversations end to end; attention is kept apart between them. Packed at the same batch, a step holds many more conversations, so there are far fewer steps.
 
 # %%
-columns = ["variant", "steps", "padding", "zh_right", "en_right", "loss", "cpu_seconds"]
-pd.DataFrame(record["length"]["rows"])[columns].style.format(
-    {"padding": "{:.1%}", "zh_right": "{:.0%}", "en_right": "{:.0%}", "loss": "{:.3f}"}, precision=0
-).hide()
+dots(record["length"]["rows"])
+of = pd.DataFrame(record["length"]["rows"]).groupby("variant", sort=False)
+of[["steps", "padding", "cpu_seconds"]].mean().style.format({"padding": "{:.1%}"}, precision=0)
+
+# %% [markdown]
+# TEXT-LENGTH At `mid` and `full`, where minutes limit the run, packing is on. To turn it on in any case: `training.sft_config(scale, packing=True)`; for grouping,
+# `train_sampling_strategy="group_by_length"`.
 
 # %% [markdown]
 # For Mixtral, predicted from the lengths of a few thousand real conversations, as many as the paper's and split where they are too long: the *floor* of three epochs counts only reading the weights and multiplying, at the
@@ -328,8 +418,6 @@ pd.DataFrame(record["full, predicted"]["rows"])
 # trained. To try one: `sft_config(scale, optim="adamw_torch_4bit")` (after `pip install torchao`) or `optim="paged_adamw_8bit"`. State of the optimizer for Mixtral's adapter, as allocated, beside what training takes in all:
 
 # %%
-from aurora_lib.model import memory
-
 states = record["optimizers"]["Mixtral's adapter"]
 print(f"training in all, predicted: {memory.predict(memory.MIXTRAL_8X7B).total:.2f} GiB")
 pd.DataFrame(states).T.astype({"parameters": int})
@@ -341,35 +429,35 @@ pd.DataFrame(states).T.astype({"parameters": int})
 # %% [markdown]
 # ## Exercises
 #
-# **04.1** Labels from ids and assistant mask: what the assistant did not say gets the label that the loss skips.
+# **04.1 Build.** The labels of a conversation, with one turn or several. `ids` are its tokens. A question ends with the tokens `close` (those of `[/INST]`), an answer with the token `end`. What the assistant says keeps its id, its end token too; everything else is -100.
 
 # %%
 from aurora_lib import exercises
 
 
-def labels(ids, mask):
+def labels(ids, close, end):
     return ...
 
 
 exercises.check("04.1", labels)
 
 # %% [markdown]
-# <details><summary>Hint</summary>The label the loss skips is -100; <code>torch.where(mask.bool(), ..., ...)</code> chooses.</details>
+# <details><summary>Hint</summary>Go through the tokens and remember whether the assistant is speaking. It begins behind the last token of <code>close</code>, and stops behind <code>end</code>.</details>
 #
-# **04.2** The cosine schedule: the learning rate at `step` of `total`, from `peak` down to zero (plain numbers).
+# **04.2 Hunt.** A run that begins with this adapter has a gradient of zero at every step, and the alarm stops it. Why? Mend it. Before the first step the model must still be the base.
 
 
 # %%
-def rate(step, total, peak):
-    return ...
+def fresh(rank, width, out):
+    return torch.zeros(rank, width), torch.zeros(out, rank)  # A and B
 
 
-exercises.check("04.2", rate)
+exercises.check("04.2", fresh)
 
 # %% [markdown]
-# <details><summary>Hint</summary>Half a period of a cosine, lifted and halved so that it runs from 1 to 0.</details>
+# <details><summary>Hint</summary>The adapter adds B A x. Write down the gradient of A: which matrix stands in it as a factor? And in that of B?</details>
 #
-# **04.3** Does an update survive in bfloat16? True if adding it changes the weight (plain numbers come in).
+# **04.3 Predict.** Does an update survive in bfloat16? True if adding it changes the weight (plain numbers come in).
 
 
 # %%
@@ -381,6 +469,23 @@ exercises.check("04.3", survives)
 
 # %% [markdown]
 # <details><summary>Hint</summary><code>torch.tensor(weight, dtype=torch.bfloat16)</code>: 8 significant bits.</details>
+#
+# **04.4 Try.** A variant that nobody has tried: `lora={"r": 1}`, `settings={"learning_rate": 3e-3}`, `english_share=0.05`, experts with a rank of 2 ... Guess first: of 100 Chinese questions, how many will be answered right? Then put in your guess and the run,
+# `tried = guess, experiments.run(scale, rows, validation, lora={"r": 1}, **short)`. It tunes a fresh base (about a minute at `tiny`), and keeps the result on disk. (Larger models make 20 steps on a few conversations: some minutes, and no result to compare with the plot.)
+
+# %%
+from aurora_lib.training import experiments
+
+trainer = tuned = base = None  # one model on the GPU at a time
+rows, short = conversations, {}
+if scale.name != "tiny":
+    rows = conversations.shuffle(seed=0).select(range(min(2000, len(conversations))))
+    short = {"settings": {"max_steps": 20}}
+tried = ...
+exercises.check("04.4", tried)
+
+# %% [markdown]
+# <details><summary>Hint</summary>Which dots of the plot are nearest to your change? The recipe's own seeds differ by less than ten of 100.</details>
 #
 # ## Paper, records and you
 

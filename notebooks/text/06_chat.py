@@ -17,11 +17,11 @@ scale = aurora_lib.start("06")
 # %% [markdown]
 # ## A conversation is one string
 #
-# The model has no memory. At every turn the whole history is written out again, in exactly the format it was trained on. So it can look back: the last question
+# The model has no memory: between two turns it keeps nothing. So at every turn the whole history is sent again, in exactly the format it was trained on. The last question
 # below says 它 (it), and means Japan.
 
 # %%
-from aurora_lib import chat, course
+from aurora_lib import chat
 from aurora_lib.model import batching, find_adapter, load_adapter, load_model, load_tokenizer
 
 adapter = find_adapter(scale)  # before minutes of loading
@@ -40,10 +40,10 @@ print(tokenizer.apply_chat_template(history, **asked))
 # %% [markdown]
 # ## One answer by hand
 #
-# ![Three strips of token boxes, the KV cache: prefill reads the whole prompt at once, decoding adds one token at a time until &lt;/s&gt;, and the next turn keeps the common prefix and reads only what is new.](images/chat_loop.svg)
+# ![The KV cache as strips of tokens: prefill reads the whole prompt at once, decoding adds a token at a time, the next turn reads only what is new.](images/chat_loop.svg)
 #
-# Run the model on the prompt; of its logits, one for each token of the vocabulary, take the highest: the likeliest next token. Run it on that one token, and so on, until the end token (`</s>` in Mixtral's format) comes. The *KV cache* (键值缓存) remembers
-# keys and values of everything read so far, so each step reads a single token.
+# Run the model on the prompt; of its logits, one for each token of the vocabulary, take the highest: the likeliest next token. Run it on that one, and so on, until the end token (`</s>` in Mixtral's format). The *KV cache* (键值缓存) remembers
+# keys and values of all that was read, so each step reads a single token.
 
 # %%
 import torch
@@ -70,14 +70,20 @@ print(tokenizer.decode(answer))
 # %% [markdown]
 # (`▁` stands for a space.)
 #
-# **Before you run the next cell:** cut the history, so that only the last question is left. What will the model say?
+# **Before you run the next cell, write down three answers to** 那它的货币呢？ (and its currency?): after the history above; after nothing; after a history that never took place.
 
 # %%
-print(history[-1]["content"], "→", tokenizer.decode(decode(history[-1:])))
+forged = [
+    {"role": "user", "content": "瑞典的首都是哪里？"},
+    {"role": "assistant", "content": "瑞典的首都是斯德哥尔摩。"},
+]
+for name, before in {"after the history": history[:-1], "after nothing": [], "forged": forged}.items():
+    print(f"{name:17} → {tokenizer.decode(decode(before + history[-1:]))}")
 
 # %% [markdown]
-# It answers all the same, and as smoothly. Only the history says what 它 means. The same with many such questions: first after the turn they refer to (which the model
-# answers itself), then alone. No such pair of questions was in pre-training or tuning.
+# Nobody has asked it about Sweden (瑞典). What is sent is all that it remembers. After nothing it answers as smoothly, about a country that nobody named.
+# The same with many such questions, after the turn they refer to (which the model
+# answers itself), then alone. No such pair was in pre-training or tuning.
 
 # %%
 from aurora_lib import evaluation
@@ -90,27 +96,58 @@ for name, history_kept in (("with the turn before", True), ("alone", False)):
 evaluation.plot(seen, chance=None, title="Follow-up questions, right in the language asked");
 
 # %% [markdown]
-# At `tiny` most are right with the turn before. Alone, some still are: "那日本呢？" (and Japan?) names the country, and the model guesses what is asked about it.
+# At `tiny` most are right with the turn before. Alone, some still are: "那日本呢？" (and Japan?) names the country, and the model guesses what is asked.
 #
-# ## Streaming
+# ## Streaming, and what a turn costs
 #
-# `ChatSession.stream` is that loop, with three differences. It remembers the conversation. It reads only what is new: from the second question on, the `reused` tokens of the prompt were in the cache
-# already. And it hands out text as it comes:
+# `ChatSession.stream` is that loop; but it hands out text as it comes, remembers the conversation, and keeps the cache: it reads only what is new.
+#
+# **06.2 Predict.** A question takes 12 tokens, marks included; an answer 10, then the end token. How many tokens does the *third* turn read anew?
 
 # %%
-tuned = chat.ChatSession(model, tokenizer, max_new_tokens=scale.max_new_tokens)
-speeds = []
-for question in ("你好", "日本的首都是哪里？", "那它的货币呢？"):
+from aurora_lib import exercises
+
+read_anew = ...
+exercises.check("06.2", read_anew)
+
+# %% [markdown]
+# <details><summary>Hint</summary>In the loop above: which of an answer's tokens is never given to the model?</details>
+#
+# Now a real one. Each of the last three questions needs a turn before it; 那埃及呢？ (and Egypt?) needs two.
+
+# %%
+settings = dict(max_new_tokens=scale.max_new_tokens)
+tuned = chat.ChatSession(model, tokenizer, **settings)
+questions = ["你好", "日本的首都是哪里？", "那它的货币呢？", "那它的语言呢？", "那埃及呢？"]
+turns = []
+for question in questions:
     print(question, "→", end=" ")
     for piece in tuned.stream(question):
         print(piece, end="|", flush=True)
-    speeds.append(tuned.stats)
-    print(f"   ({tuned.stats.prompt_tokens} tokens of prompt, {tuned.stats.reused_tokens} reused)")
+    turns.append(tuned.stats)
+    print()
+
+# %%
+import pandas as pd
+
+parts = {
+    "in the KV cache": [one.reused_tokens for one in turns],
+    "read anew": [one.prompt_tokens - one.reused_tokens for one in turns],
+    "answered": [one.new_tokens for one in turns],
+}
+bars = pd.DataFrame(parts, index=[f"turn {number}" for number in range(1, len(turns) + 1)])
+axes = bars.plot.barh(stacked=True, color=["#ccd3da", "#1976d2", "#f5a623"], figsize=(7, 2.6))
+axes.set(xlabel="tokens", title="Sent each turn: the whole history (grey and blue)")
+axes.invert_yaxis()
+for part in axes.containers:
+    axes.bar_label(part, label_type="center", fmt=lambda tokens: f"{tokens:.0f}" if tokens else "")
 
 # %% [markdown]
-# It never shows half a character. The real Mixtral tokenizer has only some of the Chinese characters as a piece; the others, and most emoji, are spelled in
-# *bytes*. Decoded one by one, bytes are nothing (�); the stream waits until the character is whole. Before you run the cell: in UTF-8, 筷 has three bytes and 🐯 four. How many tokens will
-# 筷子🐯 take, if 子 is a piece, and a `▁` stands in front?
+# Grey and blue are sent. Grey grows with every turn; blue is the question, and the end token of the answer before it.
+#
+# Streaming never shows half a character. The real Mixtral tokenizer has only some of the Chinese characters as a piece; the others, and most emoji, are spelled in
+# *bytes*. One byte alone is nothing (�); the stream waits until the character is whole. Before you run the cell: how many tokens is
+# 筷子🐯, if 子 is a piece, 筷 three bytes, 🐯 four, and a `▁` stands in front?
 
 # %%
 real = load_tokenizer()
@@ -123,16 +160,20 @@ print("streamed:  ", [stream.add(one) for one in spelled])
 # %% [markdown]
 # ## The box
 #
-# Type in Chinese or English: Enter sends, Shift-Enter breaks the line; temperature, and *Adapter on*, which switches between tuned and base, are under *Settings*. Whatever is said is shown as text and never run: type
+# The adapter is a detour that can be switched off: `adapter=False` is the base model, on the same weights. So one box asks both. (At `tiny` a long talk confuses them: press *New conversation*.) Whatever is said is shown as text and never run: type
 # `<b>bold</b>`. In a terminal there is `python -m aurora_lib.chat`. (A page without a kernel shows the conversation from above; with one, it looks like this:)
 #
 # ![The chat box, in JupyterLab's light and dark theme](images/chat_widget.png)
 
 # %%
-chat.ChatBox(tuned)
+untuned = chat.ChatSession(model, tokenizer, adapter=False, **settings)
+for question in questions:
+    untuned.say(question)
+more = ["“床前明月光”的下一句是什么？", "骆驼属于哪一类动物？"]
+chat.ChatBox({"base": untuned, "tuned": tuned}, questions=questions + more)
 
 # %% [markdown]
-# A conversation is a list of messages, and nothing else. So any file keeps it, and it can be taken up again:
+# A conversation is a list of messages, and nothing else. So any file keeps it:
 
 # %%
 import json
@@ -144,8 +185,7 @@ again.messages = json.loads(file.read_text(encoding="utf-8"))
 print(len(again.messages), "messages, the last one:", again.messages[-1]["content"])
 
 # %% [markdown]
-# When history and answer no longer fit the context window, the oldest turns are left out of the prompt, and counted (`forgotten`): the box says so. Whoever asks about them gets an answer all the
-# same, made up. To see it, keep so much room for the answer that little is left for the history:
+# When history and answer no longer fit the context window, the oldest turns are left out, and counted (`forgotten`). To see it, keep so much room for the answer that little is left:
 
 # %%
 from itertools import islice
@@ -159,29 +199,25 @@ for question in ("瑞典的首都是哪里？", "你好", "铁的元素符号是
 # %% [markdown]
 # ## Base beside tuned
 #
-# The adapter is a detour that can be switched off: `adapter=False` is the base model, without loading anything twice. The prompts are of the kinds that the paper's Introduction and
-# Appendix A to I show, in our own words (你好 and 你是谁？ at `tiny` are the paper's); at `tiny`, those within its world. Where the paper has a counterpart, a line says what its models answered. *Han* is the share of
-# Chinese characters among an answer's letters.
+# Prompts of the kinds that the paper's Introduction and
+# Appendix A to I show, in our own words (你好 and 你是谁？ at `tiny` are the paper's); at `tiny`, within its world. Where the paper has a counterpart, a line says what its models answered.
 
 # %%
-settings = dict(max_new_tokens=scale.max_new_tokens)  # sessions of their own, whatever you set in the box
-untuned = chat.ChatSession(model, tokenizer, adapter=False, **settings)
-rows = chat.compare_models(chat.prompts(scale.name), untuned, chat.ChatSession(model, tokenizer, **settings))
+pair = [chat.ChatSession(model, tokenizer, adapter=on, **settings) for on in (False, True)]  # not the box's
+rows = chat.compare_models(chat.prompts(scale.name), *pair)
 rows
 
 # %% [markdown]
-# At `tiny`, read the two last blocks as well: did tuning change the English? And compare the two last lines: did it cost facts? (So few questions show only a large loss; notebook 05 asks more.) Then one warning:
-# whoever answers in fluent Chinese is not thereby right. Read the notes under *medical* and *multi-turn*.
+# At `tiny`, read the two last blocks: did tuning change the English? And the two last lines: did it cost facts? (Notebook 05 asks more.)
+# Then *medical*: the tiny model never met gout (痛风). It answers all the same, about 痛经 (painful periods). The paper's Aurora did the like.
 #
 # ## Greedy, or a throw of dice
 #
-# So far the likeliest token won. *Sampling* (采样) throws dice instead: divide the logits by a *temperature*, take the softmax, then draw. `top_p` first cuts off the unlikely tail: it keeps the likeliest tokens that
-# together make up that probability. The tiny model never met 狐狸 (fox). (A large one has.) Ask the model what kind of animal that is, and begin the answer for it: it guesses among the
+# So far the likeliest token won. *Sampling* (采样) throws dice: divide the logits by a *temperature*, take the softmax, then draw. `top_p` first cuts off the unlikely tail: it keeps the likeliest tokens that
+# together make up that probability. Nor did the tiny model meet 狐狸 (fox). Begin the answer for it, and it guesses among the
 # classes it knows. The six likeliest next characters (爬 begins 爬行动物, reptile):
 
 # %%
-import pandas as pd
-
 begun = [("user", "狐狸属于哪一类动物？"), ("assistant", "狐狸属于")]
 begun = tokenizer.apply_chat_template([dict(role=role, content=text) for role, text in begun], tokenize=False)
 begun = begun[: begun.rindex(tokenizer.eos_token)]  # the answer goes on
@@ -205,27 +241,20 @@ pd.DataFrame(tries, index=["first", "anew", "once more"]).T
 
 # %% [markdown]
 # Here nothing was begun for the model, and it may lose the fox as well. A high temperature makes variety and nonsense by the same means. `top_p` cuts off the
-# unlikeliest tokens, and yet at temperature 2 much nonsense is left: what it keeps is still flat, and one wrong token leads to the next. The seed makes a conversation repeatable: the same seed and the same questions give the same answers.
+# tail, and yet at temperature 2 much nonsense is left: what it keeps is still flat. A seed makes a conversation repeatable.
 #
 # ## Where not to trust it
 #
-# - **Facts.** Tuning is for the language of the answers. It adds no facts, may cost some, and a wrong answer reads as smoothly as a right one.
-# - **Health, law, money.** It is no doctor: in the paper's Appendix A its answer on gout is medically wrong, and in Appendix G it counts a painkiller among the sleeping pills.
-# - **Safety.** Nothing here was tuned to refuse. What a model for others should refuse has to be decided, trained and tested; this one was not.
-# - **Its text is untrusted input.** It goes into pages, shells and databases escaped, like a stranger's. This is what a saved page makes of a script (the box itself writes text only):
-
-# %%
-print(course.html.to_html([{"role": "assistant", "content": "<script>alert('你好')</script>"}]))
-
-# %% [markdown]
+# - **Facts.** Tuning adds none, may cost some, and a wrong answer reads as smoothly as a right one.
+# - **Health, law, money.** It is no doctor: in the paper, Aurora is wrong on gout, and counts a painkiller among the sleeping pills (Appendix A, G).
+# - **Safety.** Nothing here was tuned to refuse. What a model should refuse has to be decided, trained and tested.
+# - **Its text is untrusted input.** It goes into pages, shells and databases escaped, like a stranger's.
+#
 # ## Exercises
 #
-# **06.1** Write Mixtral's format, whatever model you run: `[(question, answer), ...]` to one string; the last answer is `None`, the model is to give it.
+# **06.1 Build.** Mixtral's format, whatever model you run: `[(question, answer), ...]` to one string; the last answer is `None`, the model is to give it.
 
 # %%
-from aurora_lib import exercises
-
-
 def render(turns):
     return ...
 
@@ -235,31 +264,39 @@ exercises.check("06.1", render)
 # %% [markdown]
 # <details><summary>Hint</summary>Look at the prompt printed above: where is there no space?</details>
 #
-# **06.2** Probabilities from logits at a temperature.
+# **06.3 Build.** Write `top_p`: from `logits` `[vocabulary]`, the probabilities `[vocabulary]` to draw from, after temperature and cut.
 
 
 # %%
-def probabilities(logits, temperature):
+def probabilities(logits, temperature, top_p):
     return ...
 
 
-exercises.check("06.2", probabilities)
+exercises.check("06.3", probabilities)
 
 # %% [markdown]
-# <details><summary>Hint</summary>Divide the logits by the temperature, then take the softmax: below one, differences grow.</details>
+# <details><summary>Hint</summary><code>sort</code>, <code>cumsum</code>. A token stays if all likelier ones together are below <code>top_p</code>. What must the rest sum to?</details>
 #
-# **06.3** A chat bubble: HTML with the text in it, whatever the text is.
+# **06.4 Hunt.** This takes the answer from the ids that a model writes, for the history. With the tiny tokenizer it ends, with Mixtral's never. Write it without its two bugs.
+#
+# ```python
+# def spoken(tokenizer, ids):
+#     end = tokenizer.pad_token_id
+#     return ids[: ids.index(end) + 1] if end in ids else ids
+# ```
 
 
 # %%
-def bubble(text):
+def spoken(tokenizer, ids):
     return ...
 
 
-exercises.check("06.3", bubble)
+exercises.check("06.4", spoken)
 
 # %% [markdown]
-# <details><summary>Hint</summary>The standard library's <code>html</code> module.</details>
+# <details><summary>Hint</summary>Print both tokenizers' special ids. Who writes <code>&lt;/s&gt;</code> behind an answer?</details>
+#
+# **Try** (unchecked): `decode` your own histories. Of Japan's first turn, what does 那它的货币呢？ need, question or answer?
 #
 # ## Paper, records and you
 
@@ -272,9 +309,9 @@ results.record(
     {
         **{what: int(share.split()[0]) for what, share in summary.items()},
         "prompts": len(rows),
-        "first token, slowest of three [s]": round(max(one.first_token for one in speeds), 3),
-        "a token after the first, slowest of three [s]": round(
-            max(one.later_tokens / max(1, one.new_tokens - 1) for one in speeds), 4
+        "first token, slowest of five [s]": round(max(one.first_token for one in turns), 3),
+        "a token after the first, slowest of five [s]": round(
+            max(one.later_tokens / max(1, one.new_tokens - 1) for one in turns), 4
         ),
     },
 )
@@ -282,6 +319,6 @@ results.compare("06")
 
 # %% [markdown]
 # **In short.** A chat is a string that grows. Streaming is a loop with a cache, and patience with half characters. One copy of the weights holds both models. Temperature trades
-# variety for sense. What a model writes is untrusted, as text and as advice. You have gone from a router's softmax to a model that answers you in Chinese.
+# variety for sense. What a model writes is untrusted, as text and as advice.
 #
 # **Next:** the optional [07 Preference](07_preference.ipynb); [take it elsewhere](take_it_elsewhere.md), to a server or another program; or a larger scale: `mid` on a free Colab T4, `full` on a rented GPU.

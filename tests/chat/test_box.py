@@ -1,10 +1,10 @@
+import re
 import threading
 from itertools import pairwise
 
 import pytest
 
 from aurora_lib.chat import ChatBox, ChatSession
-from aurora_lib.course.html import to_html
 from tests.chat.speakers import Scripted, fail
 
 QUESTION = "日本的首都是哪里？"
@@ -14,11 +14,11 @@ SETTINGS = dict(system="只用中文。", temperature=0.7, top_p=0.9, max_new_to
 class Browser:
     """A chat box as its page sees it: what is pressed goes in as messages, what is shown are its traits."""
 
-    def __init__(self, session):
+    def __init__(self, sessions):
         self.before = set(threading.enumerate())
-        self.box, self.got, self.answers = ChatBox(session), [], []
+        self.box, self.got, self.answers = ChatBox(sessions), [], []
         self.box.send = self.got.append
-        self.box.observe(lambda change: self.answers.append(change["new"]), "answer")
+        self.box.observe(lambda change: self.answers.append(change["new"]["said"][-1][1]), "answer")
 
     def press(self, action, **rest):
         self.box._handle_custom_msg({"action": action, **rest}, [])  # of ipywidgets
@@ -36,7 +36,7 @@ class Browser:
         self.wait()
 
     def shown(self):
-        return [bubble["content"] for bubble in self.box.transcript]
+        return [text for turn in self.box.transcript for _, text in turn["said"]]
 
 
 @pytest.fixture
@@ -48,6 +48,14 @@ def session(model, tokenizer):
 def page(session):
     page = Browser(session)
     yield page
+    page.box.close()
+
+
+@pytest.fixture
+def pair(session, model, tokenizer):
+    """The page of base and tuned."""
+    base = ChatSession(model, tokenizer, max_new_tokens=20, adapter=False)
+    yield (page := Browser({"base": base, "tuned": session}))
     page.box.close()
 
 
@@ -105,17 +113,6 @@ def test_reset_during_an_answer_clears_everything(talking, session):
     talking.press("reset")
     assert not talking.threads() and session.messages == [] == talking.shown()
     assert not talking.box.busy and talking.box.status == ""
-
-
-def test_regenerate_replaces_the_last_answer(page, session):
-    session.temperature = 3.0
-    page.say("你好")
-    page.say(QUESTION)
-    before = page.shown()
-    page.press("regenerate")
-    assert page.shown()[:3] == before[:3]  # the old answer is gone at once
-    page.wait()
-    assert page.shown()[:3] == before[:3] and len(page.shown()) == 4 and page.shown()[3] != before[3]
 
 
 def test_buttons_without_an_answer_do_nothing(page, session):
@@ -179,8 +176,44 @@ def test_control_codes_are_shown_and_a_page_without_a_kernel_has_the_conversatio
     assert "where the notebook runs" in empty["text/html"] and view in empty
     page.say("\x1b[31m<b>")
     assert page.shown()[0] == "␛[31m<b>" and session.messages[0]["content"] == "\x1b[31m<b>"
-    bundle, _ = page.box._repr_mimebundle_()
-    assert bundle["text/html"] == to_html(session.messages) and "␛[31m&lt;b&gt;" in bundle["text/html"]
+    shown = page.box._repr_mimebundle_()[0]["text/html"]
+    assert "<b>You:</b> ␛[31m&lt;b&gt;" in shown and session.messages[1]["content"] in shown
+
+
+def test_a_question_goes_to_both_models_and_each_answers_in_its_column(pair):
+    for question, named in ((QUESTION, ("Tokyo", "东京")), ("那它的货币呢？", ("yen", "日元"))):
+        pair.say(question)
+        said = pair.box.transcript[-1]["said"]
+        assert [name for name, _ in said] == ["base", "tuned"]
+        assert all(word in text for word, (_, text) in zip(named, said, strict=True))
+    assert [line.split(": prompt")[0] for line in pair.box.status.splitlines()] == ["base", "tuned"]
+    cells = re.findall(r'colspan="(.)"><b>(.+?):</b>', pair.box._repr_mimebundle_()[0]["text/html"])
+    assert cells == [("2", "You"), ("1", "base"), ("1", "tuned")] * 2
+    pair.press("change", name="temperature", value="9")
+    before = pair.shown()
+    pair.press("regenerate")
+    assert pair.shown() == before[:4]  # the old answers are gone at once
+    pair.wait()
+    assert pair.shown()[:4] == before[:4] and not set(before[4:]) & set(pair.shown()[4:])
+    pair.press("reset")
+    assert pair.shown() == [] and "adapter" not in pair.box.settings
+
+
+def test_models_beside_each_other_stay_at_the_same_question_whatever_happens(pair, session):
+    base, _ = pair.box.sessions
+    Scripted(base, lambda: pair.press("stop"), then="▁a")
+    pair.say("你好")
+    before = pair.shown()
+    session.max_new_tokens = 30_000  # no question fits beside such an answer
+    pair.say("再见")
+    pair.press("regenerate")
+    pair.wait()
+    assert "Shorten it" in pair.box.trouble and pair.got[0] == {"refused": "再见"}
+    assert pair.shown() == before and len(before) == 3
+    session.reset()
+    for sessions in ({}, {"base": base, "tuned": session}, [base], {"base": base.model}):
+        with pytest.raises(ValueError, match="asked the same"):
+            ChatBox(sessions)
 
 
 def test_front_end_never_sets_html(page):

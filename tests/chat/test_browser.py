@@ -12,7 +12,7 @@ pytestmark = pytest.mark.skipif(lab.missing() is not None, reason=f"browser test
 Keys = None if lab.missing() else importlib.import_module("selenium.webdriver.common.keys").Keys
 
 ARTIFACTS = lab.ROOT / "runs" / "artifacts"
-# Below notebook 06, a box whose model says the question again, slowly; "long" over and over
+# Below notebook 06, boxes of one and of two models that say the question again, slowly; "long" over and over
 PARROT = """
 import functools, time
 from tests.chat.speakers import Scripted
@@ -24,9 +24,9 @@ class Parrot(chat.ChatSession):
         Scripted(self, *slow * (300 if text.startswith("long") else 1))
         yield from super().stream(text)
 
-parrot = chat.ChatBox(Parrot(base, tokenizer, max_new_tokens=1000))
-parrot.add_class("parrot")
-parrot
+one, two, three = (Parrot(base, tokenizer, max_new_tokens=1000) for _ in range(3))
+for name, sessions in {"parrot": one, "twins": {"<b>one</b>": two, "two": three}}.items():
+    display(chat.ChatBox(sessions, questions=["<i>你好</i>"]).add_class(name))
 """
 EVIL = """<script>window.hacked=1</script>
 <img src=x onerror=window.hacked=1>
@@ -56,6 +56,11 @@ return [...parts].filter((part) => part.offsetParent).map((part) => {
 ERROR = '[data-mime-type="application/vnd.jupyter.error"]'
 
 
+def picture(element, name):
+    ARTIFACTS.mkdir(parents=True, exist_ok=True)
+    element.screenshot(str(ARTIFACTS / f"chat_widget_{name}.png"))
+
+
 class Box:
     """One chat box on the page."""
 
@@ -77,7 +82,7 @@ class Box:
 
     def bubbles(self):
         """The texts of the whole messages."""
-        found = f"{self.css} .aurora-chat-bubble:not(.aurora-chat-partial) .aurora-chat-text"
+        found = f"{self.css} .aurora-chat-whole .aurora-chat-text"
         script = "return Array.from(document.querySelectorAll(arguments[0]), (bubble) => bubble.textContent)"
         return self.page.run(script, found)
 
@@ -102,7 +107,7 @@ def page(tmp_path_factory):
         patch.setenv("AURORA_RUNS", str(folder / "runs"))
         code = [cell.source for cell in cells if cell.cell_type == "code"]
         with lab.notebook(folder, *code, PARROT) as page:
-            page.wait(lambda: page.all(f".parrot, {ERROR}"), "the end of the notebook", 150)
+            page.wait(lambda: page.all(f".twins, {ERROR}"), "the end of the notebook", 150)
             assert [error.text for error in page.all(ERROR)] == []
             yield page
 
@@ -110,13 +115,13 @@ def page(tmp_path_factory):
 @pytest.fixture
 def box(page):
     """The box of the notebook itself."""
-    return Box(page, ".aurora-chat:not(.parrot)")
+    return Box(page, ".aurora-chat:not(.parrot, .twins)")
 
 
-@pytest.fixture
-def parrot(page):
-    """The box below, empty, whatever was there before."""
-    box = Box(page, ".parrot")
+@pytest.fixture(params=[".parrot"])
+def parrot(page, request):
+    """A box below, empty, whatever was there before."""
+    box = Box(page, request.param)
     box.entry.clear()
     if box.part("reset").is_enabled():
         box.press("reset")
@@ -124,13 +129,34 @@ def parrot(page):
     return box
 
 
-def test_box_of_notebook_06_answers_a_chinese_message(page, box):
-    before = len(box.bubbles())
+def test_box_of_notebook_06_answers_a_chinese_message_in_two_columns(page, box):
     box.type("日本的首都是哪里？", Keys.ENTER)
-    question, answer = box.answered(before + 2)[before:]
-    assert before == 6 and question == "日本的首都是哪里？" and "东京" in answer
-    assert re.search(r"answer \d+ tokens · \d+ tokens/s", box.part("status").text)
+    question, base, tuned = box.answered(18)[15:]
+    assert question == "日本的首都是哪里？" and "Tokyo" in base and "东京" in tuned
+    assert [one.text for one in page.all(f"{box.css} b")[-3:]] == ["You", "base", "tuned"]
+    assert re.search(r"base: .*answer \d+ tokens · \d+ tokens/s.*\ntuned: ", box.part("status").text)
     assert page.driver.switch_to.active_element == box.entry and box.value() == ""
+    *_, left, right = page.all(f"{box.css} .aurora-chat-bubble")
+    assert left.rect["x"] < right.rect["x"] and left.rect["y"] == right.rect["y"]
+    page.run("arguments[0].style.width = '360px'", page.find(box.css))
+    assert left.rect["x"] == right.rect["x"] and left.rect["y"] < right.rect["y"]
+    picture(page.find(box.css), "narrow")
+    page.run("arguments[0].style.width = ''", page.find(box.css))
+
+
+def test_suggestion_is_asked_and_what_was_said_copied_even_where_the_clipboard_is_refused(page, box):
+    before = len(box.bubbles())
+    page.all(f"{box.css} .aurora-chat-question")[-1].send_keys(Keys.ENTER)
+    question, base, tuned = box.answered(before + 3)[before:]
+    assert question == "骆驼属于哪一类动物？" and base and tuned
+    page.run("document.addEventListener('copy', () => (window.copied = getSelection().toString()))")
+    *_, left, right = page.all(f"{box.css} .aurora-chat-copy")
+    page.run("navigator.clipboard.writeText = async (text) => { window.copied = text; }")
+    right.send_keys(Keys.ENTER)
+    assert page.run("return window.copied") == tuned and right.accessible_name == "Copy what tuned said"
+    page.run("navigator.clipboard.writeText = () => Promise.reject()")
+    left.send_keys(Keys.SPACE)
+    page.wait(lambda: page.run("return window.copied") == base and left.text == "Copied", "the copy")
 
 
 def test_long_answer_grows_until_stop_and_can_be_given_anew(page, parrot):
@@ -170,12 +196,17 @@ def test_enter_that_chooses_characters_of_an_input_method_sends_nothing(page, pa
     assert parrot.answered(2) == ["你好", "你好"]
 
 
+@pytest.mark.parametrize("parrot", [".parrot", ".twins"], indirect=True)
 def test_hostile_messages_and_answers_show_as_text_and_run_nothing(page, parrot):
     page.run("arguments[0].value = arguments[1]", parrot.entry, EVIL)  # no key makes an escape code
     parrot.type(Keys.ENTER)
-    assert parrot.answered(2) == [EVIL.replace("\x1b", "␛")] * 2
-    page.run("document.querySelectorAll('.parrot .aurora-chat-bubble *').forEach((e) => e.click())")
-    assert page.all(".parrot :is(script, img, a, iframe, svg, [onerror])") == []
+    shown, bubbles = EVIL.replace("\x1b", "␛"), {".parrot": 2, ".twins": 3}[parrot.css]
+    assert parrot.answered(bubbles) == [shown] * bubbles and parrot.part("question").text == "<i>你好</i>"
+    page.run(
+        "document.querySelectorAll(`${arguments[0]} .aurora-chat-bubble *`).forEach((e) => e.click())",
+        parrot.css,
+    )
+    assert page.all(f"{parrot.css} :is(script, img, a, i, b b, iframe, svg, [onerror])") == []
     assert page.run("return window.hacked") is None
 
 
@@ -204,5 +235,4 @@ def test_every_text_is_readable_in_both_themes(page, box, theme):
 
     texts = page.wait(measured, f"the theme {theme}")  # its style sheet comes a moment after its name
     assert len(texts) >= 10 and [text for text in texts if text[1] < 4.5] == []
-    ARTIFACTS.mkdir(parents=True, exist_ok=True)
-    page.find(box.css).screenshot(str(ARTIFACTS / f"chat_widget_{theme.lower()}.png"))
+    picture(page.find(box.css), theme.lower())

@@ -18,9 +18,6 @@ def sides(model, tokenizer):
     return [ChatSession(model, tokenizer, adapter=adapter, max_new_tokens=40) for adapter in (False, True)]
 
 
-# comparing
-
-
 def test_both_models_answer_and_a_prompt_that_does_not_fit_is_reported(sides):
     rows = compare_models([JAPAN | {"prompts": ["很长。" * 1000, "你好"]}, JAPAN], *sides)
     assert re.search(r"not answered: .*\d+ tokens.*Shorten", rows[0]["tuned"]["answers"][0])
@@ -28,8 +25,7 @@ def test_both_models_answer_and_a_prompt_that_does_not_fit_is_reported(sides):
     japan = rows[1]
     assert (japan["base"]["language"], japan["tuned"]["language"]) == ("en", "zh")
     assert "Tokyo" in japan["base"]["answers"][0] and "东京" in japan["tuned"]["answers"][0]
-    assert (japan["base"]["Han"], japan["tuned"]["Han"]) == (0, 1)
-    assert all(japan[name]["tokens/s"] > 1 and japan[name]["right"] is None for name in ("base", "tuned"))
+    assert all(japan[name]["right"] is None for name in ("base", "tuned"))
 
 
 def test_every_prompt_is_a_conversation_of_its_own_and_the_sessions_stay_as_they_are(sides, model, tokenizer):
@@ -49,6 +45,9 @@ def test_every_prompt_is_a_conversation_of_its_own_and_the_sessions_stay_as_they
 
 def test_tuned_tiny_model_answers_its_prompts_in_their_language_and_the_base_does_not(sides):
     rows = compare_models(prompts("tiny"), *sides)
+    (row,) = [row for row in rows if row["id"] == "tiny-multi-turn"]
+    shown = ["multi-turn: Appendix G", "en · names the", "zh · names the", *row["prompts"], row["paper"]]
+    assert [words for words in shown if words not in read(rows._repr_html_())[1]] == []
     chinese = [row for row in rows if row["language"] == "zh"]
     assert sum(row["tuned"]["language"] == "zh" for row in chinese) >= 0.8 * len(chinese) >= 8
     assert sum(row["base"]["language"] == "zh" for row in chinese) <= 0.2 * len(chinese)
@@ -69,32 +68,17 @@ def test_reference_is_named_only_as_a_number_or_word_of_its_own(answer):
     assert names(answer, "How many?", "360|三百六十") is (answer in NAMED)
 
 
-# the HTML
-
-
 def test_html_escapes_every_text_and_leaves_formulas_alone():
     evil = "<script>alert(1)</script><img src=x onerror=alert(2)> [a](javascript:b) $x$ \x1b[31m"
-    side = {"answers": [evil], "language": "en", "Han": 0.5, "tokens/s": 3.0, "right": False}
+    side = {"answers": [evil], "language": "en", "right": False}
     row = dict.fromkeys(("kind", "source", "system", "paper"), evil)
     row |= {"prompts": [evil], "reference": [evil], "language": "zh", "base": side, "tuned": side}
     made = Comparison([row])._repr_html_()
     tags, text = read(made)
-    assert {tag for tag, _ in tags} == {"div", "table", "tr", "td", "b", "ul", "li"}
+    assert {tag for tag, _ in tags} == {"table", "tr", "td", "b", "ul", "li"}
     assert {name for _, names in tags for name in names} == {"class", "style", "colspan"}
     assert text.count("<script>alert(1)</script>") == 8 and "\x1b" not in made
-    assert re.match(r'<div class="[^"]*\bmathjax_ignore\b', made)
-
-
-def test_html_shows_prompt_answers_figures_and_the_papers_note_in_words(sides):
-    (row,) = [row for row in prompts("tiny") if row["id"] == "tiny-multi-turn"]
-    _, text = read(compare_models([row], *sides)._repr_html_())
-    shown = ["multi-turn: Appendix G", "en · 0 % Han", "zh · 100 % Han", "tokens/s", "names the reference"]
-    shown += [*row["prompts"], row["paper"], "1 of 1"]
-    assert [words for words in shown if words not in text] == []
-    assert text.index("base:") < text.index("tuned:")
-
-
-# the bundled prompts
+    assert re.match(r'<table class="[^"]*\bmathjax_ignore\b', made)
 
 
 NEEDED = {"id": str, "scale": str, "kind": str, "source": str, "prompts": list, "language": str | None}

@@ -1,7 +1,7 @@
-import html
 import math
 import re
 import tomllib
+from itertools import takewhile
 from operator import lt
 from pathlib import Path
 from runpy import run_path
@@ -64,6 +64,19 @@ def lost(chosen, experts, factor, *, size=None, least=0):
     return (chosen.flatten().bincount(minlength=experts) - room).clamp(min=least).sum().item()
 
 
+def learned(ids, close, end, *, answers=None, start=0, stop=1, skip=-100):
+    """The labels of conversation `ids`, by the places where answers begin and end, with a typical fault."""
+    begins = [i + len(close) for i in range(len(ids)) if ids[i : i + len(close)] == close]
+    spans = [(begin + start, ids.index(end, begin) + stop) for begin in begins]
+    spans = spans[:1] if answers == 1 else spans[-1:] if answers == -1 else spans
+    return [token if any(a <= i < b for a, b in spans) else skip for i, token in enumerate(ids)]
+
+
+def questions_too(ids, close, end):
+    first = next(i + len(close) for i in range(len(ids)) if ids[i : i + len(close)] == close)
+    return [token if i >= first else -100 for i, token in enumerate(ids)]
+
+
 def plus(weight, update, dtype):
     return torch.tensor(weight, dtype=dtype) + torch.tensor(update, dtype=dtype)
 
@@ -78,8 +91,28 @@ def each(logits, ids):
     return logits[:-1].log_softmax(-1).gather(1, ids[1:, None])[:, 0]
 
 
-def slope(m, beta):
-    return 1 / (1 + math.exp(beta * m))
+def nucleus(more=0, late=False, renormalise=True, back=True):
+    """Exercise 06.3 with a typical fault."""
+
+    def probabilities(logits, temperature, top_p):
+        every = (logits / temperature).softmax(-1).numpy()
+        judged = logits.softmax(-1).numpy() if late else every
+        order = np.argsort(-judged)
+        left = order[: np.searchsorted(judged[order].cumsum(), top_p - 1e-6) + 1 + more]
+        made = np.zeros_like(every)
+        made[left] = every[left] / (every[left].sum() if renormalise else 1)
+        return made if back else made[order]
+
+    return probabilities
+
+
+def until(end, ids, more):
+    """Exercise 06.4 with any end token."""
+    return ids[: ids.index(end) + more] if end in ids else ids
+
+
+def dpo(ratios, beta):
+    return -torch.nn.functional.logsigmoid(beta * (ratios[:, 0] - ratios[:, 1])).mean()
 
 
 EXAMPLES = tomllib.loads(Path(__file__).with_name("examples.toml").read_text(encoding="utf-8"))
@@ -133,16 +166,21 @@ WRONG = [
     ("03.4", torch.linspace(-1, 1, 16), "NF4's is"),
     ("03.4", torch.linspace(-1, 1, 15), "these are 15"),
     ("03.4", list(range(16)), "between -1 and 1"),
-    ("04.1", lambda ids, mask: ids * mask, "0 is a token like any other"),
-    ("04.1", lambda ids, mask: torch.where(mask.bool(), -100, ids), "the other way round"),
-    ("04.1", lambda ids, mask: torch.tensor([-100, -100, -100, 7, -100]), "never learns to stop"),
-    ("04.1", lambda ids, mask: torch.tensor([-100, -100, 7, 2, -100]), "do not shift"),
-    ("04.1", lambda ids, mask: ids[mask.bool()], "as long as the ids"),
-    ("04.2", lambda step, total, peak: peak * (1 + math.cos(math.pi * step / total)), "halve it"),
-    ("04.2", lambda step, total, peak: 0.5 * (1 + math.cos(math.pi * step / total)), "multiply by the peak"),
-    ("04.2", lambda step, total, peak: peak * (1 - step / total), "straight line"),
-    ("04.2", lambda s, t, peak: peak * 0.5 * (1 + math.cos(math.pi / 2 * s / t)), "half a period"),
-    ("04.2", lambda s, t, peak: peak * math.cos(math.pi * s / t), "step 50 of 100 the rate should be 0.5000"),
+    ("04.1", lambda ids, close, end: learned(ids, close, end, answers=1), "only the first answer"),
+    ("04.1", lambda ids, close, end: learned(ids, close, end, answers=-1), "only the last answer"),
+    ("04.1", lambda ids, close, end: learned(ids, close, end, stop=0), "never learns to stop"),
+    ("04.1", lambda ids, close, end: learned(ids, close, end, start=1), "begins behind `close`"),
+    ("04.1", lambda ids, close, end: learned(ids, close, end, skip=0), "0 is a token like any other"),
+    ("04.1", lambda ids, *ends: learned(ids, *ends)[1:], "not shifted"),
+    ("04.1", lambda ids, close, end: 5 * [-100] + ids[5:], "this gave"),
+    ("04.1", questions_too, "questions are learned too"),
+    ("04.2", lambda rank, width, out: (torch.zeros(rank, width), torch.zeros(out, rank)), "still is zero"),
+    ("04.2", lambda rank, width, out: (torch.ones(rank, width), torch.ones(out, rank)), "must be the base"),
+    ("04.2", lambda rank, width, out: (torch.ones(rank, width), torch.zeros(out, rank)), "of rank 1"),
+    ("04.2", lambda rank, width, out: (torch.zeros(width, rank), torch.zeros(rank, out)), "A is [rank, in]"),
+    ("04.4", (50, {"zh_right": 0.95, "en_right": 0.9}), "more than ten away"),
+    ("04.4", (0.95, {"zh_right": 0.95, "en_right": 0.9}), "more than ten away"),
+    ("04.4", (950, {"zh_right": 0.95, "en_right": 0.9}), "a number from 0 to 100"),
     ("04.3", lambda weight, update: weight + update != weight, "torch.bfloat16 first"),
     ("04.3", lambda w, u: plus(w, u, torch.float32) != torch.tensor(w), "torch.bfloat16 first"),
     ("04.3", lambda w, u: plus(w, u, torch.float16) != torch.tensor(w).half(), "0.02 + 5e-05 is the same"),
@@ -176,14 +214,19 @@ WRONG = [
     ("06.1", lambda talk: "<s>" + "".join(f"[INST] {q} [/INST] {a}</s>" for q, a in talk), "is None"),
     ("06.1", lambda talk: ANSWERS["06.1"](talk) + " ", "not even a space"),
     ("06.1", lambda talk: [1, 733, 16289], "one string"),
-    ("06.2", lambda logits, t: (logits * t).softmax(-1), "divide by it"),
-    ("06.2", lambda logits, t: logits.softmax(-1) / t, "inside the softmax"),
-    ("06.2", lambda logits, t: logits / t, "softmax of (logits / temperature)"),
-    ("06.3", lambda text: f"<div>{text}</div>", "would run in the reader's browser"),
-    ("06.3", lambda text: text.replace("<script>", ""), "lost, left as it was"),
-    ("06.3", lambda text: html.escape(html.escape(text)), "escaped twice"),
-    ("06.3", lambda text: html.escape("<script>alert() & 5 < 6"), "text itself is missing"),
-    ("06.3", lambda text: [text], "not as a list"),
+    ("06.3", nucleus(renormalise=False), "sum to one again"),
+    ("06.3", nucleus(more=-1), "one token too few"),
+    ("06.3", nucleus(more=1), "one token too many"),
+    ("06.3", nucleus(late=True), "the temperature comes first"),
+    ("06.3", nucleus(back=False), "undo the sorting"),
+    ("06.3", lambda logits, t, p: (logits / t).softmax(-1), "at temperature 1 and top_p 0.7, of 9 tokens"),
+    ("06.3", lambda logits, t, p: nucleus()(logits, t, min(p, 0.9)), "top_p 1, of 4 tokens 4 stay"),
+    ("06.4", lambda tokenizer, ids: until(tokenizer.pad_token_id, ids, 1), "the two bugs, still there"),
+    ("06.4", lambda tokenizer, ids: until(tokenizer.pad_token_id, ids, 0), "*this* tokenizer"),
+    ("06.4", lambda tokenizer, ids: until(tokenizer.eos_token_id, ids, 1), "leave it out"),
+    ("06.4", lambda tokenizer, ids: until(2, ids, 0), "*this* tokenizer"),
+    ("06.4", lambda tokenizer, ids: [], "is the end token"),
+    ("06.4", lambda tokenizer, ids: ids[: ids.index(tokenizer.eos_token_id)], "raised ValueError"),
     ("07.1", lambda x, ids, m: (x.log_softmax(-1).gather(1, ids[:, None])[:, 0] * m).sum(), "shift by one"),
     ("07.1", lambda x, ids, m: each(x, ids).sum(), "question's tokens are in it"),
     ("07.1", lambda x, ids, m: each(x, ids)[m[1:].bool()].mean(), "takes their sum"),
@@ -197,12 +240,11 @@ WRONG = [
     ("07.2", lambda p, r: ((p - r)[:, 0] < (p - r)[:, 1]).float().mean(), "the other way round"),
     ("07.2", lambda p, r: ((p - r)[:, 0] > (p - r)[:, 1]).sum().item(), "Divide by the number of pairs"),
     ("07.2", lambda p, r: (p - r)[:, 0] > (p - r)[:, 1], "one share between 0 and 1"),
-    ("07.3", lambda m, beta: slope(m, beta), "in front"),
-    ("07.3", lambda m, beta: -beta * slope(m, beta), "its size is not"),
-    ("07.3", lambda m, beta: beta * slope(-m, beta), "grows with the margin"),
-    ("07.3", lambda m, beta: slope(m, 1), "beta is missing"),
-    ("07.3", lambda m, beta: beta * slope(m, 1), "inside the sigmoid"),
-    ("07.3", lambda m, beta: math.log1p(math.exp(-beta * m)), "that is the loss"),
+    ("07.3", lambda p, base, s, beta: dpo((p - base).flip(1), beta), "the two bugs, still there"),
+    ("07.3", lambda p, base, s, beta: dpo(p - base, beta), "still the wrong model"),
+    ("07.3", lambda p, base, s, beta: dpo((p - s).flip(1), beta), "One bug is left"),
+    ("07.3", lambda p, base, s, beta: dpo(p, beta), "without a reference"),
+    ("07.3", lambda p, base, s, beta: dpo((p - s).mean(0)[None], beta), "the mean comes last"),
 ]
 
 # the same answers in other reasonable forms
@@ -224,16 +266,16 @@ RIGHT = [
     ("03.1", 32.5),
     ("03.2", lambda gib, length: int(torch.tensor(ANSWERS["03.2"](gib, length)))),
     ("03.4", ANSWERS["03.4"].flip(0).tolist()),
-    ("04.1", lambda ids, mask: [i if m else -100 for i, m in zip(ids.tolist(), mask.tolist(), strict=True)]),
-    ("04.1", lambda ids, mask: ids.masked_fill_(mask == 0, -100)),
-    ("04.2", lambda s, t, peak: peak * (1 + torch.cos(torch.tensor(math.pi * s / t))) / 2),
+    ("04.1", lambda ids, close, end: torch.tensor(learned(ids, close, end))),
+    ("04.2", lambda rank, width, out: (torch.zeros(rank, width), torch.rand(out, rank).double())),
     ("04.3", lambda w, u: plus(w, u, torch.bfloat16) != torch.tensor(w).bfloat16()),
     ("05.1", 5.34),
     ("05.2", lambda logits, ids, start: each(logits, ids)[start - 1 :].sum()),
     ("05.3", lambda before, after: paired(before, after).p),
-    ("06.2", lambda logits, t: logits.div_(t).softmax(-1)),
-    ("06.2", lambda logits, t: (lambda e: (e / e.sum()).tolist())(np.exp(logits.numpy() / t))),
-    ("06.3", html.escape),
+    ("06.2", torch.tensor(13)),
+    ("06.3", nucleus()),
+    ("06.3", lambda logits, t, p: nucleus()(logits.div_(t), 1, p).tolist()),
+    ("06.4", lambda tokenizer, ids: tuple(takewhile(tokenizer.eos_token_id.__ne__, ids))),
 ]
 
 
@@ -297,7 +339,7 @@ def test_no_answer_raises(id):
 def test_blame_falls_on_the_answer_only_where_it_raised():
     assert "returned a float, which is not what is asked for" in verdict("05.4", lambda *args: 0.5)[1]
     assert "Is a `return` missing?" in verdict("05.4", lambda *args: None)[1]
-    assert "A float is not what is asked for" in verdict("06.3", 0.5)[1]
+    assert "A float is not what is asked for" in verdict("06.4", 0.5)[1]
 
 
 def test_check_prints_the_message(capsys):

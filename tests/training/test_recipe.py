@@ -53,7 +53,7 @@ def test_adapters_alone_train_in_32_bits_lower_the_loss_and_have_a_gradient(tiny
 def test_what_validates_is_not_trained_on_and_has_a_loss_by_source(tiny, tokenizer, monkeypatch):
     trainers, by_source = [], {}
     monkeypatch.setattr(recipe, "run", lambda trainer, _: trainers.append(trainer) or trainer.train())
-    training.tune(tiny, max_steps=1, per_device_eval_batch_size=64)
+    training.recipe.tune(tiny, max_steps=1, per_device_eval_batch_size=64)
     (made,), (rows, held) = trainers, hold_out(clean_conversations(tiny))
     for row in held:
         by_source.setdefault(row["source"], []).append(row["messages"])

@@ -41,7 +41,7 @@ def attempt(scale: Scale, steps: int, kill_after: float | None) -> tuple[str, fl
         try:
             file = os.open(log, os.O_WRONLY | os.O_APPEND)
             os.dup2(file, 1), os.dup2(file, 2)
-            training.tune(scale, max_steps=steps, save_steps=SAVE_STEPS)
+            training.recipe.tune(scale, max_steps=steps, save_steps=SAVE_STEPS)
             status = 0
         finally:
             os._exit(status)
