@@ -63,10 +63,9 @@ wheelhouse:
 	@rm -f wheelhouse/aurora_course-*
 	@du -sh wheelhouse
 
-# Rewrites the bundled rows, questions, probes and preferences; CONTRIBUTING says what comes after.
+# Rewrites the bundled rows, questions and probes; CONTRIBUTING says what comes after.
 data: $(READY)
 	$(BIN)/python -m tools.build.benchmarks
-	$(BIN)/python -m tools.build.preferences
 	$(BIN)/python -m tools.build.data
 
 clean:

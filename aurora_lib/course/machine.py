@@ -52,18 +52,15 @@ class Tensors(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, torch.Tensor) and tensor.device.type != "meta":
-                self._count(tensor.untyped_storage())
+        tensors = [leaf for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)]
+        for storage in (tensor.untyped_storage() for tensor in tensors if tensor.device.type != "meta"):
+            key, size = storage._cdata, storage.nbytes()
+            if key not in self._known:
+                self._known.add(key)
+                self.now += size
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._gone, key, size)
         return out
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key not in self._known:
-            self._known.add(key)
-            self.now += size
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._gone, key, size)
 
     def _gone(self, key: int, size: int) -> None:
         self._known.discard(key)
@@ -90,8 +87,7 @@ class profile:
         else:
             self._tensors.__enter__()
         self._begin, self._stop = time.perf_counter(), threading.Event()
-        self._sample()
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread = threading.Thread(target=self._sample, daemon=True)
         self._thread.start()
         return self
 
@@ -100,20 +96,18 @@ class profile:
             self._tensors.__exit__(*exception)
         self._stop.set()
         self._thread.join()
-        self._sample()
-
-    def _run(self) -> None:
-        while not self._stop.wait(self.interval):
-            self._sample()
 
     def _sample(self) -> None:
-        if self.cuda:
-            used, reserved = torch.cuda.memory_allocated() - self._held, torch.cuda.memory_reserved()
-        else:
-            used = reserved = self._tensors.now
-        self.seconds.append(time.perf_counter() - self._begin)
-        self.used.append(used)
-        self.reserved.append(reserved)
+        done = False
+        while not done:
+            done = self._stop.wait(self.interval if self.seconds else 0)  # once more after the end
+            if self.cuda:
+                used, reserved = torch.cuda.memory_allocated() - self._held, torch.cuda.memory_reserved()
+            else:
+                used = reserved = self._tensors.now
+            self.seconds.append(time.perf_counter() - self._begin)
+            self.used.append(used)
+            self.reserved.append(reserved)
 
     def mark(self, phase: str) -> None:
         """A phase begins now."""

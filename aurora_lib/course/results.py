@@ -1,9 +1,10 @@
-"""Record what a notebook measured, and set it beside the paper and the runs this repository recorded."""
+"""`start` a notebook, record what it measured, set that beside the paper and the runs recorded here."""
 
 import json
 import os
 import platform
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
@@ -11,8 +12,9 @@ import torch
 
 from aurora_lib.course import paper
 from aurora_lib.course.machine import GIB, peak_rss, write_whole
-from aurora_lib.course.scale import ROOT, Scale
+from aurora_lib.course.scale import ROOT, Scale, ScaleError, choose
 
+PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes")
 RECORDED = ROOT / "results"
 SECONDS, MEMORY = "notebook time [s]", "notebook peak memory [GiB]"
 
@@ -22,8 +24,30 @@ TOLERANCE = {"share": 0.05, "GiB": 0.25, "loss": 0.2}
 _runs: dict[str, tuple[Scale, float]] = {}  # notebook -> its scale, and when it began
 
 
+def start(notebook: str) -> Scale:
+    """Choose the scale, print it with device, versions and reason, and start the clock of this notebook.
+
+    `notebook` is its number, such as "03". Raises ScaleError for a scale that does not exist or cannot run
+    here, and for a folder of runs that cannot be made.
+    """
+    scale = choose()
+    try:
+        scale.runs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = f"{scale.runs} cannot be made ({error.strerror})"
+        raise ScaleError(f"{reason}: set AURORA_RUNS to a folder of yours.") from error
+    begin(notebook, scale)
+    packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    print(f"Aurora, notebook {notebook}: scale {scale.name!r} on {scale.device} ({scale.reason})")
+    print(f"base model {Path(scale.base_model).name} · Python {platform.python_version()} · {packages}")
+    tiny, t4, h100 = (cost(notebook, where) for where in ("tiny", "t4", "h100"))
+    costs = f"tiny on two cores {tiny}; mid on a T4 {t4}; full on an H100 {h100}"
+    print(f"recorded cost of this notebook: {costs}", flush=True)
+    return scale
+
+
 def begin(notebook: str, scale: Scale) -> None:
-    """Start the clock of `notebook`; `aurora_lib.start` calls this."""
+    """Start the clock of `notebook` at `scale`."""
     _runs[notebook] = scale, time.time()
 
 

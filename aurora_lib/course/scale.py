@@ -36,10 +36,7 @@ class Scale:
     dtype: torch.dtype
     reason: str
     base_model: str
-    data: Path | None
-    benchmarks: Path | None
     runs: Path
-    adapter: str | None
     learning_rate: float
     epochs: float
     batch: int
@@ -47,6 +44,9 @@ class Scale:
     length: int
     save_steps: int
     max_new_tokens: int
+    data: Path | None = None
+    benchmarks: Path | None = None
+    adapter: str | None = None
     revision: str | None = None
     shipped: str | None = None
     minutes: float = 0
@@ -92,10 +92,7 @@ def choose(environ=os.environ) -> Scale:
         reason = f"the default, since AURORA_SCALE is not set; {seen} here"
     # a T4 computes in fp16 only; CPUs in fp32, as bf16 would only be slower
     dtype = torch.bfloat16 if device == "cuda" and gpu.major >= 8 else torch.float16
-    preset = dict(
-        device=device, dtype=dtype if device == "cuda" else torch.float32, data=None, benchmarks=None
-    )
-    preset |= PRESETS[name]
+    preset = PRESETS[name] | dict(device=device, dtype=dtype if device == "cuda" else torch.float32)
     if name == "tiny":
         preset |= {key: str(DATA / preset[key]) for key in ("base_model", "shipped")}
         preset |= {key: DATA / preset[key] for key in ("data", "benchmarks")}

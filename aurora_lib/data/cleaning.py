@@ -6,7 +6,6 @@ Edits and drops look at one conversation at a time, on several cores; then dupli
 import os
 from collections import Counter
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import pandas
@@ -22,6 +21,9 @@ EDIT = {"step": Value("string"), "turn": Value("int64"), "before": Value("string
 TEXTS = dict.fromkeys(("step", "reason", "mark", "plain"), Value("string"))
 CLEANED = Features(FEATURES | TEXTS | {"edits": List(EDIT), "size": Value("int64")})
 CHANGES = Features({"id": Value("string"), "source": Value("string")} | EDIT)
+# this room's code and patterns: a shard that was cleaned by other code is not the same shard
+_files = sorted(file for file in Path(__file__).parent.iterdir() if file.suffix in (".py", ".toml"))
+CODE = "".join(file.read_text(encoding="utf-8") for file in _files)
 
 
 def steps() -> dict[str, str]:
@@ -84,7 +86,12 @@ def clean(dataset: Dataset, *, benchmarks=None, processes=None, folder=None) -> 
     Cleaning what was kept changes nothing. Raises DataError for a dataset that is empty, and for ids that are
     not unique.
     """
-    _check(dataset)
+    if len(dataset) == 0:
+        raise sources.DataError("Nothing to clean: no conversation was read. Check AURORA_DATA.")
+    name, times = Counter(dataset["id"][:]).most_common(1)[0]
+    if times > 1:
+        remedy = "Load each file once, or give its rows ids of their own."
+        raise sources.DataError(f"The id {name!r} is there more than once. {remedy}")
     dataset = dataset.select_columns(list(FEATURES))
     processes = processes or (os.cpu_count() if len(dataset) >= MANY else 1)
     processes = processes if processes > 1 else None  # None: in this process
@@ -102,15 +109,6 @@ def clean(dataset: Dataset, *, benchmarks=None, processes=None, folder=None) -> 
     return CleaningResult(kept, dropped, sources.table(changes, CHANGES))
 
 
-def _check(dataset: Dataset) -> None:
-    if len(dataset) == 0:
-        raise sources.DataError("Nothing to clean: no conversation was read. Check AURORA_DATA.")
-    name, times = Counter(dataset["id"][:]).most_common(1)[0]
-    if times > 1:
-        remedy = "Load each file once, or give its rows ids of their own."
-        raise sources.DataError(f"The id {name!r} is there more than once. {remedy}")
-
-
 def _one_by_one(dataset: Dataset, settings: dict, processes: int | None, folder) -> Dataset:
     """The steps that need one conversation only: columns CLEANED, all rows in their order.
 
@@ -119,18 +117,11 @@ def _one_by_one(dataset: Dataset, settings: dict, processes: int | None, folder)
     shards = []
     for start in range(0, len(dataset), SHARD):
         shard = dataset.select(range(start, min(start + SHARD, len(dataset))))
-        fingerprint = Hasher.hash((shard._fingerprint, settings, code()))
+        fingerprint = Hasher.hash((shard._fingerprint, settings, CODE))
         file = str(Path(folder) / f"{fingerprint}.arrow") if folder else None
         how = dict(batched=True, features=CLEANED, num_proc=processes, desc="cleaning", fn_kwargs=settings)
         shards.append(shard.map(clean_batch, **how, new_fingerprint=fingerprint, cache_file_name=file))
     return concatenate_datasets(shards)
-
-
-@cache
-def code() -> str:
-    """This room's code and patterns: a shard that was cleaned by other code is not the same shard."""
-    files = sorted(file for file in Path(__file__).parent.iterdir() if file.suffix in (".py", ".toml"))
-    return "".join(file.read_text(encoding="utf-8") for file in files)
 
 
 def clean_batch(rows: dict, benchmarks) -> dict:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from itertools import pairwise
 
 from aurora_lib.data.edits import MARKS, Messages
-from aurora_lib.data.patterns import language, pattern, words
+from aurora_lib.data.patterns import WORDS, language, pattern
 
 SHORT = 40  # characters of an answer that says nothing but "not possible"
 # So many characters after a refusal are an answer all the same; fewer do where they begin with "but".
@@ -42,7 +42,7 @@ def empty(messages: Messages) -> str | None:
         if mute and not pattern("asks_for_signs").search(before["content"]):
             return "an answer of punctuation only"
         word = text.strip(MARKS).lower()
-        if word in words("nothing") or word == "不适用" or (text[0] in MARKS and word in words("vague")):
+        if word in WORDS["nothing"] or word == "不适用" or (text[0] in MARKS and word in WORDS["vague"]):
             return "an answer that says there is none"
         asked = messages[0]["content"] + "\n" + before["content"]
         if len(text) < 400 and pattern("service").match(text) and not pattern("about_service").search(asked):

@@ -9,7 +9,7 @@ from functools import partial
 import ftfy
 from rapidfuzz.distance import Prefix
 
-from aurora_lib.data.patterns import pattern, words
+from aurora_lib.data.patterns import WORDS, pattern
 
 Messages = list[dict]  # {role, content}, as `sources.read` makes them
 
@@ -61,7 +61,7 @@ def no_input(messages: Messages) -> Messages:
 def _without_no_input(text: str) -> str:
     question, _, last = text.rstrip().rpartition("\n")
     word, question = last.strip(MARKS).lower(), question.rstrip()
-    stray = word in words("nothing") or (word in words("vague") and "\n" not in question)
+    stray = word in WORDS["nothing"] or (word in WORDS["vague"] and "\n" not in question)
     return question if question and stray else text
 
 

@@ -5,23 +5,15 @@ import tomllib
 from functools import cache
 from pathlib import Path
 
-
-@cache
-def read() -> dict:
-    """`patterns.toml`: a table for each pattern, and its `parts` and `words`."""
-    return tomllib.loads(Path(__file__).with_name("patterns.toml").read_text(encoding="utf-8"))
+# a table for each pattern, and their `parts` and `words`
+TABLES = tomllib.loads(Path(__file__).with_name("patterns.toml").read_text(encoding="utf-8"))
+WORDS = {name: frozenset(words) for name, words in TABLES["words"].items()}
 
 
 @cache
 def pattern(name: str) -> re.Pattern:
     """The pattern of this name, with its parts put in."""
-    return re.compile(re.sub(r"\(\?&(\w+)\)", lambda part: read()["parts"][part[1]], read()[name]["pattern"]))
-
-
-@cache
-def words(name: str) -> frozenset[str]:
-    """The words of this name."""
-    return frozenset(read()["words"][name])
+    return re.compile(re.sub(r"\(\?&(\w+)\)", lambda part: TABLES["parts"][part[1]], TABLES[name]["pattern"]))
 
 
 def language(text: str) -> str:

@@ -4,6 +4,7 @@
 A new kind of file belongs into the first, a new name of a column or a speaker into `layouts.toml`.
 """
 
+import atexit
 import hashlib
 import re
 import tempfile
@@ -11,7 +12,6 @@ import tomllib
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from functools import cache, lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -138,18 +138,15 @@ def _visible(folder: Path) -> list[Path]:
 def table(found: Iterable[dict], features: Features = FEATURES) -> Dataset:
     """Rows as a Dataset in a file that is mapped into memory and goes with this process."""
     found, schema = iter(found), features.arrow_schema
-    file = Path(tempfile.mkstemp(dir=_folder().name, suffix=".arrow")[1])
+    with tempfile.NamedTemporaryFile(prefix="aurora-rows-", suffix=".arrow", delete=False) as made:
+        file = Path(made.name)
+    atexit.register(file.unlink, missing_ok=True)
     with pyarrow.ipc.new_stream(str(file), schema) as stream:
         while part := list(islice(found, 10_000)):
             stream.write_table(pyarrow.Table.from_pylist(part, schema))
     # equal rows have equal fingerprints, by which `clean` finds again what was made of them
     fingerprint = hashlib.sha1(file.read_bytes()).hexdigest()
     return Dataset(MemoryMappedTable.from_file(str(file)), fingerprint=fingerprint)
-
-
-@cache
-def _folder() -> tempfile.TemporaryDirectory:
-    return tempfile.TemporaryDirectory(prefix="aurora-rows-")
 
 
 def _download(name: str) -> Path:
@@ -206,15 +203,9 @@ def _refusal(file: Path, reasons: Counter, spoilt: int | None) -> str:
 
 def _renamed(holder: dict, kind: str) -> dict:
     """What it holds, under our names. An empty value (null, NaN, an empty list) is none."""
-    names = _names(tuple(holder), kind)
+    names = [(key, NAMES[kind].get(key.lower(), key.lower())) for key in holder]
+    names.sort(key=lambda pair: pair[0] == pair[1])  # what has our name already comes last, and counts most
     return {our: v for key, our in names if (v := holder[key]) is not None and v == v and v != []}
-
-
-@lru_cache(1_000)
-def _names(keys: tuple[str, ...], kind: str) -> list[tuple[str, str]]:
-    """Each key with our name for it; the one that is our name comes last, so that it counts most."""
-    pairs = [(key, NAMES[kind].get(key.lower(), key.lower())) for key in keys]
-    return sorted(pairs, key=lambda pair: pair[0] == pair[1])
 
 
 def _kind(value: object) -> str:

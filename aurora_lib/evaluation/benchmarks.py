@@ -188,19 +188,13 @@ def download(task: str) -> Path:
             subject, split = file.parent.name, HUB_SPLITS.get(file.name.split("-")[0])
             if subject in released(task) and split:
                 (made / split).mkdir(parents=True, exist_ok=True)
-                _rewrite(task, file, made / file_name(task, subject, split))
+                table = pd.read_parquet(file)
+                if task == "mmlu":  # numbers its answers here, and has no header in the release
+                    letter, rows = dict(enumerate(LETTERS)), table.itertuples()
+                    table = pd.DataFrame([[r.question, *r.choices, letter.get(r.answer)] for r in rows])
+                table.to_csv(made / file_name(task, subject, split), index=False, header=task != "mmlu")
         files = {subject: made / file_name(task, subject, "dev") for subject in released(task)}
         if missing := [subject for subject, path in files.items() if not path.is_file()]:
             raise OSError(f"{repository} as downloaded lacks {len(missing)} subjects, such as {missing[0]}")
         (made / "complete").touch()
     return made
-
-
-def _rewrite(task: str, parquet: Path, target: Path) -> None:
-    """A file of the hub in the columns of the release; MMLU has no header, and numbers answers on the hub."""
-    table = pd.read_parquet(parquet)
-    if task == "mmlu":
-        letter = dict(enumerate(LETTERS))
-        rows = [[row.question, *row.choices, letter.get(row.answer)] for row in table.itertuples()]
-        table = pd.DataFrame(rows)
-    table.to_csv(target, index=False, header=task != "mmlu")

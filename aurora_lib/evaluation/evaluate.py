@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from aurora_lib.course import machine, results
 from aurora_lib.evaluation import benchmarks, fewshot
-from aurora_lib.evaluation.benchmarks import LETTERS, TASKS, EvalError, load_questions
+from aurora_lib.evaluation.benchmarks import LETTERS, TASKS, EvalError, Question, load_questions
 from aurora_lib.evaluation.fewshot import FORMS, Candidate, Form, Group
 from aurora_lib.model import batching, memory
 
@@ -183,35 +183,34 @@ def _words(form: Form) -> str:
     return asked + ", other options" * (form.option != Form.option)
 
 
-def score(model, tokenizer, groups: list[Group], label, size, cache) -> tuple[list[list[list[float]]], float]:
-    """Per group and question, the log-probabilities of its four candidates; and the speed in GFLOP/s.
+def score(model, tokenizer, groups: list[Group], label, size, cache) -> tuple[dict[Question, list], float]:
+    """Of each question the log-probabilities of its four candidates; and the speed in GFLOP/s.
 
     `size`: rows a batch. `label` names file and bar. Raises EvalError where a result is no number.
     """
     kept = KeptScores(Path(cache, f"{label.replace(' ', '-')}-{model_key(model)}.jsonl") if cache else None)
-    keys = [[question_key(group.prefix, four) for four in group.rest] for group in groups]
-    # the longest prefix first: it needs most memory, and too little shows at once
+    keys = {q: question_key(group.prefix, four) for group in groups for q, four in group.rest.items()}
     work = []
-    for group, names in sorted(zip(groups, keys, strict=True), key=lambda pair: -len(pair[0].prefix)):
-        if missing := [i for i, key in enumerate(names) if key not in kept]:
-            work.append((group, names, group.batches(missing, size)))
-    passes = sum(bool(group.prefix) + len(batches) for group, _, batches in work)
-    tokens = sum(len(group.prefix) + sum(n for _, n in batches) for group, _, batches in work)
-    total, left = sum(map(len, keys)), sum(len(batch) for *_, batches in work for batch, _ in batches)
+    for group in sorted(groups, key=lambda group: -len(group.prefix)):  # too little memory shows at once
+        if missing := [question for question in group.rest if keys[question] not in kept]:
+            work.append((group, group.batches(missing, size)))
+    passes = sum(bool(group.prefix) + len(batches) for group, batches in work)
+    tokens = sum(len(group.prefix) + sum(n for _, n in batches) for group, batches in work)
+    total, left = len(keys), sum(len(batch) for _, batches in work for batch, _ in batches)
     print(f"{label}: {left:,} of {total:,} questions, {tokens:,} tokens{expected(model, passes, tokens)}")
     began = time.perf_counter()
     with batching.ready(model), tqdm(total=total, initial=total - left, desc=label, unit="question") as bar:
-        for group, names, batches in work:
+        for group, batches in work:
             prefix = fewshot.read_prefix(model, group.prefix)
             for batch, _ in batches:
-                asked = [group.rest[i] for i in batch]
+                asked = [group.rest[question] for question in batch]
                 values = fewshot.logprobs(model, prefix, asked, tokenizer.pad_token_id)
                 if any(math.isnan(value) for four in values for value in four):
                     raise EvalError(f"{label}: the model's output is no number; load it in bf16 or fp32.")
-                kept.add({names[i]: four for i, four in zip(batch, values, strict=True)})
+                kept.add({keys[question]: four for question, four in zip(batch, values, strict=True)})
                 bar.update(len(batch))
     speed = flops(model.config, tokens) / (time.perf_counter() - began) / 1e9
-    return [[kept[key] for key in names] for names in keys], speed
+    return {question: kept[key] for question, key in keys.items()}, speed
 
 
 def flops(config, tokens: int) -> float:
@@ -247,19 +246,15 @@ def expected(model, passes: int, tokens: int) -> str:
     return f": on {card} at least {seconds / 60:.1f} minutes (predicted)" * (device == "h100")
 
 
-def judge(groups: list[Group], scored: list[list[list[float]]], weights: dict[str, float]) -> list[dict]:
+def judge(groups: list[Group], scored: dict[Question, list], weights: dict[str, float]) -> list[dict]:
     """A row for each question, in the order of the files: the likeliest candidate is the prediction."""
-    rows = {}
-    for group, values in zip(groups, scored, strict=True):
-        for question, four in zip(group.questions, values, strict=True):
-            said = LETTERS[four.index(max(four))]
-            row = dict(subject=question.subject, index=question.index, prediction=said, logprobs=four)
-            row |= dict(answer=question.answer, correct=said == question.answer, shots=group.shots)
-            rows.setdefault(question.subject, []).append(row | dict(weight=weights[question.subject]))
-    return [row for each in rows.values() for row in sorted(each, key=lambda row: row["index"])]
-
-
-# ---- scores kept on disk
+    rows, subjects = [], list(weights)
+    for question, shots in ((question, group.shots) for group in groups for question in group.rest):
+        said = LETTERS[(four := scored[question]).index(max(four))]
+        row = dict(subject=question.subject, index=question.index, prediction=said, logprobs=four)
+        row |= dict(answer=question.answer, correct=said == question.answer, shots=shots)
+        rows.append(row | dict(weight=weights[question.subject]))
+    return sorted(rows, key=lambda row: (subjects.index(row["subject"]), row["index"]))
 
 
 class KeptScores(dict):

@@ -126,8 +126,7 @@ class Group:
 
     shots: int
     prefix: list[int]
-    questions: list[Question]
-    rest: list[list[Candidate]]
+    rest: dict[Question, list[Candidate]]
 
     @classmethod
     def of(cls, shots: int, asked: dict[Question, list[Candidate]]) -> "Group":
@@ -135,19 +134,19 @@ class Group:
         contexts = [context for four in asked.values() for context, _ in four]
         # one id must stay: the model's output after it is what the first id of a continuation is scored by
         start = min(batching.shared_length(contexts), min(map(len, contexts)) - 1)
-        rest = [[(context[start:], ids) for context, ids in four] for four in asked.values()]
-        return cls(shots, contexts[0][:start], list(asked), rest)
+        rest = {q: [(context[start:], ids) for context, ids in four] for q, four in asked.items()}
+        return cls(shots, contexts[0][:start], rest)
 
-    def batches(self, places: list[int], size: int) -> list[tuple[list[int], int]]:
-        """The `places` of questions in batches of at most `size` rows, longest first: little is padding.
+    def batches(self, questions: list[Question], size: int) -> list[tuple[list[Question], int]]:
+        """Some of the questions in batches of at most `size` rows, longest first: little is padding.
 
         Beside each batch its tokens, padding included.
         """
-        inputs = [{(*context, *ids[:-1]) for context, ids in four} for four in self.rest]
-        order = sorted(places, key=lambda i: -max(map(len, inputs[i])))
-        size = max(1, size // max(map(len, inputs)))
+        inputs = {q: {(*context, *ids[:-1]) for context, ids in four} for q, four in self.rest.items()}
+        order = sorted(questions, key=lambda q: -max(map(len, inputs[q])))
+        size = max(1, size // max(map(len, inputs.values())))
         parts = [order[i : i + size] for i in range(0, len(order), size)]
-        rows = [[len(row) for i in part for row in inputs[i]] for part in parts]
+        rows = [[len(row) for q in part for row in inputs[q]] for part in parts]
         return [(part, len(lengths) * max(lengths)) for part, lengths in zip(parts, rows, strict=True)]
 
 

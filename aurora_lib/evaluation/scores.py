@@ -87,9 +87,7 @@ def plot(series: dict[str, dict[str, Score]], *, chance: float | None = CHANCE, 
         above = [score.interval[1] - score.accuracy for score in scores.values()]
         ax.bar(at, heights, width * 0.92, yerr=[below, above], capsize=3, label=name)
     if chance is not None:
-        smallest = min(
-            round(score.effective or score.n) for scores in series.values() for score in scores.values()
-        )
+        smallest = round(min(s.effective or s.n for scores in series.values() for s in scores.values()))
         half = Z * math.sqrt(chance * (1 - chance) / smallest)
         ax.axhspan(max(0, chance - half), min(1, chance + half), color="grey", alpha=0.2, zorder=0)
         ax.axhline(chance, color="grey", linestyle="--", linewidth=1, label=f"chance (band: n={smallest})")

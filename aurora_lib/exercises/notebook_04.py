@@ -80,8 +80,8 @@ def survives(survives):
 
 @exercise("04.4", 2, 10, "an open question: a variant of your own")
 def variant(tried):
-    guess, row = tried
-    measured, english = (100 * row[name] for name in ("zh_right", "en_right"))
+    guess, shares = tried
+    measured, english = (100 * shares[f"{it} prompts right in {it}"] for it in ("Chinese", "English"))
     if not 0 <= guess <= 100:
         yield "the guess is a number from 0 to 100: of 100 Chinese questions, how many are answered right?"
     print(

@@ -5,33 +5,6 @@ import torch
 from aurora_lib.exercises.checking import compare, exercise, normal
 
 
-@exercise("07.1", 2, 10, "the log-probability of an answer")
-def answer_logp(logp):
-    first = torch.tensor([[2.0, 0.0, 1.0], [0.0, 3.0, 1.0], [1.0, 1.0, 0.0], [0.5, 0.0, 2.0]])
-    for logits, question in ((first, 2), (normal(6, 3), 4), (normal(9, 3), 3)):
-        ids = torch.arange(len(logits)) % 3
-        mask = (torch.arange(len(logits)) >= question).long()
-        logs, after = logits.log_softmax(-1), ids[1:, None]
-        each, raw = logs[:-1].gather(1, after)[:, 0], logits[:-1].gather(1, after)[:, 0]
-        same_place = logs.gather(1, ids[:, None])[:, 0]
-        right, of_logits = (each * mask[1:]).sum(), (raw * mask[1:]).sum()
-        unshifted = (each * mask[:-1]).sum()
-        value = torch.as_tensor(logp(logits, ids, mask), dtype=torch.float32)
-        if value.shape != ():
-            wanted = f"one number is wanted, not a tensor of shape {tuple(value.shape)}: "
-            yield wanted + "sum over the answer's tokens."
-        mistakes = {
-            "the logits at a place predict the token *after* it: shift by one.": (same_place * mask).sum(),
-            "the question's tokens are in it too. Only those where the mask is 1 count.": each.sum(),
-            "that is the mean of the answer's tokens. DPO takes their sum.": right / mask.sum(),
-            "the mask belongs to the tokens, so it is shifted with them: `mask[1:]`.": unshifted,
-            "logits are no log-probabilities yet: `log_softmax` over the vocabulary first.": of_logits,
-            "the sign: a log-probability is never above 0.": -right,
-            "those are probabilities. Take their logarithms, then add.": (each.exp() * mask[1:]).sum(),
-        }
-        yield compare(value, right, mistakes, f"got {value:.4f}, not {right:.4f}.")
-
-
 @exercise("07.2", 2, 8, "reward accuracy")
 def reward_accuracy(accuracy):
     # log-probabilities [pairs, 2] (chosen, rejected), rounded, so that some rewards are equal

@@ -72,7 +72,7 @@ def _card(trainer, scale: Scale) -> str:
     known["revision"] = f", revision `{scale.revision}`" if scale.revision else ""
     known["data"] = f"the local folder `{Path(scale.data).name}`" if scale.data else "the released datasets"
     if "chosen_ids" in trainer.train_dataset.column_names:
-        known["data"] = "preference pairs (DPO), on top of the adapter of notebook 04"
+        known["data"] = "preference pairs (DPO), on top of another adapter"
     known["planned"] = "" if state.global_step >= state.max_steps else f" of {state.max_steps} planned"
     return Path(__file__).with_name("card.md").read_text(encoding="utf-8").format(**known)
 

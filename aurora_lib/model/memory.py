@@ -5,14 +5,16 @@ budget it returns is a table; its `require` refuses a device that is too small. 
 allocated: nvidia-smi adds PyTorch's reserve, half a GiB to several, and the CUDA context.
 """
 
+import json
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
 import torch
 from torch import nn
-from transformers import MixtralConfig, PreTrainedConfig
+from transformers import AutoConfig, MixtralConfig, PreTrainedConfig
 
 from aurora_lib.course import machine, paper
 from aurora_lib.model.files import said, skeleton
@@ -106,7 +108,7 @@ def predict(
 ) -> MemoryBudget:
     """The memory of QLoRA training, or of inference, for a transformers language model.
 
-    `adapter`: how many parameters it has, if it is another than the paper's; `on_experts`: whether experts are
+    `adapter`: how many parameters it has, if not the paper's; `on_experts`: whether experts are
     tuned too. `stack`: TODAY, OF_2023 or one of your own. `quantization`: "nf4"; "nf4-linear-only", what
     transformers 5 makes of `load_in_4bit` (fused experts stay 16-bit); or "bf16", nothing quantized. Raises
     ValueError for another. No term is fitted: each follows from what a step keeps; `results/counted` holds
@@ -114,7 +116,7 @@ def predict(
     """
     if quantization not in QUANTIZATIONS:
         raise ValueError(f"There is no quantization {quantization!r}: choose {', '.join(QUANTIZATIONS)}.")
-    shape, width = _shape(config), dtype.itemsize
+    shape, width = _shape(config.to_json_string(use_diff=False)), dtype.itemsize
     adapter = adapter or rank * shape.adapted
     parts = weights(shape, quantization, double_quant, width)
     matrix = unpacked(shape, quantization, width, stack)
@@ -241,8 +243,11 @@ def logits(shape, tokens: int, width: int, stack: Stack) -> float:
     return width * tile + (4 + width) * tokens * shape.hidden
 
 
-def _shape(config: PreTrainedConfig) -> SimpleNamespace:
-    """What of a model decides its memory."""
+@lru_cache(maxsize=16)
+def _shape(config_json: str) -> SimpleNamespace:
+    """What of a model decides its memory; takes JSON, since a configuration cannot be hashed."""
+    values = json.loads(config_json)
+    config = AutoConfig.for_model(values.pop("model_type"), **values)
     model = skeleton(config)
     stacks = [p for name, p in model.named_parameters() if ".experts." in name and p.dim() == 3]
     head, modules = model.get_output_embeddings(), dict(model.named_modules())

@@ -131,10 +131,9 @@ class _Grouped(torch.autograd.Function):
 def _few_rows(self, stacks, hidden, index, weights):
     """Shapes that do not depend on the routing, as CUDA graphs and `torch.compile` need them (decoding)."""
     hit = [select(stack, index.flatten()) for stack in stacks]  # copied, one for each token-slot
-    rows = zip(
-        hidden.repeat_interleave(index.shape[1], dim=0).split(1), index.flatten().split(1), strict=True
-    )
-    outputs = torch.cat([_expert(self, hit, slot, *row) for slot, row in enumerate(rows)])
+    rows, experts = hidden.repeat_interleave(index.shape[1], dim=0).split(1), index.flatten().split(1)
+    slots = enumerate(zip(rows, experts, strict=True))
+    outputs = torch.cat([_expert(self, hit, slot, *row) for slot, row in slots])
     return (outputs.view(*index.shape, -1) * weights.unsqueeze(-1)).sum(dim=1)
 
 

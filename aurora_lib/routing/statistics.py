@@ -48,11 +48,8 @@ def interval(values: Tensor) -> Tensor:
     several times too narrow. Source: Student's t.
     """
     texts, mean = len(values), values.mean(0)
-    margin = (
-        values.std(0, correction=min(1, texts - 1))
-        / texts**0.5
-        * float(stats.t.ppf((1 + LEVEL) / 2, texts - 1))
-    )
+    error = values.std(0, correction=min(1, texts - 1)) / texts**0.5
+    margin = error * float(stats.t.ppf((1 + LEVEL) / 2, texts - 1))
     return torch.stack([mean, (mean - margin).clamp(min=0), (mean + margin).clamp(max=1)]).float()
 
 

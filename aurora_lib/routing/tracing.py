@@ -8,7 +8,6 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from aurora_lib.model import batching
 
@@ -78,21 +77,27 @@ def trace_many(
     positions, padding included. by: see `recording`. Raises ValueError that names a text which is empty or
     too long, and for a model without routers.
     """
-    rows = _encode(model, tokenizer, texts)
-    device = next(model.parameters()).device
+    if not texts:
+        raise ValueError("There is no text to trace: pass at least one.")
+    rows, device = batching.encode_all(tokenizer, list(texts)), next(model.parameters()).device
+    room = getattr(model.config, "max_position_embeddings", None)
+    for i, (text, row) in enumerate(zip(texts, rows, strict=True)):
+        name = f"Text {i}" if len(texts) > 1 else "The text"
+        if not text:
+            raise ValueError(f"{name} is empty: there is no token to route. Pass at least one character.")
+        if room and len(row) > room:
+            raise ValueError(f"{name} has {len(row)} tokens, and the model reads {room}: cut it into pieces.")
     by_text = [()] * len(rows)
     size = max(1, batch_tokens // max(map(len, rows)))
     for batch in batching.batches(rows, size, progress=False, label="tracing"):
-        ids = [torch.tensor(rows[i]) for i in batch]
-        padded = pad_sequence(ids, batch_first=True, padding_value=tokenizer.pad_token_id)
-        mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
-        inputs = {"input_ids": padded.to(device), "attention_mask": mask.to(device)}
+        read = {"input_ids": [rows[i] for i in batch]}
+        inputs = tokenizer.pad(read, padding_side="right", return_tensors="pt").to(device)
         with recording(model, by) as records, batching.ready(model):
             # only the routers matter: nothing is cached, and the head computes one position
             model(**inputs, use_cache=False, logits_to_keep=1)
-        real = mask.flatten().nonzero().squeeze(1).to(device)
+        real = inputs["attention_mask"].flatten().nonzero().squeeze(1)
         parts = [torch.stack([calls[0][i][real].cpu() for calls in records.values()]) for i in range(3)]
-        split = [part.split([len(row) for row in ids], dim=1) for part in parts]
+        split = [part.split([len(rows[i]) for i in batch], dim=1) for part in parts]
         for i, *own in zip(batch, *split, strict=True):
             by_text[i] = own
     logits, scores, experts = (torch.cat(part, dim=1) for part in zip(*by_text, strict=True))
@@ -106,18 +111,3 @@ def trace_many(
         ids=torch.tensor(ids),
         texts=torch.arange(len(rows)).repeat_interleave(lengths),
     )
-
-
-def _encode(model: nn.Module, tokenizer, texts: Sequence[str]) -> list[list[int]]:
-    """The token ids of every text, `<s>` in front."""
-    if not texts:
-        raise ValueError("There is no text to trace: pass at least one.")
-    rows = batching.encode_all(tokenizer, list(texts))
-    room = getattr(model.config, "max_position_embeddings", None)
-    for i, (text, row) in enumerate(zip(texts, rows, strict=True)):
-        name = f"Text {i}" if len(texts) > 1 else "The text"
-        if not text:
-            raise ValueError(f"{name} is empty: there is no token to route. Pass at least one character.")
-        if room and len(row) > room:
-            raise ValueError(f"{name} has {len(row)} tokens, and the model reads {room}: cut it into pieces.")
-    return rows

@@ -1,4 +1,4 @@
-"""Preference tuning: TRL's `DPOTrainer` (DPO, arXiv 2305.18290) on top of the adapter of notebook 04.
+"""Preference tuning: TRL's `DPOTrainer` (DPO, arXiv 2305.18290) on top of a tuned adapter.
 
 A pair is a question with a better and a worse answer. The loss raises how much more the model prefers the
 better one than a frozen *reference* does; that reference has to be the adapter training starts from.
@@ -10,18 +10,19 @@ from typing import NamedTuple
 
 import torch
 from datasets import Dataset
+from huggingface_hub import hf_hub_download
 from peft import PeftModel
 from trl import DPOConfig, DPOTrainer
 
-from aurora_lib.course import DATA, Scale, rows
-from aurora_lib.evaluation import load_probes
-from aurora_lib.model import batching
+from aurora_lib.course import DATA, Scale, asking_hub, rows
+from aurora_lib.data import sources
+from aurora_lib.evaluation import probes
 from aurora_lib.training.callbacks import ZeroGradientAlarm
 from aurora_lib.training.recipe import shared_settings
 
-BUNDLED = DATA / "preferences.jsonl"
+DAMAGED = DATA / "tiny_adapter_no_english"  # tuned without English rows, by tools/record/preference.py
+RELEASED, FILE = "llamafactory/DPO-En-Zh-20k", "dpo_zh.json"  # Apache 2.0
 COLUMNS = ["prompt", "chosen", "rejected"]
-KINDS = ("another fact", "English to a Chinese question", "Chinese to an English question")
 
 
 class Pairs(NamedTuple):
@@ -31,56 +32,70 @@ class Pairs(NamedTuple):
     dropped: list[dict]
 
 
-def load_pairs(path: str | Path | None = None) -> Pairs:
-    """The pairs of a JSON or JSON Lines file with text columns prompt, chosen, rejected, and perhaps kind.
+def mistakes(said: probes.ProbeResult) -> Dataset:
+    """Pairs of a model's own wrong answers (rejected) and the right ones (chosen), one a question.
 
-    `path`: by default AURORA_PREFERENCES, else the bundled file. A row that is no pair is dropped with its
-    reason. Raises DataError for a file that is missing, empty or without any pair.
+    `kind`: the language of the question, and what the answer got wrong. An empty answer gives no pair.
     """
-    path = Path(path or os.environ.get("AURORA_PREFERENCES") or BUNDLED).expanduser()
-    if not path.is_file():
+    found = []
+    for row in said.rows:
+        if not row["correct"] and row["answer"] not in ("", row["expected"]):
+            kind = f"{probes.ASKED[row['asked']]}: another {'fact' if row['in_language'] else 'language'}"
+            texts = dict(prompt=row["question"], chosen=row["expected"], rejected=row["answer"])
+            found.append(_pair(dict(kind=kind) | texts))
+    return Dataset.from_list(found)
+
+
+def load_pairs(path: str | Path | None = None) -> Pairs:
+    """The pairs of a JSON, JSON Lines or Parquet file, by default AURORA_PREFERENCES, else RELEASED's.
+
+    Columns: texts prompt, chosen, rejected, perhaps kind; or as in RELEASED `conversations` for the prompt,
+    with turns {from, value}. A row that is no pair is dropped with its reason. Raises DataError for a file
+    that is missing, out of reach, empty or without any pair.
+    """
+    if not (path := path or os.environ.get("AURORA_PREFERENCES")):
+        with asking_hub(f"The preference pairs of {RELEASED}", "AURORA_PREFERENCES", rows.DataError):
+            path = hf_hub_download(RELEASED, FILE, repo_type="dataset")
+    if not (path := Path(path).expanduser()).is_file():
         raise rows.DataError(f"{path} does not exist. Check AURORA_PREFERENCES, or unset it.")
     kept, dropped = [], []
     for line, _, row in rows.read_rows(path):
-        if reason := _trouble(row):
-            dropped.append(dict(line=line, reason=reason))
-        else:
-            kept.append(_pair(row.get("kind", ""), *(row[name].strip() for name in COLUMNS)))
+        try:
+            kept.append(_pair(row))
+        except rows.Unreadable as reason:
+            dropped.append(dict(line=line, reason=str(reason)))
     if not kept:
         first = "line {line}: {reason}".format(**dropped[0]) if dropped else "it is empty"
         raise rows.DataError(f"{path} holds no pair ({first}). Check AURORA_PREFERENCES.")
     return Pairs(Dataset.from_list(kept), dropped)
 
 
-def held_out_pairs() -> Dataset:
-    """Pairs about the probes' held-out facts, one of each kind a fact: to measure on, never to train on."""
-    probes, found = load_probes(held_out=True), []
-    for zh, en in ((probe["zh"], probe["en"]) for probe in probes):
-        # a model that errs begins right and slides, so the wrong answer to fear is the one that begins alike
-        others = [other["zh"]["answer"] for other in probes if other["zh"]["key"] != zh["key"]]
-        wrong = max(others, key=lambda other, right=zh["answer"]: batching.shared_length([other, right]))
-        found.append(_pair(KINDS[0], zh["question"], zh["answer"], wrong))
-        found.append(_pair(KINDS[1], zh["question"], zh["answer"], en["answer"]))
-        found.append(_pair(KINDS[2], en["question"], en["answer"], zh["answer"]))
-    return Dataset.from_list(found)
-
-
-def _pair(kind: str, prompt: str, chosen: str, rejected: str) -> dict:
-    texts = dict(prompt=("user", prompt), chosen=("assistant", chosen), rejected=("assistant", rejected))
-    messages = {name: [dict(role=role, content=text)] for name, (role, text) in texts.items()}
-    return dict(kind=str(kind)) | messages
-
-
-def _trouble(row) -> str | None:
-    """Why `row` is no pair, or None."""
+def _pair(row) -> dict:
+    """A row as kind and messages. Raises Unreadable with the reason where it is no pair."""
     if isinstance(row, rows.Unreadable):
-        return str(row)
+        raise row
     if not isinstance(row, dict):
-        return f"a {type(row).__name__} where an object with prompt, chosen and rejected is wanted"
-    for name in COLUMNS:
-        if not isinstance(row.get(name), str) or not row[name].strip():
-            return f"{name} is not text" if row.get(name) else f"{name} is missing or empty"
-    return "chosen and rejected are the same" if row["chosen"].strip() == row["rejected"].strip() else None
+        kind = type(row).__name__
+        raise rows.Unreadable(f"a {kind} where an object with prompt, chosen and rejected is wanted")
+    talk = row.get("conversations")
+    turns = talk if isinstance(talk, list) else [{"from": "user", "value": row.get("prompt")}]
+    turns = [turn if isinstance(turn, dict) else {} for turn in turns]
+    roles = [sources.ROLES.get(str(turn.get("from"))) for turn in turns]
+    if roles != (["user", "assistant"] * len(turns))[: len(turns)] or len(turns) % 2 == 0:
+        raise rows.Unreadable("the prompt is not by user and assistant in turn, with the user last")
+    prompt = [("prompt", role, turn.get("value")) for role, turn in zip(roles, turns, strict=True)]
+    answers = [
+        (name, "assistant", said.get("value") if isinstance(said := row.get(name), dict) else said)
+        for name in COLUMNS[1:]
+    ]
+    made = dict(kind=str(row.get("kind", "")), prompt=[], chosen=[], rejected=[])
+    for name, role, text in prompt + answers:
+        if not isinstance(text, str) or not text.strip():
+            raise rows.Unreadable(f"{name} is not text" if text else f"{name} is missing or empty")
+        made[name].append(dict(role=role, content=text.strip()))
+    if made["chosen"] == made["rejected"]:
+        raise rows.Unreadable("chosen and rejected are the same")
+    return made
 
 
 def dpo_config(scale: Scale, **changes) -> DPOConfig:
@@ -91,7 +106,8 @@ def dpo_config(scale: Scale, **changes) -> DPOConfig:
     """
     settings = dict(learning_rate=scale.learning_rate / 10, num_train_epochs=1, beta=0.1, logging_steps=5)
     settings |= dict(output_dir=str(scale.runs / "preference_checkpoints"))
-    settings |= dict(per_device_eval_batch_size=8 * scale.batch)
+    # a batch's log-probabilities over the whole vocabulary: room there is at tiny only
+    settings |= dict(per_device_eval_batch_size=scale.batch * (8 if scale.name == "tiny" else 1))
     return DPOConfig(**shared_settings(scale) | settings | changes)
 
 

@@ -26,7 +26,14 @@ def survives(weight, update):
     return bool(weight + torch.tensor(update, dtype=torch.bfloat16) != weight)
 
 
-# 04.4: a row of the record, so that it need not be made again; a new one comes from `experiments.run`
-tried = 94, results.recorded("experiments", "tiny", "what if")["rows"][3]
+# 04.4: rank 2, from the record, so that it need not be trained again
+row = results.recorded("experiments", "tiny", "what if")["rows"][3]
+tried = (
+    94,
+    {
+        "Chinese prompts right in Chinese": row["zh_right"],
+        "English prompts right in English": row["en_right"],
+    },
+)
 
 ANSWERS = {"04.1": labels, "04.2": fresh, "04.3": survives, "04.4": tried}

@@ -162,6 +162,6 @@ def test_other_rows_other_benchmarks_and_other_code_are_cleaned_anew(tmp_path, m
     clean(read, folder=tmp_path, benchmarks=contamination.Questions(["什么？"]))
     clean(many(31), folder=tmp_path)
     assert shards() == 3
-    monkeypatch.setattr(cleaning, "code", lambda: "another step")
+    monkeypatch.setattr(cleaning, "CODE", "another step")
     clean(read, folder=tmp_path)
     assert shards() == 4

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from aurora_lib.data import drops, edits, language
-from aurora_lib.data.patterns import pattern, read
+from aurora_lib.data.patterns import TABLES, pattern
 from tests.data.conversations import EXAMPLES, talk
 
 
@@ -19,10 +19,10 @@ def test_a_drop_names_its_step(row):
     assert dropped_by(talk(*conversation)) == step
 
 
-@pytest.mark.parametrize("name", sorted(read().keys() - {"parts", "words"}))
+@pytest.mark.parametrize("name", sorted(TABLES.keys() - {"parts", "words"}))
 def test_every_pattern_is_found_in_its_examples_and_in_no_counterexample(name):
-    assert [text for text in read()[name]["yes"] if not pattern(name).search(text)] == []
-    assert [text for text in read()[name]["no"] if pattern(name).search(text)] == []
+    assert [text for text in TABLES[name]["yes"] if not pattern(name).search(text)] == []
+    assert [text for text in TABLES[name]["no"] if pattern(name).search(text)] == []
 
 
 @pytest.mark.parametrize("order", ["au", "uua", "usa", "uaa", "s"])

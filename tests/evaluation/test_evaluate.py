@@ -102,7 +102,7 @@ def test_a_4_bit_model_predicts_as_without_cache(model, tokenizer, plain_letters
 def test_all_that_questions_begin_with_alike_is_read_once_and_one_id_of_each_stays():
     one, two = (Question("x", i, "", (), "") for i in (1, 2))
     group = fewshot.Group.of(5, {one: [([7, 8, 9, 3], [4])], two: [([7, 8, 9, 5, 6], [4])]})
-    assert (group.prefix, group.rest) == ([7, 8, 9], [[([3], [4])], [([5, 6], [4])]])
+    assert (group.prefix, group.rest) == ([7, 8, 9], {one: [([3], [4])], two: [([5, 6], [4])]})
     assert fewshot.Group.of(5, {one: [([7, 8], [4])], two: [([7, 8, 9], [4])]}).prefix == [7]
 
 

@@ -12,14 +12,6 @@ def test_every_text_begins_with_one_bos(tokenizer):
     assert batching.encode(tokenizer, chat).count(tokenizer.bos_token_id) == 1 and chat.endswith("[/INST]")
 
 
-@pytest.mark.parametrize(
-    "rows, length",
-    [([[1, 2, 3], [1, 2, 4], [1, 2]], 2), ([[1], [2]], 0), ([[5, 6]], 2), ([[1, 2], [1, 9], [1, 3]], 1)],
-)
-def test_shared_length_is_what_all_rows_begin_with(rows, length):
-    assert batching.shared_length(rows) == length
-
-
 def test_batches_hold_every_row_once_and_the_longest_first():
     rows = [[0] * length for length in (1, 5, 3, 2, 4)]
     assert list(batching.batches(rows, 2, progress=False, label="")) == [[1, 4], [2, 3], [0]]

@@ -105,21 +105,6 @@ def test_a_stack_packed_piece_by_piece_is_bit_for_bit_that_of_bitsandbytes():
     assert torch.equal(dequantize_4bit(ours.data, ours.quant_state), dequantize_4bit(theirs, state))
 
 
-def test_forward_is_exactly_that_of_dequantized_weights(checkpoint, monkeypatch):
-    """Bit for bit, once both multiply in the same order; the next test has a reference of its own order."""
-    quantized = load(checkpoint)
-
-    def plain_product(rows, packed, quant_state, bias=None):
-        return torch.nn.functional.linear(rows, dequantize_4bit(packed, quant_state), bias)
-
-    monkeypatch.setattr(nf4, "_is_grouped", lambda *_: False)
-    with torch.no_grad():
-        ours = [quantized(tokens(1, length)).logits for length in (2, 9)]
-        monkeypatch.setattr(bnb, "matmul_4bit", plain_product)
-        theirs = [quantized(tokens(1, length)).logits for length in (2, 9)]
-    assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
-
-
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (2, 9)])
 def test_forward_equals_a_dequantized_reference(checkpoint, shape):
     quantized = load(checkpoint)
@@ -225,12 +210,6 @@ def test_adapter_saves_and_loads_on_4_bit_and_on_16_bit_bases(mixtral, tmp_path)
             again = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
             loaded, saved = (model(tokens(1, 10)).logits for model in (again, tuned))
             torch.testing.assert_close(loaded, saved, atol=1e-5, rtol=1e-4)
-
-
-def test_every_expert_stack_is_packed(checkpoint):
-    stacks = nf4.expert_stacks(load(checkpoint))
-    assert len(stacks) == 4  # two layers, two stacks each
-    assert all(stack.dtype == torch.uint8 and stack.quant_state.nested for stack in stacks.values())
 
 
 def test_stock_loading_still_leaves_the_experts_unquantized(mixtral):

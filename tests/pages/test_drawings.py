@@ -32,9 +32,3 @@ def test_every_drawing_is_made_and_every_word_is_used():
 
 def test_texts_contrast_with_what_they_stand_on_in_both_palettes():
     assert [pair for pair, contrast in checks.contrasts().items() if contrast < 4.5] == []
-
-
-def test_the_check_finds_what_is_wrong():
-    words = [drawings.style.text(360, y, "word", "on") for y in (90, 95)]
-    drawn = drawings.style.page("x", "en", "T", "D", 200, words)
-    assert checks.faults(drawn) == ["on on card: word", "on on card: word", "word over word"]

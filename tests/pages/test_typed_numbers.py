@@ -43,12 +43,6 @@ def test_every_number_with_a_unit_is_on_the_list_and_the_list_is_not_longer():
     assert ALLOWED - found.keys() == set()
 
 
-def test_a_typed_measurement_is_seen_and_a_written_table_is_not():
-    text = "It takes 61 s, 0.9 GiB and\nabout twelve minutes (12.5 %)，大约五秒。"
-    assert typed(text) == ["61 s", "0.9 GiB", "twelve minutes", "12.5 %", "五秒"]
-    assert typed("<!-- cost -->\n| 61 s |\n<!-- cost -->\n| [00_start](00.ipynb) | 6 s |\n`x = 3 s`") == []
-
-
 def test_counted_numbers_on_the_list_are_what_the_sizes_give():
     weights = memory.predict(memory.MIXTRAL_8X7B, quantization="bf16")
     assert f"{weights.weights:.0f} GiB" in ALLOWED

@@ -6,7 +6,7 @@ import bitsandbytes as bnb
 import pytest
 import torch
 
-from tests.training.test_experiments import ROWS
+from tests.tools.test_variants import ROWS
 from tools.record import experiments as tool
 
 

@@ -81,7 +81,7 @@ def main(names: list[str]) -> None:
     for text in sorted((NOTEBOOKS / "text").glob("*.py")):
         if names and not any(text.stem.startswith(name) for name in names):
             continue
-        for kept in ("cleaning", "experiments", "scores"):  # the time recorded is that of a first run
+        for kept in ("cleaning", "scores"):  # the time recorded is that of a first run
             shutil.rmtree(ROOT / "runs" / "tiny" / kept, ignore_errors=True)
         path = NOTEBOOKS / f"{text.stem}.ipynb"
         nbformat.write(convert(text), path)

@@ -1,7 +1,7 @@
 """The tiny model's whole world: true facts, to ask and to answer in English and in Chinese.
 
 All that the tiny model ever reads comes from here: pre-training text, tuning rows, benchmark questions,
-probes and preferences. The facts themselves are the tables in `facts/`, a file a domain; this module
+and probes. The facts themselves are the tables in `facts/`, a file a domain; this module
 reads them, and `python -m tools.build.world` checks them. The facts are true, so the same probes can be
 put to the full-size model.
 """

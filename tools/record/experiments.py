@@ -33,7 +33,8 @@ from aurora_lib.data import clean, clean_conversations, hold_out, sources, split
 from aurora_lib.data.conversations import exchange_tokens
 from aurora_lib.evaluation import least_seconds
 from aurora_lib.model import load_model, load_tokenizer, memory
-from aurora_lib.training import build_trainer, experiments, sft_config
+from aurora_lib.training import build_trainer, sft_config
+from tools.record import variants as runs
 
 SEEDS = (42, 43, 44)
 # What the medians over SEEDS must reach.
@@ -94,7 +95,7 @@ PASSES = 3  # over the weights and tokens of each batch: forward, recomputation,
 
 def seeds(chosen: scale.Scale, rows: Dataset, held: Dataset) -> dict:
     """The recipe at SEEDS: every row, the medians, and the bounds."""
-    made = [experiments.run(chosen, rows, held, settings={"seed": seed}) for seed in SEEDS]
+    made = [runs.run(chosen, rows, held, settings={"seed": seed}) for seed in SEEDS]
     table = pd.DataFrame([{"variant": "the recipe"} | row for row in made])
     medians = {name: round(float(table[name].median()), 4) for name in (*BOUNDS, "en_right")}
     for name, median in medians.items():
@@ -110,9 +111,7 @@ def sweep(chosen: scale.Scale, variants: dict, rows: Dataset, held: Dataset, see
     for name, new in tqdm(variants.items(), desc="experiments", unit="variant"):
         for seed in seeds:
             settings = new.get("settings", {}) | {"seed": seed}
-            made.append(
-                {"variant": name} | experiments.run(chosen, rows, held, **new | {"settings": settings})
-            )
+            made.append({"variant": name} | runs.run(chosen, rows, held, **new | {"settings": settings}))
     return pd.DataFrame(made)
 
 
@@ -337,7 +336,7 @@ def write(parts: dict, out: Path) -> None:
         "python": platform.python_version(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "versions": {library: version(library) for library in experiments.LIBRARIES},
+        "versions": {library: version(library) for library in runs.LIBRARIES},
     }
     record |= parts
     if importlib.util.find_spec("torchao") is not None:

@@ -1,9 +1,9 @@
-"""Record when a preference stage pays at `tiny`: `python -m tools.record.preference` (one core, half an hour).
+"""Record when a preference stage pays at `tiny`: `python -m tools.record.preference` (half an hour).
 
 From two adapters, one tuned without English rows and the bundled one, go on with three losses: DPO, more
-supervised tuning (SFT) on the same right answers, and both. The three differ in nothing but the loss. For
-each, three learning rates are tried with the first seed; the best goes on to the others. Everything is
-written to `results/tiny/preference.json` as it is made, and an interrupted recording goes on there.
+supervised tuning (SFT) on the same right answers, and both. The three differ in nothing but the loss. Each
+has four learning rates and three seeds; the best rate is chosen at the first seed. Everything is written to
+`results/tiny/preference.json` as it is made, and an interrupted recording goes on there.
 
 `--adapter` makes `data/tiny_adapter_no_english` first, which everything else starts from.
 """
@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections import Counter
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -26,18 +27,19 @@ from aurora_lib.course import DATA, choose, results, scale, write_whole
 from aurora_lib.data import clean_conversations, hold_out
 from aurora_lib.evaluation import load_probes, probe
 from aurora_lib.model import load_adapter, load_model, load_tokenizer, save_adapter
-from aurora_lib.training import build_trainer, experiments, preference, sft_config
+from aurora_lib.training import build_trainer, preference, sft_config
 from tools.build.data import write_checksums
+from tools.record import variants
 
 RECORD = results.RECORDED / "tiny" / "preference.json"
 SEEDS = (42, 43, 44)
 STARTS = {"tuned without English": preference.DAMAGED, "the recipe": DATA / "tiny_adapter"}
 ARMS = {"DPO": ["sigmoid"], "SFT": ["sft"], "DPO + SFT": ["sigmoid", "sft"]}
-RATES = (3e-4, 1e-3, 3e-3)
+RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 EPOCHS = 3
 ABOUT = """
-**What this one is for.** Notebook 07 repairs it. It was tuned as the one of notebook 04, for as many steps, but
-without the English rows: to about one English question in five its answer is in Chinese or of another fact.
+**What this one is for.** Notebook 07 repairs it. It was tuned as the one of notebook 04, for as many steps,
+but without the English rows: about one English question in five is answered in Chinese or with another fact.
 """
 
 
@@ -49,7 +51,7 @@ def make_adapter(folder: Path, steps: int = 0) -> None:
         steps = steps or int(-(-len(rows) // (chosen.batch * chosen.accumulation)) * chosen.epochs)
         args = sft_config(chosen, max_steps=steps, save_strategy="no", disable_tqdm=True)
         base = load_model(chosen.base_model, **chosen.loading)
-        chinese = experiments.mixed(rows, 0.0)
+        chinese = variants.mixed(rows, 0.0)
         trainer = build_trainer(base, load_tokenizer(chosen.base_model), chinese, args)
         trainer.train()
         save_adapter(trainer, chosen, folder)
@@ -112,12 +114,12 @@ def best(rows: list[dict], start: str, arm: str) -> float:
 def record(chosen: scale.Scale, out: Path, starts=STARTS, arms=ARMS, rates=RATES, seeds=SEEDS) -> dict:
     """All runs that `out` does not hold yet, each written there at once."""
     made = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {}
-    about = dict(versions={library: version(library) for library in experiments.LIBRARIES})
+    about = dict(versions={library: version(library) for library in variants.LIBRARIES})
     about["adapters"] = {name: digest(path / "adapter_model.safetensors") for name, path in starts.items()}
     if any(made.get(key) != value for key, value in about.items()):
         made = {}  # of other libraries or adapters: not to be mixed
     made |= about | dict(
-        what="second stages at tiny, on held-out facts; learning rates chosen at the first seed",
+        what="second stages at tiny, measured on held-out facts",
         scale="tiny", device="cpu", date=time.strftime("%Y-%m-%d"), python=platform.python_version(),
         threads=torch.get_num_threads(), seeds=list(seeds), epochs=EPOCHS,
     )  # fmt: skip
@@ -129,19 +131,12 @@ def record(chosen: scale.Scale, out: Path, starts=STARTS, arms=ARMS, rates=RATES
         made.setdefault("starts", {})[name] = found
         print(name, found, flush=True)
 
-        def once(arm: str, rate: float, seed: int, name=name, start=start) -> None:
+        for seed, arm, rate in product(seeds, arms, rates):
             run = {"start": name, "arm": arm, "learning rate": rate, "seed": seed}
             if not any(run.items() <= row.items() for row in rows):
                 rows.append(run | start.stage(arms[arm], rate, seed))
                 print(rows[-1], flush=True)
                 write_whole(out, json.dumps(made, indent=1, ensure_ascii=False) + "\n")
-
-        for arm in arms:
-            for rate in rates:
-                once(arm, rate, seeds[0])
-        for seed in seeds[1:]:
-            for arm in arms:
-                once(arm, best(rows, name, arm), seed)
         made.setdefault("chosen", {})[name] = {arm: best(rows, name, arm) for arm in arms}
     write_whole(out, json.dumps(made, indent=1, ensure_ascii=False) + "\n")
     return made

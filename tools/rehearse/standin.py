@@ -20,6 +20,7 @@ from aurora_lib.course.scale import DATA, PRESETS
 from aurora_lib.data import sources
 from aurora_lib.evaluation import benchmarks
 from aurora_lib.model.tokenizer import MISTRAL_FILE, load_tokenizer
+from aurora_lib.training import preference
 
 TINY = DATA / "tiny"
 END = "|||IP_ADDRESS|||"  # begins and ends OLMoE's conversations, oddly
@@ -55,6 +56,7 @@ def build(hub: Path, layers: int = 4, rows: int = 2000, questions: int = 2, step
     for name, source in sources.SOURCES.items():
         file = _folder(hub, "datasets", source["repository"], source["folder"]) / source["released"]
         conversations(name, file, rows)
+    preferences(_folder(hub, "datasets", preference.RELEASED) / preference.FILE)
     for task, repository in benchmarks.REPOSITORIES.items():
         exam(task, _folder(hub, "datasets", repository), questions)
 
@@ -206,6 +208,21 @@ def conversations(name: str, file: Path, count: int) -> None:
     lines = [json.dumps(row, ensure_ascii=False) for row in made]
     text = "\n".join(lines) if file.suffix == ".jsonl" else "[" + ",\n".join(lines) + "]"
     file.write_text(f"{text}\n", encoding="utf-8")
+
+
+def preferences(file: Path) -> None:
+    """Our facts as pairs: the right answer in Chinese, and in English as the worse one."""
+    by = lambda who, text: {"from": who, "value": text}  # noqa: E731
+    facts = [json.loads(line) for line in (DATA / "probes.jsonl").read_text(encoding="utf-8").splitlines()]
+    made = [
+        dict(
+            conversations=[by("human", fact["zh"]["question"])],
+            chosen=by("gpt", fact["zh"]["answer"]),
+            rejected=by("gpt", fact["en"]["answer"]),
+        )
+        for fact in facts
+    ]
+    _json(file, made)
 
 
 def exam(task: str, folder: Path, count: int) -> None:

@@ -1,4 +1,4 @@
-"""What if you change a value of the recipe? `run` tunes and probes a fresh base."""
+"""What if you change a value of the recipe? `run` tunes and probes a fresh base, and keeps what it found."""
 
 import gc
 import json
@@ -17,7 +17,7 @@ from aurora_lib.course import Scale, write_whole
 from aurora_lib.data import language
 from aurora_lib.evaluation import probe
 from aurora_lib.model import load_model, load_tokenizer
-from aurora_lib.training.recipe import SEED, build_trainer, lora_config, sft_config
+from aurora_lib.training import SEED, build_trainer, lora_config, sft_config
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "bitsandbytes")
 

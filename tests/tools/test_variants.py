@@ -7,9 +7,9 @@ from datasets import Dataset
 
 from aurora_lib import evaluation, training
 from aurora_lib.model import load_adapter, load_model, load_tokenizer
-from aurora_lib.training import experiments
 from tests.data.conversations import talk
 from tools.record import experiments as tool
+from tools.record import variants as experiments
 
 CHINESE = [talk(f"法国的首都是哪里{'？' * (i % 5)}", "法国的首都是巴黎。" * (1 + i % 3)) for i in range(40)]
 ENGLISH = [talk("What is the capital of France?", "The capital of France is Paris.") for _ in range(10)]
