@@ -27,6 +27,7 @@ SHARES = {  # what `Watch` adds to it
 
 
 EARLY = (2, 5, 10)  # steps: most moves at the beginning
+TICKS = (0, *EARLY, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000)
 
 
 class TrainingError(RuntimeError):
@@ -102,7 +103,9 @@ class Watch(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         step, ready = state.global_step, time.monotonic() >= self.next
         if step >= state.max_steps or step in EARLY or (step % self.every == 0 and ready):
+            log = control.should_log
             self._look(state)
+            control.should_log = log  # evaluating has written a log, and cleared this
 
     def _look(self, state) -> None:
         began = time.monotonic()
@@ -156,6 +159,10 @@ def plot(log_history: list[dict], predicted: memory.MemoryBudget | None = None):
         ax.tick_params(labelsize=8)
     for key in ("loss", "answers"):
         axes[key].legend(fontsize=8)
+        axes[key].set_xscale("symlog", linthresh=10)  # most moves in the first steps
+        last = max((entry["step"] for entry in log_history), default=10)
+        axes[key].set_xlim(0, last + 1)
+        axes[key].set_xticks(ticks := [t for t in TICKS if t <= last], labels=ticks)
     axes["loss"].set_yscale("log")
     if predicted is not None:
         label = f"predicted tensors: {predicted.total:.2f} GiB"

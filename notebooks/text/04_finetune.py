@@ -245,9 +245,10 @@ with training.resumable(trainer, scale.minutes) as checkpoint:
     trainer.train(resume_from_checkpoint=checkpoint)
 
 # %% [markdown]
-# TEXT-WATCH
+# The upper pictures spread the first ten steps, where most happens. The validation loss moves first. Then, within a few steps, the language turns, and most facts come with it: tuning does not teach them, it brings them out in Chinese. On the way English falls for a moment, and the English rows bring
+# it back. The hundreds of steps after that move little. (The loss of the conversations being learned jumps. A step that holds one of the few in traditional characters costs much: the tiny model had never read these characters.)
 #
-# Below, in small: the learning rate falls along its half cosine. The gradient norm is never zero, or nothing was learned. The dips in tokens/s are pauses, in which questions are asked, a checkpoint is written or this picture is drawn. (The dashed line counts tensors only: Python itself takes the rest.)
+# Below: the learning rate falls along its half cosine. The gradient norm is never zero, or nothing was learned. The dips in tokens/s are pauses, in which questions are asked, a checkpoint is written or this picture is drawn. (The dashed line counts tensors only: Python itself takes the rest.)
 #
 # Did the model learn its conversations by heart, or something that holds for others too? The losses on the validation set, by source, before the first step and after the last. (A fresh adapter adds nothing: the loss at step 0 is the base's.)
 

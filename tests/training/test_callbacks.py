@@ -43,6 +43,7 @@ def test_watching_asks_every_few_steps_and_changes_no_weight(tiny, build, tokeni
         ends.append([p.detach().clone() for p in made.model.parameters() if p.requires_grad])
     assert all(map(torch.equal, *ends))
     looks = [entry for entry in made.state.log_history if "answer" in entry]
+    assert [entry["step"] for entry in made.state.log_history if "loss" in entry] == [*range(1, 9)]
     printed = capsys.readouterr().out.splitlines()
     assert [look["step"] for look in looks[:2]] == [0, 2] and looks[-1]["step"] == 8
     assert [line for line in printed if line.startswith("step")][-1].endswith(looks[-1]["answer"])
