@@ -44,9 +44,6 @@ class Question:
     answer: str
 
 
-# ---- which files, which subjects
-
-
 def folder(task: str, root=None) -> Path:
     """The folder with the task's dev, val and test: below `root`, `root` itself, or a download for "hub".
 
@@ -106,9 +103,6 @@ def released(task: str) -> dict[str, dict[str, str]]:
     return rows[["name", "category"]].to_dict(orient="index")
 
 
-# ---- from rows to questions
-
-
 def load_questions(task: str, subject: str, split: str, root=None) -> tuple[list[Question], list[dict]]:
     """One subject's usable questions of one split, and its skipped rows (file, line, subject, index, reason).
 
@@ -165,9 +159,6 @@ def _defect(header: list[str], row: list[str], record: dict[str, str], ids: dict
     if "Id" in record and record["Id"] in ids:
         return f"duplicate id {record['Id']!r}, first on line {ids[record['Id']]}"
     return None
-
-
-# ---- the hub
 
 
 @cache

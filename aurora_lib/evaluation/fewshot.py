@@ -42,9 +42,6 @@ class Form:
 FORMS = dict(prompt=("chat", "plain"), language=tuple(SYSTEM), scoring=("letter", "cloze"))
 
 
-# ---- from a question to token ids
-
-
 def letter_prompt(tokenizer, question: Question, examples, subject_name: str, form: Form) -> str:
     """The few-shot prompt, ending where the letter must follow; the first question names the subject.
 
@@ -170,9 +167,6 @@ def fit(tokenizer, template, limit, asked: tuple[Asked, ...], *settings) -> tupl
         groups += [Group.of(shots, fitting)] if fitting else []
         left = list(too_long)
     return groups, [(question, length) for (question, _), length in too_long.items()]
-
-
-# ---- from token ids to log-probabilities
 
 
 class PrefixLayer(DynamicLayer):

@@ -9,7 +9,7 @@ from aurora_lib.exercises.checking import compare, exercise, normal
 from aurora_lib.model import load_tokenizer
 
 
-@exercise("06.1", 1, 8, "the exact chat format of Mixtral")
+@exercise("06.2", 1, 8, "the exact chat format of Mixtral")
 def prompt(render):
     talks = [[("你好", "你好！"), ("再见", None)], [("1 + 1", None)]]
     talks += [[("下雨吗？", "对。"), ("2 > 1？", "对。"), ("1 > 2？", "不对。"), ("为什么？", None)]]

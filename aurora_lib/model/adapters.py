@@ -161,6 +161,8 @@ def resolve_targets(config: PreTrainedConfig, lora: LoraConfig) -> tuple[LoraCon
     found = {each: [n for n in own if n.endswith(f".{each}")] for each in lora.target_parameters or ()}
     refused = [each for each, places in found.items() if not places]
     stacks = {each for each, places in found.items() if any(".experts." in place for place in places)}
+    patterns = {*lora.rank_pattern, *lora.alpha_pattern}  # those that match nothing, PEFT leaves out
+    refused += [p for p in patterns if not any(re.fullmatch(rf"(.*\.)?({p})", n) for n in [*modules, *own])]
     asked, names, leaf = lora.target_modules or [], [], lambda name: name.rpartition(".")[2]
     patterns = {each: rf"(.*\.)?{re.escape(each)}" for each in asked}
     if isinstance(asked, str):
@@ -180,9 +182,8 @@ def resolve_targets(config: PreTrainedConfig, lora: LoraConfig) -> tuple[LoraCon
     if stacks and lora.lora_dropout:
         raise ValueError(said("no_dropout", names=", ".join(sorted(stacks))))
     lora = copy.deepcopy(lora)
-    if names:
-        lora.target_modules = _find_minimal_target_modules(names, [n for n in modules if n not in names])
-    lora.target_modules = sorted({*(lora.target_modules or ()), *(stacks - found.keys())})
+    names = _find_minimal_target_modules(names, [n for n in modules if n not in names]) if names else ()
+    lora.target_modules = sorted({*names, *(stacks - found.keys())})
     trained = get_peft_model(model, copy.deepcopy(lora))
     number = sum(p.numel() for p in trained.parameters() if p.requires_grad)
     return on_packed_experts(lora), number, bool(stacks)

@@ -19,7 +19,7 @@ warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys did n
 
 
 def on_packed_experts(config: LoraConfig) -> LoraConfig:
-    """`config` itself, told to give packed experts an `ParamWrapper`; all else is left to PEFT."""
+    """`config` itself, told to give packed experts a `ParamWrapper`; all else is left to PEFT."""
 
     def choose(target, *args, parameter_name=None, **kwargs):
         base = target.get_base_layer() if hasattr(target, "get_base_layer") else target
@@ -31,7 +31,7 @@ def on_packed_experts(config: LoraConfig) -> LoraConfig:
 
 
 class ParamWrapper(layer.ParamWrapper):  # by this name PEFT knows a stack that is wrapped already
-    """Lends its detours to `nf4.experts_forward`, for the length of a forward.
+    """Lends its detours to `nf4.experts_forward`, for the length of a forward (one thread at a time).
 
     PEFT keeps the A of all experts in one matrix `[experts * r, in]`, and the B in one `[out, r * experts]`.
     """
@@ -72,11 +72,11 @@ class ParamWrapper(layer.ParamWrapper):  # by this name PEFT knows a stack that 
 
     def merge(self, *args, **kwargs):
         """Raises ValueError: packed weights cannot take the sum."""
-        raise ValueError("Packed experts cannot be merged with an adapter: merge it on the 16-bit model.")
+        raise ValueError("Packed experts cannot be merged. Load the model anew, and merge it in 16 bits.")
 
 
 def add(experts: nn.Module, key: str, out: Tensor, rows: Tensor, numbers: Tensor) -> Tensor:
-    """`out`, what the stack `key` made of `rows`, plus the detours that an `ParamWrapper` has lent."""
+    """`out`, what the stack `key` made of `rows`, plus the detours that a `ParamWrapper` has lent."""
     for detour in getattr(experts, "detours", {}).get(key, ()):
         out += detour(rows, numbers)
     return out

@@ -21,7 +21,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
 from aurora_lib.course import write_whole
-from aurora_lib.training.callbacks import TrainingError, training_seconds
+from aurora_lib.training.callbacks import TrainingError, training_clock, training_seconds
 
 RUN_FILE = "run.json"
 # Settings that decide what a run computes; a checkpoint made with others is another run's.
@@ -29,9 +29,11 @@ RUN_FILE = "run.json"
 SETTINGS = (
     "learning_rate", "lr_scheduler_type", "warmup_steps", "num_train_epochs", "max_steps", "optim", "bf16",
     "per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "packing",
-    "weight_decay", "seed", "beta", "loss_type",  # the last two are of DPO
+    "weight_decay", "seed", "max_grad_norm", "adam_beta1", "adam_beta2", "adam_epsilon", "fp16",
+    "train_sampling_strategy", "beta", "loss_type",  # the last two are of DPO
 )
 # fmt: on
+WHERE_FROM = ("base_model_name_or_path", "revision", "inference_mode", "peft_version", "auto_mapping")
 
 
 class Stopped(KeyboardInterrupt):
@@ -73,8 +75,7 @@ def resumable(trainer: Trainer, minutes: float = 0) -> Iterator[str | None]:
     finally:
         for callback in own:
             trainer.remove_callback(callback)
-    if own[0].stopped:
-        step = trainer.state.global_step
+    if own[0].stopped and (step := trainer.state.global_step) < trainer.state.max_steps:
         saved = f"checkpoint-{step} is saved. The same again goes on."
         raise Stopped(f"Stopped after step {step} of {trainer.state.max_steps}; {saved}")
 
@@ -112,10 +113,10 @@ class CosineInTime(TrainerCallback):
             raise _AllStepsMade
         schedule.lr_lambdas = [lambda _: (1 + math.cos(math.pi * self.phase)) / 2] * len(schedule.lr_lambdas)
         self.begun, self.all = state.global_step, state.max_steps
-        self.ends = time.monotonic() + 60 * self.minutes - training_seconds(state)
+        self.ends = training_clock(state) + 60 * self.minutes - training_seconds(state)
         self.left, self.times = self.all - self.begun, []
         if self.begun:
-            self.fewest = 1 if self.ends > time.monotonic() else 10  # used up: it does not fall at once
+            self.fewest = 1 if self.ends > training_clock(state) else 10  # used up: it does not fall at once
             rest = "the rest" if self.fewest == 1 else f"{self.fewest} steps more"
             used = f"{training_seconds(state) / 60:.1f} of {self.minutes:g} minutes are used"
             print(f"{used}, the learning rate is at {reached:.0%} of its peak: it falls to zero in {rest}.")
@@ -123,7 +124,7 @@ class CosineInTime(TrainerCallback):
     def on_optimizer_step(self, args, state, control, **kwargs):
         # after a step and before the next learning rate is set
         self.phase += (1 - self.phase) / self.left
-        self.times.append(time.monotonic())
+        self.times.append(training_clock(state))
         made = len(self.times)
         self.left = self.all - self.begun - made
         if made > 2:  # the first step also warms up
@@ -236,10 +237,10 @@ def fingerprint(trainer: Trainer) -> dict:
     rows, digest = trainer.train_dataset, hashlib.sha256()
     for batch in rows.iter(1000):
         digest.update(repr(batch).encode())
-    lora = trainer.model.peft_config["default"]
+    lora = trainer.model.peft_config["default"].to_dict()
     made = {"base": Path(trainer.model.config.name_or_path).name}
     made |= {"rows": len(rows), "hash of the data": digest.hexdigest()[:16]}
     made |= {name: getattr(trainer.args, name) for name in SETTINGS if hasattr(trainer.args, name)}
-    made |= {name: getattr(lora, name) for name in ("r", "lora_alpha", "lora_dropout", "target_modules")}
+    made |= {name: value for name, value in lora.items() if name not in WHERE_FROM}
     # as it comes back from a file
     return json.loads(json.dumps(made, default=lambda value: sorted(map(str, value))))

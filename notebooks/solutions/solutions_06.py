@@ -3,7 +3,7 @@
 import torch
 
 
-# 06.1: <s> once; an answer follows a space and ends with </s>; the next [INST] follows at once
+# 06.2: <s> once; an answer follows a space and ends with </s>; the next [INST] follows at once
 def render(turns):
     text = "<s>"
     for question, answer in turns:
@@ -13,7 +13,7 @@ def render(turns):
     return text
 
 
-# 06.2: the question with its marks, and the end token before it: chosen last, it was never read
+# 06.1: the question with its marks, and the end token before it: chosen last, it was never read
 read_anew = 12 + 1
 
 
@@ -31,4 +31,4 @@ def spoken(tokenizer, ids):
     return ids[: ids.index(end)] if end in ids else ids
 
 
-ANSWERS = {"06.1": render, "06.2": read_anew, "06.3": probabilities, "06.4": spoken}
+ANSWERS = {"06.1": read_anew, "06.2": render, "06.3": probabilities, "06.4": spoken}

@@ -17,7 +17,7 @@ scale = aurora_lib.start("06")
 # %% [markdown]
 # ## A conversation is one string
 #
-# The model has no memory: between two turns it keeps nothing. So at every turn the whole history is sent again, in exactly the format it was trained on. The last question
+# The model has no memory: its weights keep nothing of what was said. So at every turn the whole history is sent again, in exactly the format it was trained on. The last question
 # below says 它 (it), and means Japan.
 
 # %%
@@ -96,24 +96,24 @@ for name, history_kept in (("with the turn before", True), ("alone", False)):
 evaluation.plot(seen, chance=None, title="Follow-up questions, right in the language asked");
 
 # %% [markdown]
-# At `tiny` most are right with the turn before. Alone, some still are: "那日本呢？" (and Japan?) names the country, and the model guesses what is asked.
+# At `tiny` most are right with the turn before. Alone, far fewer are. Many of these questions name a country or a thing, and the model can only guess what is asked about it.
 #
 # ## Streaming, and what a turn costs
 #
-# `ChatSession.stream` is that loop; but it hands out text as it comes, remembers the conversation, and keeps the cache: it reads only what is new.
+# `ChatSession.stream` is that loop; but it hands out text as it comes, keeps the list of messages, and keeps the cache: of the history that is sent, it reads only what is new.
 #
-# **06.2 Predict.** A question takes 12 tokens, marks included; an answer 10, then the end token. How many tokens does the *third* turn read anew?
+# **06.1 Predict.** A question takes 12 tokens, marks included; an answer 10, then the end token. How many tokens does the *third* turn read anew?
 
 # %%
 from aurora_lib import exercises
 
 read_anew = ...
-exercises.check("06.2", read_anew)
+exercises.check("06.1", read_anew)
 
 # %% [markdown]
 # <details><summary>Hint</summary>In the loop above: which of an answer's tokens is never given to the model?</details>
 #
-# Now a real one. Each of the last three questions needs a turn before it; 那埃及呢？ (and Egypt?) needs two.
+# Now a real one. Each of the last three questions needs the turn before it.
 
 # %%
 settings = dict(max_new_tokens=scale.max_new_tokens)
@@ -133,17 +133,17 @@ import pandas as pd
 parts = {
     "in the KV cache": [one.reused_tokens for one in turns],
     "read anew": [one.prompt_tokens - one.reused_tokens for one in turns],
-    "answered": [one.new_tokens for one in turns],
+    "answered, with the end token": [one.new_tokens for one in turns],
 }
 bars = pd.DataFrame(parts, index=[f"turn {number}" for number in range(1, len(turns) + 1)])
 axes = bars.plot.barh(stacked=True, color=["#ccd3da", "#1976d2", "#f5a623"], figsize=(7, 2.6))
-axes.set(xlabel="tokens", title="Sent each turn: the whole history (grey and blue)")
+axes.set(xlabel="tokens", title="What is sent each turn: read before (grey), read anew (blue)")
 axes.invert_yaxis()
 for part in axes.containers:
     axes.bar_label(part, label_type="center", fmt=lambda tokens: f"{tokens:.0f}" if tokens else "")
 
 # %% [markdown]
-# Grey and blue are sent. Grey grows with every turn; blue is the question, and the end token of the answer before it.
+# Grey and blue together are the whole history. Grey grows with every turn; blue is the question, and the end token of the answer before it.
 #
 # Streaming never shows half a character. The real Mixtral tokenizer has only some of the Chinese characters as a piece; the others, and most emoji, are spelled in
 # *bytes*. One byte alone is nothing (�); the stream waits until the character is whole. Before you run the cell: how many tokens is
@@ -185,7 +185,7 @@ again.messages = json.loads(file.read_text(encoding="utf-8"))
 print(len(again.messages), "messages, the last one:", again.messages[-1]["content"])
 
 # %% [markdown]
-# When history and answer no longer fit the context window, the oldest turns are left out, and counted (`forgotten`). To see it, keep so much room for the answer that little is left:
+# When history and answer no longer fit the context window, the oldest turns are left out, and counted (`forgotten`). To see it, reserve so many tokens for the answer that few are left for the prompt:
 
 # %%
 from itertools import islice
@@ -197,10 +197,12 @@ for question in ("瑞典的首都是哪里？", "你好", "铁的元素符号是
     print(f"{question} → {said}  ({used} of {room} tokens used, {short.forgotten} turns forgotten)")
 
 # %% [markdown]
+# The turn with Sweden is forgotten. What is left for 它 is iron (铁), which has no currency.
+#
 # ## Base beside tuned
 #
 # Prompts of the kinds that the paper's Introduction and
-# Appendix A to I show, in our own words (你好 and 你是谁？ at `tiny` are the paper's); at `tiny`, within its world. Where the paper has a counterpart, a line says what its models answered.
+# Appendix A to I show, in our own words, and at `tiny` about things that the tiny model knows. (你好 and 你是谁？ are the paper's own.) Where the paper has a counterpart, a line says what its models answered.
 
 # %%
 pair = [chat.ChatSession(model, tokenizer, adapter=on, **settings) for on in (False, True)]  # not the box's
@@ -208,12 +210,12 @@ rows = chat.compare_models(chat.prompts(scale.name), *pair)
 rows
 
 # %% [markdown]
-# At `tiny`, read the two last blocks: did tuning change the English? And the two last lines: did it cost facts? (Notebook 05 asks more.)
-# Then *medical*: the tiny model never met gout (痛风). It answers all the same, about 痛经 (painful periods). The paper's Aurora did the like.
+# At `tiny`, read the two last blocks: the English is unchanged. And the last lines: both name as many references. (Notebook 05 asks more.)
+# Then *medical*: the tiny model never met gout (痛风). It answers all the same, about 痛经 (painful periods). The paper's Aurora made the same mistake.
 #
-# ## Greedy, or a throw of dice
+# ## Greedy, or sampled
 #
-# So far the likeliest token won. *Sampling* (采样) throws dice: divide the logits by a *temperature*, take the softmax, then draw. `top_p` first cuts off the unlikely tail: it keeps the likeliest tokens that
+# So far the likeliest token won (*greedy*; below, temperature 0). *Sampling* (采样) draws at random: divide the logits by a *temperature*, take the softmax, then draw. `top_p` first cuts off the unlikely tail: it keeps the likeliest tokens that
 # together make up that probability. Nor did the tiny model meet 狐狸 (fox). Begin the answer for it, and it guesses among the
 # classes it knows. The six likeliest next characters (爬 begins 爬行动物, reptile):
 
@@ -234,14 +236,14 @@ tries = {}
 for temperature, top_p in ((0, 1), (1, 1), (2, 1), (2, 0.5)):
     thrown = dict(temperature=temperature, top_p=top_p, seed=1)
     session = chat.ChatSession(model, tokenizer, max_new_tokens=40, **thrown)
-    first = session.say("狐狸属于哪一类动物？")
+    first = session.say("骆驼属于哪一类动物？")
     anew = ["".join(session.regenerate()) for _ in range(2)]
     tries[f"temperature {temperature}, top_p {top_p}"] = [first, *anew]
 pd.DataFrame(tries, index=["first", "anew", "once more"]).T
 
 # %% [markdown]
-# Here nothing was begun for the model, and it may lose the fox as well. A high temperature makes variety and nonsense by the same means. `top_p` cuts off the
-# tail, and yet at temperature 2 much nonsense is left: what it keeps is still flat. A seed makes a conversation repeatable.
+# The camel (骆驼) it knows. At temperature 1 it says the same, once in another language. At 2 every answer ends in nonsense: unlikely tokens are drawn, and one wrong token leads to the next. With `top_p` the tail is cut off, and at the same temperature it is right again. With the same seed and the same questions, a
+# conversation comes out the same every time.
 #
 # ## Where not to trust it
 #
@@ -252,19 +254,19 @@ pd.DataFrame(tries, index=["first", "anew", "once more"]).T
 #
 # ## Exercises
 #
-# **06.1 Build.** Mixtral's format, whatever model you run: `[(question, answer), ...]` to one string; the last answer is `None`, the model is to give it.
+# **06.2 Build.** Mixtral's format, whatever model you run: `[(question, answer), ...]` to one string; the last answer is `None`, the model is to give it.
 
 # %%
 def render(turns):
     return ...
 
 
-exercises.check("06.1", render)
+exercises.check("06.2", render)
 
 # %% [markdown]
 # <details><summary>Hint</summary>Look at the prompt printed above: where is there no space?</details>
 #
-# **06.3 Build.** Write `top_p`: from `logits` `[vocabulary]`, the probabilities `[vocabulary]` to draw from, after temperature and cut.
+# **06.3 Build.** Write `top_p`: from `logits` `[vocabulary]`, the probabilities `[vocabulary]` to draw from, after temperature and cut. The token that reaches `top_p` stays. Those kept sum to 1, and stand in the order of the vocabulary.
 
 
 # %%
@@ -275,9 +277,9 @@ def probabilities(logits, temperature, top_p):
 exercises.check("06.3", probabilities)
 
 # %% [markdown]
-# <details><summary>Hint</summary><code>sort</code>, <code>cumsum</code>. A token stays if all likelier ones together are below <code>top_p</code>. What must the rest sum to?</details>
+# <details><summary>Hint</summary><code>sort</code>, <code>cumsum</code>. A token stays if all likelier ones together are below <code>top_p</code>.</details>
 #
-# **06.4 Hunt.** This takes the answer from the ids that a model writes, for the history. With the tiny tokenizer it ends, with Mixtral's never. Write it without its two bugs.
+# **06.4 Hunt.** This takes the answer's ids from those that a model writes, to be put into the history. With the tiny tokenizer (`tokenizer`) it cuts behind the end token. With Mixtral's (`real`) it never cuts. And there is one bug more. Write it without the two.
 #
 # ```python
 # def spoken(tokenizer, ids):
@@ -296,7 +298,7 @@ exercises.check("06.4", spoken)
 # %% [markdown]
 # <details><summary>Hint</summary>Print both tokenizers' special ids. Who writes <code>&lt;/s&gt;</code> behind an answer?</details>
 #
-# **Try** (unchecked): `decode` your own histories. Of Japan's first turn, what does 那它的货币呢？ need, question or answer?
+# **Try** (unchecked): `decode` your own histories. Take the question, or the answer, out of Japan's first turn. Which of the two does 那它的货币呢？ need?
 #
 # ## Paper, records and you
 

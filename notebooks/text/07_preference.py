@@ -16,7 +16,7 @@ import aurora_lib
 scale = aurora_lib.start("07")
 
 # %% [markdown]
-# ## The patient
+# ## The damaged adapter
 #
 # At `tiny` we start from a bundled adapter, tuned as in notebook 04 but without the English rows. **Predict:** how does it answer English
 # questions? (`mid` and `full` start from notebook 04's adapter.)
@@ -37,11 +37,11 @@ before = evaluation.probe(model, tokenizer, max_new_tokens=scale.max_new_tokens)
 print(before)
 
 # %% [markdown]
-# Chinese is as good as in notebook 04. About one English question in five is answered in Chinese or wrongly.
+# Chinese is about as good as in notebook 04. About one English question in five is answered in Chinese or wrongly.
 #
 # ## Pairs: the model's own mistakes
 #
-# A preference pair (偏好对) is a question with a better and a worse answer. The worse one should be what the model is prone to say. So we
+# A preference pair (偏好对) is a question with a better and a worse answer. The worse one should be what the model tends to say. So we
 # ask it the training facts, and keep each wrong answer as `rejected`, the right one as `chosen`.
 #
 # At `mid` and `full` the pairs are the Chinese half of [DPO-En-Zh-20k](https://huggingface.co/datasets/llamafactory/DPO-En-Zh-20k)
@@ -85,7 +85,7 @@ table.groupby("kind").head(2).sort_values("kind").set_index("kind")
 #
 # DPO needs no reward model. How much more the trained model (*policy*) likes an answer than a frozen *reference* does, is the reward:
 # $r = \beta\,(\log p_\text{policy} - \log p_\text{ref})$. The loss is $-\log\sigma(r_\text{chosen} - r_\text{rejected})$; the difference
-# is called the *margin*.
+# is called the *margin*. (log p of an answer is the sum over its tokens; $\beta$ says how strongly a change counts; $\sigma$ squeezes any number into 0 to 1.)
 
 # %%
 import torch
@@ -116,7 +116,7 @@ start = preference.logps(model, measured)
 # %% [markdown]
 # ### The trap: which reference?
 #
-# Given a base and a new `peft_config`, `DPOTrainer` takes the model *without adapter* as reference. After a first stage, that is the wrong one.
+# Given a base and a new `peft_config`, `DPOTrainer` takes the model *without adapter* as reference. Where the model was tuned before, that is the wrong one.
 # Given a model that *has* an adapter, TRL keeps a frozen copy of it, `ref`. The check: before the first step, policy and reference are the same model, so
 # every margin is 0 and the loss is log 2.
 
@@ -133,8 +133,8 @@ assert torch.allclose(start, tuned, atol=0.05)
 pd.DataFrame.from_dict(rows, orient="index").astype(float).round(3).rename_axis("reference")
 
 # %% [markdown]
-# With the base as reference, DPO answers for what the first stage did. And TRL rounds the adapter to bf16 on the way in, the copy not:
-# they would differ from the start. `preference.build_trainer` puts the exact weights back, in 32 bits.
+# With the base as reference, what the first stage changed counts as a reward. And TRL rounds the adapter to bf16, but not its frozen copy:
+# margins would not begin at 0. `preference.build_trainer` puts the exact weights back, in 32 bits.
 #
 # **Exercise 07.1, predict.** Training lowers log p of a chosen answer by 3, and of its rejected one by 25. Beta is 0.1. What is the pair's loss?
 
@@ -202,7 +202,7 @@ kinds.mean().round(3).assign(pairs=kinds.size())
 
 # %% [markdown]
 # Which *language* to answer in is one rule, and carries over to questions never trained on. Which *fact* is right is not a rule, and carries over
-# less. A reward accuracy is about *given* pairs, while an answer is chosen among all sentences there are.
+# less (but the pairs here are few). A reward accuracy is about *given* pairs, while an answer is chosen among all sentences there are.
 #
 # ## Measure: the answers
 #
@@ -222,7 +222,7 @@ table.groupby("right now").head(5).set_index("right now").sort_index()
 # %% [markdown]
 # ## Would plain tuning have done as well?
 #
-# The fair rival has the same questions, steps and schedule, and notebook 04's loss (*SFT*) on the chosen answers.
+# The fair rival has the same questions, steps and schedule, and in essence notebook 04's loss (*SFT*), on the chosen answers. (TRL turns dropout off for both.)
 
 # %%
 if tiny:
@@ -233,12 +233,12 @@ if tiny:
     plain = evaluation.probe(rival.eval(), tokenizer, max_new_tokens=scale.max_new_tokens)
     for asked in ("zh", "en"):
         pair = evaluation.scores.paired(after.hits(asked, "correct"), plain.hits(asked, "correct"))
-        print(f"asked in {asked}, SFT after DPO: {pair}")
+        print(f"asked in {asked}, SFT against DPO: {pair}")
 
 # %% [markdown]
-# One run decides nothing. Small dots are three recorded seeds (`tools/record/preference.py`), rings are today's runs at `tiny`, grey lines the start. The third
+# One run decides nothing. Small dots are three recorded seeds (`tools/record/preference.py`), rings are today's runs at `tiny`, grey lines the start. Mind the scales, which differ: one question is 0.005. The third
 # loss is both, added. The lower row starts from notebook 04's adapter and *its* mistakes. **Predict:** does that one gain? (Today's
-# learning rates are each loss's best of the first seed, on these same questions.)
+# learning rates are each loss's best at the first seed: the most right answers to these same questions.)
 
 # %%
 runs = pd.DataFrame(results.recorded("preference", "tiny", "rows"))
@@ -254,26 +254,26 @@ for line, (name, about) in zip(axes, results.recorded("preference", "tiny", "sta
             if arm in today and ax in axes[0, :2]:
                 share = today[arm].score(what[:2], "correct").accuracy
                 ax.plot(rates[arm] * beside, share, f"C{i}o", markersize=11, fillstyle="none")
-        ax.axhline(about.get(what, 0), color="grey", linewidth=0.8)  # the start
+        if what != "reward accuracy":
+            ax.axhline(about.get(what, 0), color="grey", linewidth=0.8)  # the start
         ax.set(xscale="log", xlabel="learning rate", title=f"{title}\nstart: {name}")
 axes[0, 0].legend(fontsize="small");
 
 # %% [markdown]
-# Upper row:
+# Upper row, the damaged adapter:
 #
-# - **The repair is real.** DPO at its best learning rate brings English back, and Chinese stays.
-# - **Plain tuning does at least as well,** and Chinese stays at every learning rate.
-# - **DPO with a larger step loses Chinese.** Most pairs say "not Chinese, but English". The added SFT term loses less, and still loses.
-# - **The reward does not see it.** Its accuracy is about as high where Chinese is lost.
-# - **Displacement comes with the largest step,** for DPO alone.
+# - **The repair is real.** DPO at its best learning rate brings English back, and Chinese stays within a question or two.
+# - **Plain tuning at its best learning rate does at least as well,** and Chinese stays at every rate. (Its best is the largest tried; $\beta$ was 0.1 throughout.)
+# - **DPO with a larger learning rate loses Chinese,** and at the largest English too. Probably because most pairs say "not Chinese, but English" (see *Try*). The added SFT term loses less Chinese, and still loses.
+# - **The reward does not see it.** Its accuracy is about as high where Chinese is lost: hardly one of the held-out pairs is about the language of a Chinese answer.
+# - **Displacement** (chosen answers less likely than before) comes with the largest learning rate, for DPO alone.
 #
-# Lower row: fewer mistakes, so fewer pairs and steps. All three losses gain a little English, Chinese does not gain, and the largest step loses
-# some of it.
+# Lower row, notebook 04's adapter: fewer mistakes, so fewer pairs and steps. At 1e-3 all three losses gain a few English answers, and no Chinese. The largest rate loses some Chinese, and there the chosen answers become less likely under every loss.
 #
 # When does a preference stage pay? It repairs a rule that is broken. But where the right answers are known, showing them is safer. Pairs are
 # for questions where people can only say which answer is better. That we have not measured.
 #
-# **Try:** add pairs that say the opposite: Chinese questions, the English answer rejected. Does a larger step keep Chinese then?
+# **Try:** add pairs that say the opposite: Chinese questions, the English answer rejected. Does a larger learning rate keep Chinese then?
 #
 # ## Keep it
 #

@@ -69,7 +69,7 @@ def test_outputs_and_gradients_are_those_of_peft_on_unpacked_weights(config, pat
     assert (grads[0]["off"] - grads[0]["logits"]).abs().max() > 0.01
     for name, right in grads[1].items():
         torch.testing.assert_close(grads[0][name], right, atol=1e-5, rtol=1e-5, msg=name)
-    with pytest.raises(ValueError, match="merge it on the 16-bit model"):
+    with pytest.raises(ValueError, match="merge it in 16 bits"):
         ours.merge_adapter()
     again = load_adapter(random_model(config, device="cpu", dtype=torch.float32), tmp_path)
     assert torch.equal(again(input_ids=ids).logits, grads[0]["logits"])

@@ -14,11 +14,11 @@ TALK = [talk(f"{number} 号的首都是哪里？", f"第 {number} 号的首都�
 def build():
     """`build(scale, rows=20 conversations, **settings)`: a trainer of five steps an epoch, with dropout."""
 
-    def built(scale, rows=TALK, held=None, **changes):
+    def built(scale, rows=TALK, held=None, lora=None, **changes):
         quick = dict(max_steps=8, save_steps=2, logging_steps=1, gradient_accumulation_steps=2)
         args = training.sft_config(scale, **quick | dict(disable_tqdm=True) | changes)
         base, tokenizer = load_model(scale.base_model, **scale.loading), load_tokenizer(scale.base_model)
         rows = Dataset.from_dict({"messages": rows})
-        return training.build_trainer(base, tokenizer, rows, args, validation=held)
+        return training.build_trainer(base, tokenizer, rows, args, lora, validation=held)
 
     return built

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -97,6 +98,10 @@ def pretend_seconds(monkeypatch, each=2.0):
         def on_step_begin(self, *_, **__):
             now[0] += each
 
+        def look(self, *_, **__):
+            now[0] += 50 * each
+            return SimpleNamespace(score=lambda *_: SimpleNamespace(accuracy=0.5), rows=[{"answer": ""}])
+
     return Clock()
 
 
@@ -108,7 +113,9 @@ def test_the_cosine_ends_with_the_minutes_and_all_is_as_if_so_many_steps_had_bee
     tiny, build, monkeypatch, capsys
 ):
     made = build(tiny, max_steps=200, save_steps=1000)
-    made.add_callback(pretend_seconds(monkeypatch))
+    made.add_callback(clock := pretend_seconds(monkeypatch))
+    monkeypatch.setattr(callbacks, "probe", clock.look)
+    made.add_callback(callbacks.Watch(made, None))  # its looks are no training, however long
     training.run(made, minutes=1)
     steps, peak = made.state.global_step, made.args.learning_rate
     assert steps == 30 and made.state.max_steps == steps
@@ -181,6 +188,9 @@ def test_fingerprint_sees_data_settings_and_base(tiny, build):
     for seen, changed in changes.items():
         other = running.fingerprint(build(tiny, **changed))
         assert [name for name in made if made[name] != other[name]] == [seen]
+    experts = dict(target_modules=["q_proj", "v_proj", "w1", "w2", "w3"], lora_dropout=0.0)
+    for seen, lora in {"target_parameters": experts, "use_rslora": dict(use_rslora=True)}.items():
+        assert made[seen] != running.fingerprint(build(tiny, lora=training.lora_config(**lora)))[seen]
 
 
 def test_disk_full_in_a_checkpoint_is_one_sentence(tiny, build, whole, full_disk, capsys):
