@@ -170,7 +170,8 @@ def plot(log_history: list[dict], predicted: memory.MemoryBudget | None = None):
         last = max((entry["step"] for entry in log_history), default=10)
         axes[key].set_xlim(0, last + 1)
         axes[key].set_xticks(ticks := [t for t in TICKS if t <= last], labels=ticks)
-    axes["loss"].set_yscale("log")
+    if any(len(line.get_xdata()) for line in axes["loss"].lines):
+        axes["loss"].set_yscale("log")
     if predicted is not None:
         label = f"predicted tensors: {predicted.total:.2f} GiB"
         axes["memory_gib"].axhline(predicted.total, color="black", linestyle="--", label=label)

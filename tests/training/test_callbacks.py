@@ -29,7 +29,7 @@ def test_picture_holds_every_panel_and_the_prediction():
     assert [list(line.get_ydata()) for line in answers.lines] == 3 * [[0, 1]]
     bottom, top = others[-1].get_ylim()
     assert bottom == 0 and top > 3
-    callbacks.plot([])  # before the first entry
+    callbacks.plot([]).draw_without_rendering()  # before the first entry
 
 
 def test_watching_asks_every_few_steps_and_changes_no_weight(tiny, build, tokenizer, capsys):
