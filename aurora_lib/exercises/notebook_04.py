@@ -50,8 +50,7 @@ def labels(labels):
 @exercise("04.2", 2, 10, "finding why a gradient is zero")
 def fresh(fresh):
     for rank, width, out in ((4, 12, 7), (2, 9, 9), (8, 16, 3)):
-        made = fresh(rank, width, out)
-        a, b = (torch.as_tensor(each).float().detach().requires_grad_() for each in made)
+        a, b = (torch.as_tensor(x).float().detach().requires_grad_() for x in fresh(rank, width, out))
         if (a.shape, b.shape) != ((rank, width), (out, rank)):
             yield f"A is [rank, in] and B is [out, rank]; these are {[*a.shape]} and {[*b.shape]}."
         if (b @ a).any():

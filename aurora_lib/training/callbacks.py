@@ -91,7 +91,7 @@ class Watch(TrainerCallback):
 
     Adds SHARES to the log, `answer`, that to the first question, which is printed, and `validation`, the mean
     loss of the validation set's sources. It leaves random numbers and `training_clock` alone: a run ends with
-    the same weights without it. After EARLY it takes a third of the time at most; where a look is long, a tenth.
+    the same weights without it. After EARLY it takes at most a third of the time, of a slow model a tenth.
     """
 
     def __init__(self, trainer, tokenizer, every: int = 20, questions: int = 12, max_new_tokens: int = 48):

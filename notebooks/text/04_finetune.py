@@ -234,7 +234,7 @@ if scale.name == "tiny":  # a second model in memory: elsewhere it is too large
 # With all epochs, a run that was stopped ends with exactly the weights of one that was not.
 #
 # <details><summary>A run that is limited by time (<code>mid</code>, <code>full</code>)</summary>How many steps fit is not known before. So the speed is measured after the third step, and again after every step: steps left = time left / seconds a step. The learning rate goes down the rest of its
-# cosine in just these steps, and is zero when the time is over. These pauses do not count. Why not simply stop? Then the rate would still be near its peak, and the last steps would be the noisiest. Such a run, stopped and resumed, keeps to its minutes, but not to the very same weights: the speed decides the steps.</details>
+# cosine in just these steps, and is zero when the time is over. The time spent asking does not count. Why not simply stop? Then the rate would still be near its peak, and the last steps would be the noisiest. Such a run, stopped and resumed, keeps to its minutes, but not to the very same weights: the speed decides the steps.</details>
 
 # %%
 for own in (callbacks.LivePlot, callbacks.Watch):
@@ -245,7 +245,7 @@ with training.resumable(trainer, scale.minutes) as checkpoint:
     trainer.train(resume_from_checkpoint=checkpoint)
 
 # %% [markdown]
-# The upper pictures spread the first ten steps, where most happens. Loss and language move together, at once: after two steps some answers are Chinese, after five all are. Most facts come with the language: tuning does not teach them, it brings them out in Chinese. On the way English falls, and a few steps later it is
+# The upper pictures spread the first ten steps, where most happens. Validation loss and language move together, at once: after two steps some answers are Chinese, after five all are. Most facts come with the language: tuning does not teach them, it brings them out in Chinese. On the way English falls, and a few steps later it is
 # back. After that, one or two answers of these few questions come and go. (The loss of the conversations being learned jumps: the few in traditional characters, which the tiny model had never read, cost much.)
 #
 # Below: the learning rate falls along its half cosine. The gradient norm is never zero, or nothing was learned. Tokens/s dip where a checkpoint is written or this picture is drawn. (The dashed line counts tensors only: Python itself takes the rest.)
@@ -323,7 +323,7 @@ pd.DataFrame({"bytes": {file.name: file.stat().st_size for file in sorted(folder
 # - a learning rate ten times smaller, three times larger, or the paper's 5e-5 (ours is 1e-2)
 # - no English rows, 2 %, or 16 % (the same English rows among fewer Chinese ones)
 #
-# Each dot below is one more tuning of a fresh base, recorded at `tiny` on two cores: three seeds for each change, all with as many steps. The band is where ten seeds of the recipe itself lie. One question is half a point of 100.
+# Each dot below is one more tuning of a fresh base, recorded at `tiny` on two cores: three seeds for each change, all with as many steps. The band is where ten seeds of the recipe itself lie. One question is 0.005.
 
 # %%
 import matplotlib.pyplot as plt
@@ -357,9 +357,9 @@ def dots(rows, left=0.7):
 dots(record["what if"]["rows"]);
 
 # %% [markdown]
-# Read it by one rule: a change did something where *all three* of its dots lie outside the band, on the same side. (A change that does nothing passes this less than once in a hundred times. With a band of three seeds it would pass once in ten, and we would have believed several rows more.)
+# Read it by one rule: a change did something where *all three* of its dots lie outside the band, on the same side. (In one panel, a change that does nothing passes this less than once in a hundred times. With a band of three seeds it would pass once in ten, and we would have believed several rows more.)
 #
-# Four rows did something:
+# Four rows differ from the recipe:
 #
 # - **No English rows.** About a fifth of the English questions is no longer answered in English: *forgetting* (灾难性遗忘). Users of the original reported a relative of it, lost step-by-step reasoning (its issue 9). Already 2 % of English rows keep what is lost here, and more bring hardly more. So mix in a few rows of what should stay.
 # - **All of attention** (`k_proj` and `o_proj` too) keeps more English than the recipe, in language and in facts.
@@ -409,7 +409,7 @@ of[["steps", "padding", "cpu_seconds"]].mean().style.format({"padding": "{:.1%}"
 # `train_sampling_strategy="group_by_length"`.
 
 # %% [markdown]
-# For Mixtral at 2 x 4, predicted from the lengths of a few thousand real conversations, as many as the paper's. Long ones are split, where the paper cut them off: hence more steps than above. The *floor* of three epochs counts only reading the weights and multiplying, at the
+# For Mixtral at 2 x 4, predicted from the lengths of a few thousand real conversations, as many as the paper's. Long ones are split, where the paper cut them off: hence more steps over three epochs than above. The *floor* of three epochs counts only reading the weights and multiplying, at the
 # speed one H100 reaches in practice. Beside it, the hours at the speed that was recorded on an H100 (2 x 1024 tokens a batch). The authors' own run, of 32 conversations a step, took the hours printed first, on one GPU, as their early README says.
 
 # %%

@@ -133,10 +133,10 @@ assert torch.allclose(start, tuned, atol=0.05)
 pd.DataFrame.from_dict(rows, orient="index").astype(float).round(3).rename_axis("reference")
 
 # %% [markdown]
-# With the base as reference, what the first stage changed counts as a reward. And TRL rounds the adapter to bf16, but not its frozen copy:
+# With the base as reference, what the first stage changed counts as reward, here a negative one. And TRL rounds the adapter to bf16, but not its frozen copy:
 # margins would not begin at 0. `preference.build_trainer` puts the exact weights back, in 32 bits.
 #
-# **Exercise 07.1, predict.** Training lowers log p of a chosen answer by 3, and of its rejected one by 25. Beta is 0.1. What is the pair's loss?
+# **07.1 Predict.** Training lowers log p of a chosen answer by 3, and of its rejected one by 25. Beta is 0.1. What is the pair's loss?
 
 # %%
 from aurora_lib import exercises
@@ -236,7 +236,7 @@ if tiny:
         print(f"asked in {asked}, SFT against DPO: {pair}")
 
 # %% [markdown]
-# One run decides nothing. Small dots are three recorded seeds (`tools/record/preference.py`), rings are today's runs at `tiny`, grey lines the start. Mind the scales, which differ: one question is 0.005. The third
+# One run decides nothing. Small dots are three recorded seeds (`tools/record/preference.py`), rings are today's runs at `tiny`, grey lines the start. Each picture has a scale of its own. The third
 # loss is both, added. The lower row starts from notebook 04's adapter and *its* mistakes. **Predict:** does that one gain? (Today's
 # learning rates are each loss's best at the first seed: the most right answers to these same questions.)
 
@@ -260,7 +260,7 @@ for line, (name, about) in zip(axes, results.recorded("preference", "tiny", "sta
 axes[0, 0].legend(fontsize="small");
 
 # %% [markdown]
-# Upper row, the damaged adapter:
+# Upper row, the damaged adapter (*tuned without English*):
 #
 # - **The repair is real.** DPO at its best learning rate brings English back, and Chinese stays within a question or two.
 # - **Plain tuning at its best learning rate does at least as well,** and Chinese stays at every rate. (Its best is the largest tried; $\beta$ was 0.1 throughout.)
@@ -268,7 +268,7 @@ axes[0, 0].legend(fontsize="small");
 # - **The reward does not see it.** Its accuracy is about as high where Chinese is lost: hardly one of the held-out pairs is about the language of a Chinese answer.
 # - **Displacement** (chosen answers less likely than before) comes with the largest learning rate, for DPO alone.
 #
-# Lower row, notebook 04's adapter: fewer mistakes, so fewer pairs and steps. At 1e-3 all three losses gain a few English answers, and no Chinese. The largest rate loses some Chinese, and there the chosen answers become less likely under every loss.
+# Lower row, notebook 04's adapter (*the recipe*): fewer mistakes, so fewer pairs and steps. At 1e-3 all three losses gain a few English answers, and Chinese moves by a question at most. The largest rate loses some Chinese, and there the chosen answers become less likely under every loss.
 #
 # When does a preference stage pay? It repairs a rule that is broken. But where the right answers are known, showing them is safer. Pairs are
 # for questions where people can only say which answer is better. That we have not measured.
@@ -288,7 +288,7 @@ save_adapter(trainer, scale, scale.runs / "preference_adapter");
 #
 # (Exercise 05.2 asks for the log-probability of an answer.)
 #
-# **07.2, build.** The reward accuracy, from log-probabilities `[pairs, 2]` of policy and reference.
+# **07.2 Build.** The reward accuracy, from log-probabilities `[pairs, 2]` of policy and reference.
 
 
 # %%
@@ -301,7 +301,7 @@ exercises.check("07.2", accuracy)
 # %% [markdown]
 # <details><summary>Hint</summary>Subtract first, then compare the two columns. A positive beta changes no comparison.</details>
 #
-# **07.3, hunt.** `policy`, `base` and `start` (the adapter that this stage began with) are log-probabilities `[pairs, 2]` of chosen and rejected. This loss has two
+# **07.3 Hunt.** `policy`, `base` and `start` (the adapter that this stage began with) are log-probabilities `[pairs, 2]` of chosen and rejected. This loss has two
 # bugs. Write it again without them.
 #
 # ```python

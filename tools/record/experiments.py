@@ -1,9 +1,10 @@
 """Record what changes of the recipe do at `tiny`: `python -m tools.record.experiments` (one core, an hour).
 
 Four parts, written to `results/tiny/experiments.json` as they are made: the recipe, what-if variants, packing
-and length grouping, each at three seeds and the recipe at ten; optimizers. Runs are kept under `runs/tiny/experiments`, so an
-interrupted recording goes on where it stopped. With `--rows FOLDER` (released files, or parts of them)
-padding at `full` is predicted from the lengths of real conversations; of these only counts are recorded.
+and length grouping at three seeds each, the recipe at ten; optimizers. Runs are kept under
+`runs/tiny/experiments`, so an interrupted recording goes on where it stopped. With `--rows FOLDER` (released
+files, or parts of them) padding at `full` is predicted from the lengths of real conversations; of these only
+counts are recorded.
 Optimizers of torchao are measured where it is installed.
 """
 
@@ -109,7 +110,7 @@ def seeds(chosen: scale.Scale, rows: Dataset, held: Dataset) -> dict:
 
 
 def sweep(chosen: scale.Scale, variants: dict, rows: Dataset, held: Dataset, seeds=SEEDS) -> pd.DataFrame:
-    """A row for each of `variants` (name -> its changes) and seed, BAND without changes; it can be resumed."""
+    """A row for each of `variants` (name -> its changes) and seed (BAND without changes)."""
     made = []
     for name, new in tqdm(variants.items(), desc="experiments", unit="variant"):
         for seed in seeds if new else BAND:
