@@ -342,7 +342,7 @@ def dots(rows, left=0.7):
     table = pd.DataFrame(rows)
     names = list(dict.fromkeys(table.variant))[::-1]
     size = 12, 0.7 + 0.32 * len(names)
-    figure, axes = plt.subplots(1, 4, figsize=size, sharey=True, layout="constrained")
+    _, axes = plt.subplots(1, 4, figsize=size, sharey=True, layout="constrained")
     for ax, (key, title) in zip(axes, panels.items(), strict=True):
         band = table[key][table.variant == names[-1]]
         ax.axvspan(band.min() - 0.002, band.max() + 0.002, color="C0", alpha=0.25)
