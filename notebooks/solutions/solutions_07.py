@@ -5,7 +5,7 @@ import math
 import torch.nn.functional as F
 
 # 07.1: the margin is 0.1 * (-3 + 25) = 2.2
-value = math.log(1 + math.exp(-0.1 * (-3 + 25)))
+loss_now = math.log(1 + math.exp(-0.1 * (-3 + 25)))
 
 
 # 07.2: the reward is what the policy says more than the reference; beta > 0 changes no comparison
@@ -21,4 +21,4 @@ def loss(policy, base, start, beta):
     return -F.logsigmoid(beta * margins).mean()
 
 
-ANSWERS = {"07.1": value, "07.2": accuracy, "07.3": loss}
+ANSWERS = {"07.1": loss_now, "07.2": accuracy, "07.3": loss}
