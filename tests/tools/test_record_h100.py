@@ -29,7 +29,8 @@ def test_a_run_at_tiny_records_every_part_with_units(tmp_path):
     assert record["seed"] == 0 and re.fullmatch(r"\d{4}-\d\d-\d\d", record["date"]) and record["device"]
     values = record["values"]
     assert all(
-        re.search(r"\[(s|GiB|(token|conversation)s/s|TFLOP/s|%|sequences)\]$", label) for label in values
+        re.search(r"\[(s|GiB|(token|conversation)s/s|TFLOP/s|%|sequences|millions)\]$", label)
+        for label in values
     )
     assert all(math.isfinite(value) and value >= 0 for value in values.values())
     assert all(value > 0 for label, value in values.items() if not re.search("predicted|difference", label))
@@ -42,6 +43,9 @@ def test_a_run_at_tiny_records_every_part_with_units(tmp_path):
     assert {phase for _, phase in series["marks"]} > {"load", "trainer", "step begin", "step end"}
     assert all(label in ran.stdout for label in values)
     assert list(tmp_path.iterdir()) == [tmp_path / "tiny.json"]
+    left = tool.without(json.loads(json.dumps(record)), ["training"])
+    assert left["values"].keys() == {label for label in values if not label.startswith("training: ")}
+    assert left["series"] == record["series"] and list(left["added"]) == ["training"]
 
 
 def test_a_part_that_fails_or_takes_too_long_is_recorded_and_the_next_one_runs(monkeypatch):

@@ -37,7 +37,7 @@ import bitsandbytes as bnb
 import torch
 from bitsandbytes.functional import dequantize_4bit
 from datasets import Dataset
-from peft import get_peft_model
+from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.nn.functional import cross_entropy, linear
 from torch.utils.checkpoint import checkpoint
@@ -45,10 +45,10 @@ from transformers import DynamicCache, MixtralConfig, PreTrainedConfig, TrainerC
 
 from aurora_lib import training
 from aurora_lib.chat.decoding import FixedCache
-from aurora_lib.course import machine, results, write_whole
+from aurora_lib.course import machine, paper, results, write_whole
 from aurora_lib.course.machine import GIB, peak_rss
 from aurora_lib.course.scale import DATA, FULL, ROOT, TINY, Scale
-from aurora_lib.model import load_tokenizer, memory, nf4, random_model
+from aurora_lib.model import load_tokenizer, memory, nf4, random_model, resolve_targets
 
 BEGAN = time.perf_counter()
 SEED = 0
@@ -299,10 +299,10 @@ def build(chosen: Preset):
     return random_model(chosen.config, device=chosen.device, dtype=chosen.dtype, seed=SEED)
 
 
-def learner(model, reentrant: bool = False):
-    """The model with the paper's adapter in fp32 and checkpointing, and its optimizer."""
+def learner(model, reentrant: bool = False, config: LoraConfig | None = None):
+    """The model with an adapter (the paper's) in fp32 and checkpointing, and its optimizer."""
     model.activation_checkpointing_enable(dict(use_reentrant=reentrant))
-    tuned = get_peft_model(model, training.lora_config()).train()
+    tuned = get_peft_model(model, config or training.lora_config()).train()
     training.adapters_in_fp32(tuned)
     return tuned, torch.optim.AdamW([p for p in tuned.parameters() if p.requires_grad], lr=5e-5)
 
@@ -439,6 +439,24 @@ def grouped_product(chosen: Preset, note: Recorder) -> None:
     with way(grouped=True):
         train(chosen, note, learned, 2, 4)
         note.attempt(f"batch {chosen.best}", train, chosen, note, learned, chosen.best)
+
+
+def lora_on_experts(chosen: Preset, note: Recorder) -> None:
+    """The paper's targets and every expert; without dropout, since PEFT has none for parameters."""
+    asked = training.lora_config(target_modules=[*paper.LORA_TARGETS, "w1", "w2", "w3"], lora_dropout=0.0)
+    config, number, on_experts = resolve_targets(chosen.config, asked)
+    note.value("trainable parameters [millions]", number / 1e6)
+    how = dict(length=chosen.length, adapter=number, on_experts=on_experts)
+    note.value("predicted at batch 2 [GiB]", memory.predict(chosen.config, **how).total)
+    learned = learner(build(chosen), config=config)
+    for name, weight in learned[0].named_parameters():
+        if ".lora_B." in name:
+            nn.init.normal_(weight, std=0.01)  # a fresh adapter adds 0
+    changed = difference(chosen, learned[0].eval(), 2, chosen.length, grouped=True)
+    note.value("difference of grouped to bitsandbytes [%]", changed)
+    learned[0].train()
+    train(chosen, note, learned, 2, 4)
+    note.attempt("batch 8", train, chosen, note, learned, 8)
 
 
 def expandable(chosen: Preset, note: Recorder) -> None:
@@ -595,6 +613,7 @@ PARTS = {
     "training": (qlora, 130),
     "training, the stack of 2023": (stack_of_2023, 110),
     "training, grouped product": (grouped_product, 70),
+    "training, LoRA on experts": (lora_on_experts, 90),
     "training, per-expert Linear4bit": (one_expert_at_a_time, 80),
     "training, expandable segments": (expandable, 60),
     "inference, torch.compile": (compiled, 150),
@@ -664,6 +683,15 @@ def header(chosen: Preset, device: str, cuda: str | None) -> dict:
     )
 
 
+def without(record: dict, parts: list[str]) -> dict:
+    """An earlier `record` that lacks what these parts noted, and says that they are added today."""
+    for kind in ("values", "errors", "series"):
+        kept = {key: of for key, of in record[kind].items() if key.partition(": ")[0] not in parts}
+        record[kind] = kept
+    record["added"] = record.get("added", {}) | dict.fromkeys(parts, time.strftime("%Y-%m-%d"))
+    return record
+
+
 def main() -> int:
     """The command line; see `--help`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -672,7 +700,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="folder of the record (default: results/h100, or runs/)")
     parser.add_argument("--best", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--notes", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, help=argparse.SUPPRESS)
+    alone = "these parts alone: their figures go into the record that lies in --out or results/h100 already"
+    parser.add_argument("--parts", nargs="+", choices=PARTS, metavar="PART", help=alone)
     options = parser.parse_args()
     chosen = preset(options.scale)
     if options.notes:
@@ -702,8 +731,14 @@ def main() -> int:
     file, record = folder / f"{chosen.name}.json", header(chosen, device, cuda)
     if options.scale == "full" and before is not None:
         record["values"]["before any part, nvidia-smi [GiB]"] = before
+    if options.parts and file.is_file():
+        earlier = json.loads(file.read_text(encoding="utf-8"))
+        if other := [key for key in ("device", "versions") if earlier[key] != record[key]]:
+            parser.exit(1, f"{file} was made with other {' and '.join(other)}: record all parts anew.\n")
+        record = without(earlier, options.parts)
     print(f"{chosen.name} on {record['device']}: {LABEL}", flush=True)
-    for parts in chosen.groups:
+    groups = [tuple(p for p in group if p in (options.parts or PARTS)) for group in chosen.groups]
+    for parts in filter(None, groups):
         passed = time.perf_counter() - BEGAN
         left = BUDGET - passed
         print(f"{passed:5.0f} s  {'; '.join(parts)}", flush=True)

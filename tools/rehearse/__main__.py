@@ -1,7 +1,8 @@
 """Every notebook at `full` and `mid`, without a GPU and the hub: `python -m tools.rehearse`.
 
 Small stand-ins take the models' and datasets' places (`standin.py`), served by an imitation of the hub
-(`hub.py`); the notebooks themselves run unmodified (`rehearsal.py`). What only a GPU does is not rehearsed.
+(`hub.py`); the notebooks themselves run unmodified (`rehearsal.py`). What only a GPU does is not rehearsed;
+with `--device cuda` it is rehearsed too.
 """
 
 import argparse
@@ -28,6 +29,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--scale", choices=["full", "mid", "both"], default="both")
     parser.add_argument("--edition", choices=[*EDITIONS, "both"], default="en")
     parser.add_argument("--notebooks", nargs="+", default=[""], metavar="NN", help="these alone")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="of the kernels (cpu)")
     parser.add_argument("--minutes", type=float, default=1, help="of training in notebook 04 (1)")
     parser.add_argument("--layers", type=int, default=4, help="of the stand-ins (4)")
     parser.add_argument("--jobs", type=int, default=1, help="scales and editions at a time (1)")
@@ -52,7 +54,7 @@ def main() -> int:
     editions = EDITIONS if args.edition == "both" else (args.edition,)
     with ProcessPoolExecutor(args.jobs, get_context("spawn")) as pool:
         for scale, edition in product(scales, editions):
-            env = environment(hub.url, scale, FOLDER / edition, args.minutes)
+            env = environment(hub.url, scale, FOLDER / edition, args.minutes, args.device)
             if args.notebooks == [""]:
                 shutil.rmtree(Path(env["AURORA_RUNS"]) / scale, ignore_errors=True)
             found = sorted(EDITIONS[edition].glob("[0-9][0-9]_*.ipynb"))

@@ -1,4 +1,4 @@
-"""One notebook, unmodified, in a fresh kernel that computes on the CPU and reaches no hub but ours."""
+"""One notebook, unmodified, in a fresh kernel that reaches no hub but ours."""
 
 import base64
 import os
@@ -29,10 +29,12 @@ class Rehearsal:
     errors: list[tuple[int, str]] = field(default_factory=list)
 
 
-def environment(url: str, scale: str, folder: Path, minutes: float = 1) -> dict[str, str]:
+def environment(url: str, scale: str, folder: Path, minutes: float = 1, device="cpu") -> dict[str, str]:
     """Of this process, without its own settings of the course and the hub."""
     kept = {key: of for key, of in os.environ.items() if not key.startswith(("AURORA_", "HF_"))}
-    kept |= dict(AURORA_SCALE=scale, AURORA_DEVICE="cpu", AURORA_MINUTES=str(minutes), OMP_NUM_THREADS="1")
+    kept |= dict(AURORA_SCALE=scale, AURORA_MINUTES=str(minutes))
+    if device == "cpu":  # else the course takes the GPU
+        kept |= dict(AURORA_DEVICE="cpu", OMP_NUM_THREADS="1")
     kept |= dict(AURORA_RUNS=str(folder / "runs"), HF_HOME=str(folder / "home"), HF_ENDPOINT=url)
     proxies = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), NOBODY)
     return kept | proxies | dict(NO_PROXY="127.0.0.1", no_proxy="127.0.0.1")
