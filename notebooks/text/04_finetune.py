@@ -371,26 +371,34 @@ dots(record["what if"]["rows"]);
 # ### Experts as targets
 #
 # 97 % of Mixtral's weights are experts, so many ask for an adapter there. Stock PEFT cannot put one on experts that are packed in 4 bits: it adds B A to the weight itself, and nothing can be added to a packed weight. The course leaves the weight alone and adds B A x to the *output*. Every expert has an A and a B of its own
-# ([expert_lora.py](../aurora_lib/model/expert_lora.py)). Ask for it by the names of 2023. What it needs at full size, before anything is loaded:
+# ([expert_lora.py](../aurora_lib/model/expert_lora.py)). Ask for it by the names of 2023. What it needs at full size, predicted before anything is loaded, and what was recorded on an H100 with random weights:
 
 # %%
 from aurora_lib.model import memory, resolve_targets
 
 wide = training.lora_config(target_modules=["q_proj", "v_proj", "w1", "w2", "w3"], lora_dropout=0.0)
+recipes = {
+    "the recipe": ("training", training.lora_config()),
+    "experts too": ("training, LoRA on experts", wide),
+}
 needs = {}
-for name, each in {"the recipe": training.lora_config(), "experts too": wide}.items():
+for name, (part, each) in recipes.items():
     _, parameters, on_experts = resolve_targets(memory.MIXTRAL_8X7B, each)
     budget = memory.predict(memory.MIXTRAL_8X7B, adapter=parameters, on_experts=on_experts)
+    batch = f"{part}: batch 2, accumulation 4"
     needs[name] = {
         "trainable parameters": f"{parameters:,}",
         "adapter file [MiB]": round(4 * parameters / 2**20),
-        "training, predicted [GiB]": round(budget.total, 1),
+        "training 2 x 4, predicted [GiB]": round(budget.total, 1),
+        "training 2 x 4, H100 [GiB]": round(on_gpu[f"{batch}, allocated [GiB]"], 1),
+        "training 2 x 4, H100 [tokens/s]": f"{on_gpu[f'{batch} [tokens/s]']:,.0f}",
+        "batch of 8, H100 [tokens/s]": f"{on_gpu[f'{part}: batch 8 [tokens/s]']:,.0f}",
     }
-pd.DataFrame(needs).T
+pd.DataFrame(needs)
 
 # %% [markdown]
-# And what it does, in the plot above: at the recipe's learning rate the language is kept, and facts are lost. With a tenth of the rate nothing is lost. (Probably because so large an adapter moves the model further with each step. PEFT has no dropout there: so compare with *no dropout*, too.) Whether it pays
-# at full size is not measured, and LoRA on experts has not run on a GPU yet.
+# And what it does, in the plot above: at the recipe's learning rate the language is kept, and facts are lost. With a tenth of the rate nothing is lost. (Probably because so large an adapter moves the model further with each step. PEFT has no dropout there: so compare with *no dropout*, too.)
+# At full size it needs the memory that was predicted, and trains more slowly, less so in larger batches. Whether it pays there is not measured.
 #
 # The folder that is saved has PEFT's own layout: stock PEFT loads it on the model in 16 bits. The other way round, `load_adapter` takes adapters of 2023 that tuned w1, w2 and w3. (Those are smaller: w1 and w3 are one matrix now, and share a detour of twice the rank.)
 #

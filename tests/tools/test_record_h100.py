@@ -9,6 +9,7 @@ import bitsandbytes as bnb
 import pytest
 import torch
 
+from aurora_lib.course import results
 from aurora_lib.course.scale import ROOT
 from tools.record import h100 as tool
 
@@ -38,6 +39,8 @@ def test_a_run_at_tiny_records_every_part_with_units(tmp_path):
         assert any(label.startswith(f"{part}: ") and "[tokens/s]" in label for label in values), part
     for label in ("1, prefill", "8, decode, eager", "1, decode, static cache and CUDA graph"):
         assert f"inference: batch {label} [tokens/s]" in values
+    block = "training, LoRA on experts: one block: difference of {} [%]"
+    assert values[block.format("grouped to bitsandbytes")] < 0.01 < values[block.format("adapter on to off")]
     series = record["series"]["training, SFTTrainer"]
     assert len(series["seconds"]) == len(series["used"]) == len(series["reserved"])
     assert {phase for _, phase in series["marks"]} > {"load", "trainer", "step begin", "step end"}
@@ -111,7 +114,11 @@ def test_it_imports_nothing_that_only_notebooks_need():
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
 
 
-def test_the_page_names_every_part_and_its_limit():
+def test_the_page_names_every_part_its_time_and_its_limit():
     page = (ROOT / "docs" / "h100.md").read_text(encoding="utf-8").partition("| part |")[2]
-    rows = re.findall(r"^\| (.+?) \| .+? \| (\d+) \|", page, re.M)
-    assert rows == [(name, str(limit)) for name, (_, limit) in tool.PARTS.items()]
+    rows = re.findall(r"^\| (.+?) \| (\d+) \| (\d+) \|", page, re.M)
+    assert {name: int(limit) for name, _, limit in rows} == {n: limit for n, (_, limit) in tool.PARTS.items()}
+    assert [name for name, *_ in rows] == list(tool.PARTS)
+    recorded = results.recorded("mixtral_8x7b", "h100")
+    for name, about, _ in rows:
+        assert int(about) == pytest.approx(recorded[f"{name}: time [s]"], rel=0.2), name

@@ -24,7 +24,8 @@ import sys
 import tempfile
 import time
 import traceback
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -178,14 +179,19 @@ def way(*, grouped: bool):
 
 
 @torch.no_grad()
-def difference(chosen: Preset, model, *size: int, **changes) -> float:
-    """Mean difference of the logits of a way to those of bitsandbytes' kernels, in percent of their mean."""
-    ids = torch.randint(chosen.config.vocab_size, size, device=chosen.device)
-    with way(grouped=False):
-        usual = model(ids, use_cache=False).logits.float()
-    with way(**changes):
-        other = model(ids, use_cache=False).logits.float()
-    return 100 * float((other - usual).abs().mean() / usual.abs().mean())
+def difference(call, usual, other) -> float:
+    """Mean difference of what `call` returns within two contexts, in percent of its mean in `usual`."""
+    with usual:
+        first = call().float()
+    with other:
+        second = call().float()
+    return 100 * float((second - first).abs().mean() / first.abs().mean())
+
+
+def logits(chosen: Preset, model) -> Callable:
+    """A call that gives the model's logits for the same random tokens, each time."""
+    ids = torch.randint(chosen.config.vocab_size, (2, chosen.length), device=chosen.device)
+    return lambda: model(ids, use_cache=False).logits
 
 
 # Inference
@@ -433,8 +439,8 @@ class Marks(TrainerCallback):
 def grouped_product(chosen: Preset, note: Recorder) -> None:
     """Each layer's stacks unpacked whole and multiplied in one grouped product, which waits for nothing."""
     learned = learner(build(chosen))
-    changed = difference(chosen, learned[0].eval(), 2, chosen.length, grouped=True)
-    note.value("difference to bitsandbytes [%]", changed)
+    call = logits(chosen, learned[0].eval())
+    note.value("difference to bitsandbytes [%]", difference(call, way(grouped=False), way(grouped=True)))
     learned[0].train()
     with way(grouped=True):
         train(chosen, note, learned, 2, 4)
@@ -452,11 +458,40 @@ def lora_on_experts(chosen: Preset, note: Recorder) -> None:
     for name, weight in learned[0].named_parameters():
         if ".lora_B." in name:
             nn.init.normal_(weight, std=0.01)  # a fresh adapter adds 0
-    changed = difference(chosen, learned[0].eval(), 2, chosen.length, grouped=True)
-    note.value("difference of grouped to bitsandbytes [%]", changed)
+    compare_ways(chosen, note, learned[0].eval())
     learned[0].train()
     train(chosen, note, learned, 2, 4)
     note.attempt("batch 8", train, chosen, note, learned, 8)
+
+
+@torch.no_grad()
+def compare_ways(chosen: Preset, note: Recorder, tuned) -> None:
+    """How far the two ways to run experts lie apart, and beside it what the adapter does.
+
+    One block tells. Through all layers random weights amplify any rounding, as the changed adapter shows.
+    """
+    bitsandbytes, grouped = partial(way, grouped=False), partial(way, grouped=True)
+    size = 2, chosen.length, chosen.config.hidden_size
+    rows = torch.randn(size, device=chosen.device, dtype=chosen.dtype)
+    block, model = partial(tuned.get_base_model().model.layers[0].mlp, rows), logits(chosen, tuned)
+    label = "difference of grouped to bitsandbytes [%]"
+    note.value(f"one block: {label}", difference(block, bitsandbytes(), grouped()))
+    with bitsandbytes():
+        on_off = difference(block, tuned.disable_adapter(), nullcontext())
+        note.value("one block: difference of adapter on to off [%]", on_off)
+    note.value(f"all layers: {label}", difference(model, bitsandbytes(), grouped()))
+    with bitsandbytes():
+        changed = difference(model, nullcontext(), nudged(tuned))
+        note.value("all layers: difference of an adapter changed by 2e-7 [%]", changed)
+
+
+@contextmanager
+def nudged(tuned):
+    """Every B of the adapter times 1 + 2e-7 x noise: the last digit of fp32. It stays so."""
+    for name, weight in tuned.named_parameters():
+        if ".lora_B." in name:
+            weight *= 1 + 2e-7 * torch.randn_like(weight)
+    yield
 
 
 def expandable(chosen: Preset, note: Recorder) -> None:
