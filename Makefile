@@ -51,11 +51,11 @@ notebooks: $(READY)
 book: .venv-book/.ready
 	@mkdir -p book/_build
 	$(BOOK)/python -m sphinx -q -W --keep-going -c book -d book/_build/doctrees . book/_build/html
-	@echo "Open book/_build/html/index.html"
+	@echo "Open book/_build/html/index.html. Its model needs a server: python3 -m http.server --directory book/_build/html"
 
-# Links, search, and every page in headless Chromium; --noconftest, because the other tests' set-up imports PyTorch.
+# Links, search, every page in headless Chromium, and the model in it; --noconftest, because the other tests' set-up imports PyTorch.
 check-book: .venv-book/.ready
-	$(BOOK)/python -m pytest --noconftest tests/pages/test_book.py
+	$(BOOK)/python -m pytest --noconftest tests/pages/test_book.py tests/pages/test_islands.py
 
 # Everything a set-up installs, as files: for a stick, or a room with bad Wi-Fi. Same system and Python as the laptops.
 wheelhouse:

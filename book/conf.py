@@ -4,13 +4,18 @@ Everything a page needs comes with it: formulas become MathML, which browsers dr
 the reader's own.
 """
 
+import base64
+import hashlib
+import html
 import json
 import re
+import shutil
 from pathlib import Path
 
 import jieba
 from docutils import nodes
 from latex2mathml.converter import convert
+from PIL import Image
 from sphinx.application import Sphinx
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -19,7 +24,7 @@ SECONDS, MEMORY = "notebook time [s]", "notebook peak memory [GiB]"  # labels of
 project = html_title = "Aurora"
 language = "en"
 root_doc = "book/index"
-extensions = ["myst_nb"]
+extensions = ["myst_nb", "sphinx.ext.githubpages"]
 include_patterns = [
     "book/*.md",
     "README*.md",
@@ -45,8 +50,8 @@ myst_heading_anchors = 3
 html_theme = "furo"
 html_math_renderer = "mathml"
 html_static_path = ["static"]
-html_css_files = ["book.css"]
-html_js_files = ["search.js"]
+html_css_files = ["book.css", "live/live.css"]
+html_js_files = ["search.js", "live/live.js"]
 html_search_language = "zh"  # splits Chinese with jieba, stems English words
 jieba.setLogLevel("WARNING")
 html_copy_source = html_show_sourcelink = html_show_copyright = html_use_index = False
@@ -139,6 +144,64 @@ def add_language(
         context["body"] = f'<p class="other-language">{link}</p>\n{context["body"]}'
 
 
+# Islands: in place of `<!-- live: kind -->` a page has the model itself, and texts that it is offered
+TEXTS = json.loads((ROOT / "book" / "live" / "texts.json").read_text(encoding="utf-8"))
+SAID = json.loads((ROOT / "results" / "tiny" / "live.json").read_text(encoding="utf-8"))["said"]
+FILES = {  # what an island fetches -> where it comes from; the scripts of book/live lie beside them
+    "tiny": ("config.json", "model.safetensors", "tokenizer.json"),
+    "tiny_adapter": ("adapter_config.json", "adapter_model.safetensors"),
+}
+FRONTS = ("chat/box.js", "chat/box.css", "routing/explorer.js", "routing/explorer.css")
+POLICY = (
+    "default-src 'none'; script-src 'self' {scripts}; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "font-src 'self'; connect-src 'self'; worker-src 'self'; base-uri 'none'; form-action 'self'"
+)
+
+
+def add_islands(app: Sphinx, page: str, source: list[str]) -> None:
+    """A box for live.js to fill, which knows what loading takes; without JavaScript it shows what was said."""
+    size = sum((ROOT / "data" / folder / name).stat().st_size for folder in FILES for name in FILES[folder])
+
+    def island(marker: re.Match) -> str:
+        kind, texts = marker[1], html.escape(json.dumps(TEXTS[marker[1]], ensure_ascii=False))
+        language = "" if page == root_doc else f" data-language='{'zh' if is_chinese(page) else 'en'}'"
+        said = "".join(f"<tr><th>{name}<td>{html.escape(text)}" for name, text in SAID) * (kind == "question")
+        inner = f"<table>{said}</table>" if said else ""
+        return f"<div class='live' data-live='{kind}' data-bytes='{size}' data-texts='{texts}'{language}>{inner}</div>"
+
+    source[0] = re.sub(r"<!-- live: (\w+) -->", island, source[0])
+
+
+def finish(app: Sphinx, error: Exception | None) -> None:
+    """Bring what the islands fetch, and forbid every page all scripts but those that it came with."""
+    if error is not None or app.builder.name != "html":
+        return
+    out = Path(app.outdir)
+    for picture in (out / "_images").glob("*.png"):
+        with Image.open(picture) as image:  # plots need no more than 256 colours: a quarter of the bytes
+            image.convert("RGBA").quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(
+                picture
+            )
+    live = out / "_static" / "live"
+    shutil.copytree(ROOT / "book" / "live", live, dirs_exist_ok=True)
+    for folder, names in FILES.items():
+        (live / folder).mkdir(exist_ok=True)
+        for name in names:
+            shutil.copyfile(ROOT / "data" / folder / name, live / folder / name)
+    for name in FRONTS:
+        shutil.copy(ROOT / "aurora_lib" / name, live)
+    for page in out.rglob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        inline = re.findall(r"<script(?![^>]*(?:\bsrc=|/json))[^>]*>(.+?)</script>", text, re.S)
+        digests = {base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in inline}
+        policy = POLICY.format(scripts=" ".join(f"'sha256-{digest}'" for digest in sorted(digests)))
+        meta = f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">'
+        text = re.sub(
+            r"<meta charset=\"utf-8\"\s*/?>(<meta http-equiv=\"Content-Security[^>]*>)?", meta, text, count=1
+        )
+        page.write_text(text, encoding="utf-8")
+
+
 def visit_math(self, node: nodes.math) -> None:
     self.body.append(convert(node.astext()))
     raise nodes.SkipNode
@@ -159,8 +222,11 @@ def add_front_page(app: Sphinx, error: Exception | None) -> None:
 
 
 def setup(app: Sphinx) -> dict:
+    app.add_config_value("islands", [TEXTS, SAID], "env")  # pages are built anew when these change
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math_block, None))
     app.connect("source-read", mend_links)
+    app.connect("source-read", add_islands)
     app.connect("html-page-context", add_language)
     app.connect("build-finished", add_front_page)
+    app.connect("build-finished", finish)
     return {"parallel_read_safe": True}

@@ -1,4 +1,5 @@
 // The front of box.py. Texts reach the page as text nodes only, so nothing that is written can become HTML.
+// The kernel is box.py's, or on the book's pages a model in the browser; its `words` translate what is said.
 
 const FIELDS = {
   system: ["System line", { type: "text" }],
@@ -22,7 +23,7 @@ function button(name, label, press, spoken = label) {
   return made;
 }
 
-async function copy(text, pressed) {
+async function copy(text, pressed, say) {
   let copied = true;
   try {
     await navigator.clipboard.writeText(text.textContent);
@@ -30,13 +31,14 @@ async function copy(text, pressed) {
     getSelection().selectAllChildren(text); // no clipboard without https, or none allowed: the old way
     copied = document.execCommand("copy");
   }
-  pressed.textContent = copied ? "Copied" : "Press Ctrl+C"; // the text is selected
+  pressed.textContent = say(copied ? "Copied" : "Press Ctrl+C"); // the text is selected
 }
 
-function turn({ role, said }, state = "whole") {
+function turn(say, { role, said }, state = "whole") {
   const bubbles = said.map(([speaker, content]) => {
     const text = element("div", { class: "aurora-chat-text", dir: "auto" }, content || "…");
-    const copying = button("copy", "Copy", (pressed) => copy(text, pressed), `Copy what ${speaker} said`);
+    const press = (pressed) => copy(text, pressed, say);
+    const copying = button("copy", say("Copy"), press, `${say("Copy")}: ${speaker}`);
     const head = element("div", { class: "aurora-chat-head" }, element("b", {}, speaker), copying);
     return element("div", { class: `aurora-chat-bubble aurora-chat-${role}` }, head, text);
   });
@@ -45,21 +47,23 @@ function turn({ role, said }, state = "whole") {
 
 function render({ model, el }) {
   const send = (action, rest = {}) => model.send({ action, ...rest });
-  const log = element("div", { class: "aurora-chat-log", role: "log", "aria-label": "Chat", tabindex: 0 });
-  const entry = element("textarea", { class: "aurora-chat-entry", rows: 2, dir: "auto", "aria-label": "Message" });
-  entry.placeholder = "你好 / Hello   (Enter sends, Shift+Enter breaks the line)";
+  const say = (text) => model.get("words")?.[text] ?? text;
+  const named = (name, rest) => ({ class: `aurora-chat-${name}`, dir: "auto", ...rest });
+  const log = element("div", named("log", { role: "log", "aria-label": say("Chat"), tabindex: 0 }));
+  const entry = element("textarea", named("entry", { rows: 2, "aria-label": say("Message") }));
+  entry.placeholder = say("你好 / Hello   (Enter sends, Shift+Enter breaks the line)");
   const buttons = { ask: "Send", stop: "Stop", regenerate: "Regenerate", reset: "New conversation" };
   const press = (action, rest) => () => {
     action === "ask" && !rest ? ask() : send(action, rest);
     entry.focus(); // a button that is disabled next would drop it
   };
-  for (const action in buttons) buttons[action] = button(action, buttons[action], press(action));
-  const offered = element("fieldset", { class: "aurora-chat-row", "aria-label": "Questions to ask" });
+  for (const action in buttons) buttons[action] = button(action, say(buttons[action]), press(action));
+  const offered = element("fieldset", { class: "aurora-chat-row", "aria-label": say("Questions to ask") });
   offered.append(...model.get("questions").map((text) => button("question", text, press("ask", { text }))));
   const status = element("span", { class: "aurora-chat-status" });
   const trouble = element("div", { class: "aurora-chat-trouble", role: "alert" });
   const inputs = {};
-  const fields = element("fieldset", { class: "aurora-chat-row", "aria-label": "Settings" });
+  const fields = element("fieldset", { class: "aurora-chat-row", "aria-label": say("Settings") });
   for (const name of Object.keys(model.get("settings"))) {
     const [label, attributes] = FIELDS[name];
     const input = (inputs[name] = element("input", { ...attributes, name }));
@@ -67,7 +71,7 @@ function render({ model, el }) {
       send("change", { name, value: input.type === "checkbox" ? input.checked : input.value });
       drawSettings(); // as they are, until the kernel has taken the new one
     });
-    fields.append(element("label", {}, element("span", {}, label), input));
+    fields.append(element("label", {}, element("span", {}, say(label)), input));
   }
   el.classList.add("aurora-chat");
   // JupyterLab would take Shift+Enter for "run this cell", and offer its own menu instead of "copy"
@@ -79,7 +83,7 @@ function render({ model, el }) {
     offered,
     element("div", { class: "aurora-chat-row" }, entry),
     element("div", { class: "aurora-chat-row" }, ...Object.values(buttons), status),
-    element("details", {}, element("summary", {}, "Settings"), fields),
+    element("details", {}, element("summary", {}, say("Settings")), fields),
   );
 
   function ask() {
@@ -106,8 +110,8 @@ function render({ model, el }) {
   function draw() {
     const busy = model.get("busy");
     const asked = model.get("transcript").some(({ role }) => role !== "system");
-    const turns = model.get("transcript").map((one) => turn(one));
-    if (busy) turns.push(turn(model.get("answer"), "partial"));
+    const turns = model.get("transcript").map((one) => turn(say, one));
+    if (busy) turns.push(turn(say, model.get("answer"), "partial"));
     keepEnd(() => log.replaceChildren(...turns), busy);
     log.setAttribute("aria-busy", busy); // read aloud once it is whole
     buttons.ask.disabled = fields.disabled = offered.disabled = busy;

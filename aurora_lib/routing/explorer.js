@@ -11,8 +11,9 @@ function element(tag, properties, ...children) {
 
 /** Fill `el`; `ask(text)` is to show another text, any one if `typed`. Returns what shows a grid. */
 function explore(el, texts, data, ask, typed) {
+  const say = (text, ...values) => (data.words?.[text] ?? text).replace(/\$(\d)/g, (_, i) => values[i - 1]);
   const views = data.models.map(({ name }, i) => [name, i]); // a label, which model, and one to compare
-  for (const [name, i] of views.slice(1)) views.push([views[2] ? `difference: ${name}` : "difference", 0, i]);
+  for (const [name, i] of views.slice(1)) views.push([say("difference") + (views[2] ? `: ${name}` : ""), 0, i]);
   let [view, place, cells] = [0, [0, 0]]; // place: row and column of the one cell that Tab reaches
   const viewed = () => views[view].slice(1).map((i) => data.models[i]);
   const group = `view ${Math.random()}`;
@@ -23,14 +24,14 @@ function explore(el, texts, data, ask, typed) {
   const example = element("select", {}, ...texts.map((text) => element("option", {}, text)));
   example.onchange = () => ask(texts[example.selectedIndex]);
   const entry = element("input", { type: "text", dir: "auto" });
-  const button = element("button", { type: "button", onclick: () => ask(entry.value) }, "Route");
+  const button = element("button", { type: "button", onclick: () => ask(entry.value) }, say("Route"));
   // while an input method composes, Enter chooses characters; Safari marks the Enter that ends it with 229
   entry.onkeydown = ({ key, isComposing, keyCode }) => {
     if (key === "Enter" && !isComposing && keyCode !== 229) ask(entry.value);
   };
   const lines = [{ role: "alert" }, {}, { ariaLive: "polite" }].map((properties) => element("p", properties));
   const [trouble, summary, details] = lines;
-  const table = element("table", { role: "grid", ariaLabel: "Layers by tokens; arrow keys move" });
+  const table = element("table", { role: "grid", ariaLabel: say("Layers by tokens; arrow keys move") });
   const within = (at, list) => list[Math.min(Math.max(at, 0), list.length - 1)];
   const nearest = ([row, column]) => within(column, within(row, cells));
   table.onmouseover = ({ target }) => point(target.closest("td"));
@@ -41,9 +42,9 @@ function explore(el, texts, data, ask, typed) {
     nearest(place.map((at, i) => at + STEPS[event.key][i])).focus();
   };
   el.classList.add("aurora-explorer");
-  const typing = [element("label", { className: "aurora-explorer-text" }, "Text", entry), button];
-  const asking = element("div", {}, ...(typed ? typing : []), element("label", {}, "Example", example));
-  const viewing = element("div", { role: "radiogroup", ariaLabel: "View" }, "View", ...choices);
+  const typing = [element("label", { className: "aurora-explorer-text" }, say("Text"), entry), button];
+  const asking = element("div", {}, ...(typed ? typing : []), element("label", {}, say("Example"), example));
+  const viewing = element("div", { role: "radiogroup", ariaLabel: say("View") }, say("View"), ...choices);
   el.append(asking, viewing, ...lines, element("section", {}, table));
 
   function point(cell, focused) {
@@ -52,13 +53,14 @@ function explore(el, texts, data, ask, typed) {
     const column = cells[row].indexOf(cell);
     if (focused) [nearest(place).tabIndex, cell.tabIndex, place] = [-1, 0, [row, column]];
     const character = data.runs.flatMap(([shown, size]) => Array(size).fill(shown))[column];
-    const token = data.tokens[column] + (character && ` (a byte of ${character})`);
-    const said = [`Layer ${data.layers[row]}, token ${column + 1} of ${data.tokens.length}: ${token}`];
+    const token = data.tokens[column] + (character && say(" (a byte of $1)", character));
+    const [layer, of] = [data.layers[row], data.tokens.length];
+    const said = [say("Layer $1, token $2 of $3: ", layer, column + 1, of) + token];
     for (const { name, cells } of viewed()) {
-      const experts = cells[row][column].map(([e, weight]) => `expert ${e} ${weight.toFixed(1)}%`);
+      const experts = cells[row][column].map(([e, weight]) => say("expert $1 $2%", e, weight.toFixed(1)));
       said.push(`${name}: ${experts.join(", ")}`);
     }
-    if (viewed()[1]) said.push(cell.className ? "≠ moved" : "= the same experts");
+    if (viewed()[1]) said.push(say(cell.className ? "≠ moved" : "= the same experts"));
     details.textContent = said.join(" · ");
   }
 
@@ -77,14 +79,14 @@ function explore(el, texts, data, ask, typed) {
     cells = own.cells.map((row, i) => row.map((one, j) => cellOf(one, other && other.cells[i][j])));
     const th = (scope, shown, colSpan = 1) => element(shown ? "th" : "td", { scope, colSpan }, shown);
     const tr = (...parts) => element("tr", {}, ...parts);
-    const tokens = tr(th("row", "token"), ...data.tokens.map((token) => th("col", token)));
-    const bytes = tr(th("row", "bytes of"), ...data.runs.map(([shown, size]) => th("colgroup", shown, size)));
+    const tokens = tr(th("row", say("token")), ...data.tokens.map((token) => th("col", token)));
+    const bytes = tr(th("row", say("bytes of")), ...data.runs.map(([shown, size]) => th("colgroup", shown, size)));
     const head = data.runs.some(([shown]) => shown) ? [bytes, tokens] : [tokens];
-    const body = data.layers.map((layer, i) => tr(th("row", `layer ${layer}`), ...cells[i]));
+    const body = data.layers.map((layer, i) => tr(th("row", say("layer $1", layer)), ...cells[i]));
     table.replaceChildren(element("thead", {}, ...head), element("tbody", {}, ...body));
-    const chosen = `${own.name}: the strongest of ${data.styles.length} experts, and weights. ▁ is a space.`;
-    summary.textContent = other ? `${other.moved} −: lost, +: gained.` : chosen;
-    summary.append(" Point at a cell, or move with the arrow keys, for all its numbers.");
+    const chosen = ["$1: the strongest of $2 experts, and weights. ▁ is a space.", own.name, data.styles.length];
+    summary.textContent = other ? say("$1 −: lost, +: gained.", other.moved) : say(...chosen);
+    summary.append(say(" Point at a cell, or move with the arrow keys, for all its numbers."));
     point(nearest(place), true);
   }
 

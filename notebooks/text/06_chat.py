@@ -161,9 +161,11 @@ print("streamed:  ", [stream.add(one) for one in spelled])
 # ## The box
 #
 # The adapter is a detour that can be switched off: `adapter=False` is the base model, on the same weights. So one box asks both. (At `tiny` a long talk confuses them: press *New conversation*.) Whatever is said is shown as text and never run: type
-# `<b>bold</b>`. In a terminal there is `python -m aurora_lib.chat`. (A page without a kernel shows the conversation from above; with one, it looks like this:)
+# `<b>bold</b>`. In a terminal there is `python -m aurora_lib.chat`. In the book (`make book`) it answers without a kernel. (Elsewhere a page without one shows the conversation from above; with one, it looks like this:)
 #
 # ![The chat box, in JupyterLab's light and dark theme](images/chat_widget.png)
+#
+# <!-- live: chat -->
 
 # %%
 untuned = chat.ChatSession(model, tokenizer, adapter=False, **settings)

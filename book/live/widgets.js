@@ -1,0 +1,168 @@
+// The kernel's side of both widgets: what aurora_lib/chat/box.py and routing/explorer.py are to a notebook.
+
+import { grid, visible } from "./routing.js";
+import { checked, Session, SETTINGS } from "./session.js";
+import { say } from "./words.js";
+
+const PAUSE = 70; // milliseconds from one picture of a growing answer to the next
+const NAMES = ["base", "tuned"];
+
+const show = (change) => postMessage({ change });
+
+/** A question goes to base and tuned, and both answers stream in. */
+export class Box {
+  /** `open`: "chat", or "question", which forgets each question before the next. */
+  constructor(model, tokenizer, { open }) {
+    this.sessions = [false, true].map((tuned) => new Session(model, tokenizer, tuned));
+    Object.assign(this, { forgetful: open === "question", busy: false, stopped: false });
+    this.show();
+  }
+
+  hear({ action, ...rest }) {
+    if (["ask", "regenerate", "stop", "reset", "change"].includes(action)) return this[action](rest);
+  }
+
+  ask({ text }) {
+    if (this.busy) return postMessage({ message: { refused: text } }); // to be edited, not typed again
+    if (!text.trim()) return;
+    if (this.forgetful) this.each((session) => session.reset());
+    return this.answer(text, () => postMessage({ message: { refused: text } }));
+  }
+
+  regenerate() {
+    const [last] = this.sessions[0].messages.slice(-2);
+    if (this.busy || !last) return;
+    return this.answer(last.content, () => {}, 2);
+  }
+
+  stop() {
+    this.stopped = true;
+  }
+
+  async reset() {
+    this.stop();
+    while (this.busy) await pause();
+    this.each((session) => session.reset());
+    this.show();
+  }
+
+  change({ name, value }) {
+    if (this.busy) return;
+    try {
+      const made = name === "system" ? value : checked(name, value);
+      this.each((session) => (session[name] = made));
+      this.show();
+    } catch (error) {
+      this.show({ trouble: error.message });
+    }
+  }
+
+  each(act) {
+    this.sessions.forEach(act);
+  }
+
+  /** Answer `text`, in place of the last `replaced` messages. A failure leaves all as it was. */
+  async answer(text, refused, replaced = 0) {
+    const before = this.sessions.map(({ messages }) => [...messages]);
+    this.each(({ messages }) => messages.splice(messages.length - replaced));
+    Object.assign(this, { busy: true, stopped: false });
+    this.show({ transcript: [...this.said(), this.turn("user", text)], status: "" });
+    const streams = this.sessions.map((session) => session.stream(text));
+    const said = streams.map(() => "");
+    let [speaking, shown, trouble] = [[0, 1], 0, ""];
+    try {
+      while (speaking.length && !this.stopped) {
+        speaking = speaking.filter((i) => {
+          const { value = "", done } = streams[i].next();
+          said[i] += value;
+          return !done;
+        });
+        if (performance.now() - shown > PAUSE) {
+          shown = performance.now();
+          show({ answer: this.turn("assistant", ...said), status: this.figures() });
+        }
+        await pause();
+      }
+    } catch (error) {
+      trouble = error.message;
+    }
+    streams.forEach((stream) => stream.return());
+    this.busy = false;
+    if (trouble) {
+      this.each((session, i) => (session.messages = before[i]));
+      refused();
+    }
+    this.show({ trouble });
+  }
+
+  /** The conversation so far, as the front draws it. */
+  said() {
+    const [base, tuned] = this.sessions;
+    const head = base.system ? [this.turn("system", base.system)] : [];
+    return [
+      ...head,
+      ...base.messages.map(({ role, content }, i) => this.turn(role, content, tuned.messages[i].content)),
+    ];
+  }
+
+  /** A message: each model says its text, anybody else the first. */
+  turn(role, ...texts) {
+    const names = role === "assistant" ? NAMES : [say(role === "user" ? "You" : "System")];
+    return { role, said: names.map((name, i) => [name, visible(texts[i])]) };
+  }
+
+  figures() {
+    const lines = this.sessions.map(({ stats, room, forgotten }, i) => {
+      const speed = stats.later ? (stats.tokens - 1) / stats.later : 0;
+      const text = "$1: prompt $2 of $3 tokens · answer $4 tokens · $5 tokens/s · first after $6 s";
+      const line = say(
+        text,
+        NAMES[i],
+        stats.prompt,
+        room,
+        stats.tokens,
+        speed.toFixed(0),
+        stats.first.toFixed(2),
+      );
+      return line + (forgotten ? say(" · $1 old turns no longer fit the context window", forgotten) : "");
+    });
+    return this.sessions[0].stats.tokens ? lines.join("\n") : "";
+  }
+
+  show(changes) {
+    const [first] = this.sessions;
+    const settings = Object.fromEntries(
+      ["system", ...Object.keys(SETTINGS)].map((name) => [name, first[name]]),
+    );
+    const state = { transcript: this.said(), answer: this.turn("assistant", "", ""), settings };
+    show({ ...state, busy: this.busy, status: this.figures(), trouble: "", ...changes });
+  }
+}
+
+/** One turn of the event loop: what the page has sent meanwhile, such as Stop, is heard. */
+function pause() {
+  return new Promise((resolve) => {
+    const { port1, port2 } = new MessageChannel();
+    port1.onmessage = () => {
+      port1.close();
+      resolve();
+    };
+    port2.postMessage(0);
+  });
+}
+
+/** Routes the text that is asked for. */
+export class Explorer {
+  constructor(model, tokenizer, { texts, words }) {
+    Object.assign(this, { model, tokenizer, words });
+    this.hear({ text: texts[0] });
+  }
+
+  hear({ text }) {
+    try {
+      show({ data: { ...grid(this.model, this.tokenizer, text), words: this.words }, trouble: "" });
+    } catch (error) {
+      show({ trouble: error.message });
+    }
+  }
+}
