@@ -1,8 +1,10 @@
-"""One thread for every test, and what several files need: the bundled model in 4 bits with its adapter."""
+"""One thread, no windows, and what several files need: the bundled model in 4 bits with its adapter."""
 
+import matplotlib
 import pytest
 import torch
 
+matplotlib.use("Agg")
 # on the tiny model more threads gain nothing, and on a busy machine they cost much
 torch.set_num_threads(1)
 

@@ -33,6 +33,29 @@ c.ServerApp.open_browser = False
 c.ServerApp.allow_root = True
 c.ServerApp.terminals_enabled = False
 """
+# [what, its contrast ratio, the luminance below it] of every text against what is painted below it (WCAG 2)
+CONTRASTS = """
+const pen = new OffscreenCanvas(1, 1).getContext("2d", {willReadFrequently: true});
+function luminance(colors) {
+  pen.clearRect(0, 0, 1, 1);
+  for (const color of colors) { pen.fillStyle = color; pen.fillRect(0, 0, 1, 1); }
+  const linear = [...pen.getImageData(0, 0, 1, 1).data].slice(0, 3).map((value) => {
+    value /= 255;
+    return value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4;
+  });
+  return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2];
+}
+const parts = document.querySelectorAll(arguments[0]);
+const inks = [...parts].filter((part) => part.offsetParent).flatMap((part) =>
+  (part.placeholder ? [null, "::placeholder"] : [null]).map((of) => [part, getComputedStyle(part, of).color]));
+return inks.map(([part, color]) => {
+  const below = [];
+  for (let one = part; one; one = one.parentElement) below.unshift(getComputedStyle(one).backgroundColor);
+  const paper = luminance(below), ink = luminance([...below, color]);
+  const ratio = (Math.max(paper, ink) + 0.05) / (Math.min(paper, ink) + 0.05);
+  return [`${part.tagName} ${part.className} ${part.parentElement.className}`, ratio, paper];
+});
+"""
 READY = """
 const lab = window.jupyterapp, widget = lab && lab.shell.currentWidget;
 const session = widget && widget.sessionContext && widget.sessionContext.session;

@@ -32,27 +32,6 @@ EVIL = """<script>window.hacked=1</script>
 <img src=x onerror=window.hacked=1>
 [a](javascript:window.hacked=1)
 \x1b[31mred\x1b[0m"""
-# [what, its contrast ratio, the luminance below it] of every text against what is painted below it (WCAG 2)
-CONTRASTS = """
-const pen = new OffscreenCanvas(1, 1).getContext("2d", {willReadFrequently: true});
-function luminance(colors) {
-  pen.clearRect(0, 0, 1, 1);
-  for (const color of colors) { pen.fillStyle = color; pen.fillRect(0, 0, 1, 1); }
-  const linear = [...pen.getImageData(0, 0, 1, 1).data].slice(0, 3).map((value) => {
-    value /= 255;
-    return value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4;
-  });
-  return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2];
-}
-const parts = document.querySelectorAll(arguments[0]);
-return [...parts].filter((part) => part.offsetParent).map((part) => {
-  const below = [];
-  for (let one = part; one; one = one.parentElement) below.unshift(getComputedStyle(one).backgroundColor);
-  const paper = luminance(below), ink = luminance([...below, getComputedStyle(part).color]);
-  const ratio = (Math.max(paper, ink) + 0.05) / (Math.min(paper, ink) + 0.05);
-  return [`${part.tagName} ${part.className} ${part.parentElement.className}`, ratio, paper];
-});
-"""
 ERROR = '[data-mime-type="application/vnd.jupyter.error"]'
 
 
@@ -153,7 +132,7 @@ def test_suggestion_is_asked_and_what_was_said_copied_even_where_the_clipboard_i
     *_, left, right = page.all(f"{box.css} .aurora-chat-copy")
     page.run("navigator.clipboard.writeText = async (text) => { window.copied = text; }")
     right.send_keys(Keys.ENTER)
-    assert page.run("return window.copied") == tuned and right.accessible_name == "Copy what tuned said"
+    assert page.run("return window.copied") == tuned and right.accessible_name == "Copy: tuned"
     page.run("navigator.clipboard.writeText = () => Promise.reject()")
     left.send_keys(Keys.SPACE)
     page.wait(lambda: page.run("return window.copied") == base and left.text == "Copied", "the copy")
@@ -230,7 +209,7 @@ def test_every_text_is_readable_in_both_themes(page, box, theme):
     css = ":is(b, .aurora-chat-text, button:enabled, textarea, summary, .aurora-chat-status)"
 
     def measured():
-        found = page.run(CONTRASTS, f"{box.css} {css}")
+        found = page.run(lab.CONTRASTS, f"{box.css} {css}")
         return all((paper < 0.3) == (theme == "Dark") for _, _, paper in found) and found
 
     texts = page.wait(measured, f"the theme {theme}")  # its style sheet comes a moment after its name

@@ -85,7 +85,7 @@ NEEDED = {"id": str, "scale": str, "kind": str, "source": str, "prompts": list, 
 TYPES = NEEDED | {"system": str, "reference": list, "paper": str}
 
 
-def test_every_bundled_prompt_is_whole():
+def test_every_bundled_prompt_is_whole_and_the_full_ones_cover_the_papers_twelve_kinds_with_a_note():
     rows = prompts("tiny") + prompts("full")
     assert prompts("mid") == prompts("full")
     assert len({row["id"] for row in rows}) == len(rows)
@@ -93,9 +93,6 @@ def test_every_bundled_prompt_is_whole():
         assert NEEDED.keys() <= row.keys() <= TYPES.keys(), row["id"]
         assert all(isinstance(value, TYPES[name]) for name, value in row.items()), row["id"]
         assert all(text.strip() for text in row["prompts"] + row.get("reference", ["-"])), row["id"]
-
-
-def test_full_prompts_cover_the_twelve_kinds_of_the_paper_each_with_its_note():
     sources = {row["kind"]: row["source"] for row in prompts("full")}
     assert sorted(sources.values()) == [f"Appendix {letter}" for letter in "ABCDEFGHI"] + 3 * ["Introduction"]
     assert all(row.get("paper", "").endswith(".") for row in prompts("full"))

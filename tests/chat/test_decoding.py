@@ -2,6 +2,7 @@ import re
 import warnings
 from contextlib import nullcontext
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -33,9 +34,6 @@ def turns(*lengths):
         yield ids
 
 
-# the cache
-
-
 @pytest.mark.parametrize("adapter", [True, False])
 def test_every_token_of_every_turn_gets_the_logits_of_computing_everything(model, adapter):
     decoder, rooms = Decoder(model), set()
@@ -62,11 +60,7 @@ def test_only_what_is_new_is_computed(model):
 def test_interrupt_within_the_model_does_not_spoil_the_cache(model):
     decoder, ids = Decoder(model), list(range(100, 120))
     decoder.logits(ids)
-
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    layers = model.get_base_model().model.layers
+    layers, interrupt = model.get_base_model().model.layers, Mock(side_effect=KeyboardInterrupt)
     hook = layers[1].register_forward_pre_hook(interrupt)  # layer 0 has the new token by then
     with pytest.raises(KeyboardInterrupt):
         decoder.logits([*ids, 5])
@@ -74,11 +68,8 @@ def test_interrupt_within_the_model_does_not_spoil_the_cache(model):
     torch.testing.assert_close(decoder.logits([*ids, 5]), whole(model, [*ids, 5]), **SAME)
 
 
-# the captured step: all but the capture itself, which needs CUDA
-
-
 def capturing(model, monkeypatch, capture):
-    """A decoder of `model` that captures with this function."""
+    """A decoder of `model` that captures a step with this function, since the true one needs CUDA."""
     monkeypatch.setattr(decoding, "can_capture", lambda model: True)
     monkeypatch.setattr(decoding.FixedCache, "capture", capture)
     return Decoder(model)
@@ -119,9 +110,6 @@ def test_failed_capture_is_told_and_decoding_goes_on(model, monkeypatch):
             torch.testing.assert_close(decoder.logits(prompt), whole(model, prompt), **SAME)
 
 
-# sampling
-
-
 def test_sampling_follows_temperature_and_top_p():
     chances = torch.tensor([0.05, 0.5, 0.15, 0.3])
     generator = torch.Generator().manual_seed(0)
@@ -136,9 +124,6 @@ def test_sampling_follows_temperature_and_top_p():
     # 0.5 is not yet 0.7, 0.5 + 0.3 is
     torch.testing.assert_close(shares(1.0, 0.7), torch.tensor([0, 0.625, 0, 0.375]), **near)
     assert shares(1.0, 0.001)[1] == 1 == shares(0, 1.0)[1]
-
-
-# text
 
 
 REAL, TINY = load_tokenizer(), load_tokenizer(DATA / "tiny")

@@ -3,6 +3,7 @@ import os
 import re
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import pytest
 
@@ -45,9 +46,7 @@ def test_answers_stream_and_an_empty_line_begins_a_new_conversation():
 
 
 def test_control_codes_of_answers_and_errors_are_shown_and_not_obeyed():
-    def refuse():
-        raise ValueError("too long: \x1b[31m")
-
+    refuse = Mock(side_effect=ValueError("too long: \x1b[31m"))
     evil = "\x1b]0;title\x07\x1b[2J\x9b31m\r\x08\u202egnp.exe\u2066\n ok\t你好👩‍👩‍👧"
     page = said(Parrot(*evil, refuse), "x", "y")
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u200e\u200f]", page)
@@ -56,10 +55,7 @@ def test_control_codes_of_answers_and_errors_are_shown_and_not_obeyed():
 
 
 def test_ctrl_c_stops_the_answer_and_the_talk_goes_on():
-    def interrupt():
-        raise KeyboardInterrupt
-
-    parrot = Parrot("a", interrupt, "b")
+    parrot = Parrot("a", Mock(side_effect=KeyboardInterrupt), "b")
     assert said(parrot, "x", "y") == 2 * "a [stopped]\n" and "b" not in parrot.spoken
 
 

@@ -6,8 +6,6 @@ import random
 import signal
 import subprocess
 import sys
-import tomllib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +15,7 @@ from hypothesis import strategies as st
 
 from aurora_lib.data import clean, cleaning, duplicates, sources
 from aurora_lib.evaluation import contamination
-from tests.data.conversations import dataset, good_conversations, talk
+from tests.data.conversations import EXAMPLES, dataset, good_conversations, talk
 
 
 def test_of_equal_conversations_the_first_stays():
@@ -48,9 +46,8 @@ def test_good_conversations_stay_as_they_are():
     assert len(set(result.edits["id"])) <= 0.01 * len(good), list(result.edits)
 
 
-PIECES = tomllib.loads(Path(__file__).with_name("cleaning.toml").read_text(encoding="utf-8"))["pieces"]
-PIECES += ["重新。" * 60]
-TEXT = st.one_of(st.text(max_size=20), st.lists(st.sampled_from(PIECES), max_size=6).map("".join))
+PIECES = st.sampled_from([*EXAMPLES["pieces"], "重新。" * 60])
+TEXT = st.one_of(st.text(max_size=20), st.lists(PIECES, max_size=6).map("".join))
 TURN = st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", "system"]), "content": TEXT})
 
 
@@ -89,19 +86,11 @@ def test_a_conversation_with_a_benchmark_question_is_dropped_where_asked():
     assert "contamination" not in clean(rows).dropped["step"][:]
 
 
-ONE = dataset(talk("问", "答"))
-
-
-@pytest.mark.parametrize(
-    ("rows", "message"),
-    [
-        (concatenate_datasets([ONE, ONE]), "The id '0' is there more than once"),
-        (dataset(), "no conversation was read"),
-    ],
-)
-def test_wrong_calls_are_told(rows, message):
-    with pytest.raises(sources.DataError, match=message):
-        clean(rows)
+def test_wrong_calls_are_told():
+    with pytest.raises(sources.DataError, match="The id '0' is there more than once"):
+        clean(concatenate_datasets([dataset(talk("问", "答"))] * 2))
+    with pytest.raises(sources.DataError, match="no conversation was read"):
+        clean(dataset())
 
 
 def many(n: int):

@@ -2,15 +2,12 @@
 
 import itertools
 import random
-import tomllib
-from pathlib import Path
 
 import pytest
 
 from aurora_lib.data import clean, duplicates
-from tests.data.conversations import GOOD_FILES, dataset, good_conversations, talk
+from tests.data.conversations import EXAMPLES, GOOD_FILES, dataset, good_conversations, talk
 
-OTHERS = tomllib.loads(Path(__file__).with_name("cleaning.toml").read_text(encoding="utf-8"))["others"]
 GOOD = good_conversations(GOOD_FILES[0])
 HAN = [chr(point) for point in range(0x4E00, 0x9FA5)]
 
@@ -70,7 +67,7 @@ def test_the_one_with_the_longer_answers_stays():
     assert set(result.dropped["reason"]) == {"nearly the same as 1"}
 
 
-@pytest.mark.parametrize(("one", "other"), OTHERS)
+@pytest.mark.parametrize(("one", "other"), EXAMPLES["others"])
 def test_another_question_of_the_same_form_stays(one, other):
     assert not duplicates.same(talk(*one), talk(*other))
     assert duplicates.same(talk(*one), talk(one[0], one[1] + "。"))

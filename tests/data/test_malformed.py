@@ -25,7 +25,9 @@ def conversation(i: int, layout: str) -> dict:
     return {"id": str(i), "conversations": turns, "tag": [i, {"from": i}]}
 
 
-def texts(layout: str, indent: int | None) -> list[str]:
+def texts(name: str, layout: str) -> list[str]:
+    """The rows of a file as JSON."""
+    indent = 1 if name.startswith("indented") else None
     return [json.dumps(conversation(i, layout), ensure_ascii=False, indent=indent) for i in range(N)]
 
 
@@ -41,7 +43,6 @@ FORMATS = {  # name: how its rows, as JSON, are joined
     "indented.json": lambda rows: "\n".join(rows),
     "indented_array.jsonl": lambda rows: "[\n" + ",\n".join(rows) + "\n]\n",
 }
-INDENTED = ("indented.json", "indented_array.jsonl")
 CASES = [(name, layout) for name in FORMATS for layout in ("alpaca", "turns", "mixed")]
 
 
@@ -61,14 +62,6 @@ def outcome(folder, name: str, content: bytes) -> tuple[int, list[str], list[str
     return len(reading.conversations), reasons, [*reasons, *(str(told.message) for told in warned)]
 
 
-@pytest.mark.parametrize(("name", "layout"), CASES)
-def test_whole_files_give_every_row(tmp_path, name, layout):
-    rows = texts(layout, 1 if name in INDENTED else None)
-    content = FORMATS[name](rows).encode()
-    assert outcome(tmp_path, name, content) == (N, [], [])
-    assert outcome(tmp_path, f"{name}.gz", gzip.compress(content)) == (N, [], [])
-
-
 def test_parquet_is_read(tmp_path):
     for layout in ("alpaca", "turns"):
         rows = pandas.DataFrame(conversation(i, layout) | {"tag": None} for i in range(N))
@@ -76,9 +69,11 @@ def test_parquet_is_read(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "layout"), CASES)
-def test_a_file_cut_anywhere_keeps_its_whole_rows_and_says_where_it_stops(tmp_path, name, layout):
-    rows = texts(layout, 1 if name in INDENTED else None)
-    whole, draw = FORMATS[name](rows), random.Random(name + layout)
+def test_a_whole_file_gives_every_row_and_one_cut_anywhere_says_where_it_stops(tmp_path, name, layout):
+    rows, draw = texts(name, layout), random.Random(name + layout)
+    packed = gzip.compress((whole := FORMATS[name](rows)).encode())
+    for path, content in ((name, whole.encode()), (f"{name}.gz", packed)):
+        assert outcome(tmp_path, path, content) == (N, [], [])
     ends = [whole.index(row) + len(row) for row in rows]
     for cut in draw.sample(range(1, len(whole) - 1), 12):
         complete = sum(end <= cut for end in ends)
@@ -88,7 +83,6 @@ def test_a_file_cut_anywhere_keeps_its_whole_rows_and_says_where_it_stops(tmp_pa
         if complete:
             assert len(reasons) == inside, (cut, said)
         assert said or whole[cut - 1] in "}]\n, ", "something was cut off, and nothing said"
-    packed = gzip.compress(whole.encode())
     loaded, _, said = outcome(tmp_path, f"{name}.gz", packed[: draw.randrange(20, len(packed) - 9)])
     assert loaded == 0 and "damaged or cut off" in said[0]
 
@@ -101,7 +95,7 @@ BREAK = {  # one row, spoilt
     "a brace too many": lambda row: row + "}",
     "Python instead of JSON": lambda row: row.replace('"', "'"),
     "a word too many": lambda row: row.replace('",', '", oops', 1),
-    "another encoding": lambda row: row.encode("gbk", "ignore"),
+    "another encoding": lambda row: row.encode("gbk", "ignore").decode("utf-8", "surrogateescape"),
     "nested without end": lambda row: '{"instruction": ' + "[" * 30_000,
     "no conversation": lambda row: '{"instruction": 7, "output": {"a": [{}]}}',
     "huge": lambda row: row.replace("答案", "答案" * 150_000),
@@ -111,11 +105,9 @@ BREAK = {  # one row, spoilt
 @pytest.mark.parametrize("broken", BREAK)
 @pytest.mark.parametrize(("name", "layout"), CASES)
 def test_a_broken_row_costs_itself_and_no_other(tmp_path, name, layout, broken):
-    rows = texts(layout, 1 if name in INDENTED else None)
     for place in (1, N - 2):
-        spoilt = [row.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape") for row in rows]
-        bad = BREAK[broken](rows[place])
-        spoilt[place] = bad.decode("utf-8", "surrogateescape") if isinstance(bad, bytes) else bad
+        spoilt = texts(name, layout)
+        spoilt[place] = BREAK[broken](spoilt[place])
         content = FORMATS[name](spoilt).encode("utf-8", "surrogateescape")
         loaded, reasons, said = outcome(tmp_path, name, content)
         assert (loaded, len(reasons)) == (N - 1, 1), said
@@ -124,6 +116,6 @@ def test_a_broken_row_costs_itself_and_no_other(tmp_path, name, layout, broken):
 @pytest.mark.parametrize("encoding", ["gb18030", "utf-16", "utf-16-le", "big5", "utf-32"])
 def test_a_file_in_another_encoding_is_refused(tmp_path, encoding):
     for name in ("array.json", "lines.jsonl"):
-        content = FORMATS[name](texts("alpaca", None)).encode(encoding, "ignore")
+        content = FORMATS[name](texts(name, "alpaca")).encode(encoding, "ignore")
         loaded, _, said = outcome(tmp_path, name, content)
         assert loaded == 0 and "is not UTF-8 (line" in said[0]

@@ -8,7 +8,7 @@ import tempfile
 import tomllib
 import warnings
 from pathlib import Path
-from unittest.mock import ANY
+from unittest.mock import ANY, Mock
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -89,18 +89,14 @@ def test_the_rows_of_an_array_are_those_that_pythons_own_parser_finds(tmp_path):
 
 KEYS = [*GOOD, "role", "content", "history", "messages", "conversation", "from", "value"]
 KEYS += ["human", "assistant"]
+PLAIN = st.none() | st.integers() | st.text(max_size=20)
+JSON = st.recursive(
+    PLAIN, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner)
+)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
-@given(
-    st.lists(
-        st.recursive(
-            st.none() | st.integers() | st.text(max_size=20),
-            lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner),
-        ),
-        max_size=8,
-    )
-)
+@given(st.lists(JSON, max_size=8))
 def test_any_json_is_loaded_or_set_aside(found):
     found.insert(0, GOOD)  # a file without a conversation is refused
     lines = "\n".join(json.dumps(row, ensure_ascii=False) for row in found)
@@ -135,10 +131,7 @@ def test_missing_files_are_named(tmp_path):
 
 
 def test_no_network_names_the_local_remedy(monkeypatch):
-    def unreachable(*_, **__):
-        raise ConnectionError("no route")
-
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", unreachable)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", Mock(side_effect=ConnectionError("no route")))
     with pytest.raises(DataError, match=r"alpaca_data_zh_51k\.json could not be had.*AURORA_DATA"):
         sources.read("hub")
 

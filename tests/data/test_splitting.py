@@ -5,6 +5,7 @@ import pytest
 from aurora_lib.data import sources, split
 from aurora_lib.data.conversations import exchange_tokens
 from aurora_lib.model import load_tokenizer
+from tests.data.conversations import talk
 
 
 @pytest.fixture(scope="module")
@@ -13,9 +14,8 @@ def mixtral():
 
 
 def conversation(id, *turns, system=None):
-    messages = [{"role": "system", "content": system}] if system else []
-    messages += [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(turns)]
-    return dict(id=id, source="x", category="", messages=messages)
+    start = [dict(role="system", content=system)] if system else []
+    return dict(id=id, source="x", category="", messages=start + talk(*turns))
 
 
 def tokens(messages, tokenizer):
@@ -23,11 +23,9 @@ def tokens(messages, tokenizer):
     return len(tokenizer(rendered, add_special_tokens=False).input_ids)
 
 
-PAIRS = [
-    (f"第{i}个问题：春天有哪些花？😀", f"第{i}个回答。" + "桃花、杏花，还有  迎春花。\n" * i)
-    for i in range(12)
-]
-TURNS = [text for pair in PAIRS for text in pair]
+TURNS = []
+for i in range(12):
+    TURNS += [f"第{i}个问题：春天有哪些花？😀", f"第{i}个回答。" + "桃花、杏花，还有  迎春花。\n" * i]
 
 
 @pytest.mark.parametrize("system", [None, "你是一位园丁。"])
@@ -51,7 +49,8 @@ def test_pieces_fit_and_lose_nothing(mixtral, length, system):
     assert [row["messages"] for row in again] == [piece["messages"] for piece in pieces]
 
 
-def test_a_single_exchange_is_never_cut(mixtral):
+def test_a_single_exchange_is_never_cut_and_no_rows_are_no_pieces(mixtral):
+    assert len(split(sources.table([]), mixtral, 100)) == 0
     row = conversation("0", "写一篇文章", "春天来了。" * 500)
     assert split(sources.table([row]), mixtral, 100).to_list() == [row]
 
@@ -62,7 +61,3 @@ def test_the_count_is_that_of_the_chat_template(mixtral):
         row = conversation("0", *TURNS, "<s> 和 </s>", "HTML 里有 </s>。", system=system)
         (sizes,) = exchange_tokens([row["messages"]], mixtral)
         assert 0 <= sum(sizes) - tokens(row["messages"], mixtral) <= slack
-
-
-def test_no_rows_are_no_pieces(mixtral):
-    assert len(split(sources.table([]), mixtral, 100)) == 0

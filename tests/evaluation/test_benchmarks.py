@@ -1,21 +1,16 @@
 """Released files to questions: bad rows are named, bad files an error; the hub; the bundled questions."""
 
 import csv
-import tomllib
 import zipfile
 from collections import Counter
-from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from aurora_lib.course import DATA
 from aurora_lib.evaluation import benchmarks, evaluate
 from aurora_lib.evaluation.benchmarks import TASKS, EvalError, load_questions, load_subjects
-from tests.evaluation.conftest import EXAMPLES
+from tests.evaluation.conftest import BUNDLED, EXAMPLES, GEOGRAPHY, cells
 
-BUNDLED = DATA / "benchmarks"
-GEOGRAPHY = "high_school_geography"  # a subject of all three
 ID_TO_ANSWER = "id,question,A,B,C,D,answer"
 HEADERS = {
     "ceval": dict(dev=f"{ID_TO_ANSWER},explanation", val=ID_TO_ANSWER, test="id,question,A,B,C,D"),
@@ -24,11 +19,7 @@ HEADERS = {
 }
 
 
-# ---- rows
-
-
-BAD_ROWS = tomllib.loads(Path(__file__).with_name("bad_rows.toml").read_text(encoding="utf-8"))
-BAD_ROWS |= {"1,问,甲,乙,丙,丁,B".encode("gb18030"): "broken encoding"}
+BAD_ROWS = EXAMPLES["bad_rows"] | {"1,问,甲,乙,丙,丁,B".encode("gb18030"): "broken encoding"}
 
 
 @pytest.mark.parametrize("row, reason", BAD_ROWS.items())
@@ -70,9 +61,6 @@ def test_cells_with_quotes_and_line_breaks_are_one_row(write_task):
     assert len(questions) == 2 and not skipped
 
 
-# ---- files and folders
-
-
 @pytest.mark.parametrize("task, split, root, message", EXAMPLES["nowhere"])
 def test_what_does_not_exist_is_one_sentence_with_a_remedy(task, split, root, message):
     with pytest.raises(EvalError, match=message):
@@ -101,12 +89,9 @@ def test_a_release_without_a_mapping_has_the_released_subjects(tmp_path):
     assert load_subjects("mmlu", tmp_path)["human_aging"]["name"] == "human aging"
 
 
-# ---- the hub, here a folder laid out as its repositories are: nothing is downloaded in these tests
-
-
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """Where a test puts what the hub would send; what is made of it goes to a cache of its own."""
+    """Where a test puts what the hub would send, laid out as there; what is made of it goes to a cache."""
     source, made = tmp_path / "snapshots" / "0123abc", tmp_path / "made"
     source.mkdir(parents=True)
     monkeypatch.setattr(benchmarks, "snapshot_download", lambda *args, **kwargs: str(source))
@@ -116,7 +101,7 @@ def hub(monkeypatch, tmp_path):
     benchmarks.download.cache_clear()
 
 
-def test_a_zip_from_the_hub_is_read_as_released(hub, cells):
+def test_a_zip_from_the_hub_is_read_as_released(hub):
     with zipfile.ZipFile(hub / "cmmlu_v1_0_1.zip", "w") as archive:
         for subject in benchmarks.released("cmmlu"):
             for split in ("dev", "test"):
@@ -128,7 +113,7 @@ def test_a_zip_from_the_hub_is_read_as_released(hub, cells):
     assert not list(hub.parent.parent.rglob("evil.csv"))
 
 
-def test_parquet_files_from_the_hub_become_the_released_rows(hub, cells):
+def test_parquet_files_from_the_hub_become_the_released_rows(hub):
     for subject in benchmarks.released("mmlu"):
         (hub / subject).mkdir()
         for split, ours in (("dev", "dev"), ("validation", "val"), ("test", "test")):
@@ -158,13 +143,12 @@ def test_without_a_network_the_hub_is_one_sentence_with_a_remedy(monkeypatch, tm
         load_subjects("mmlu", "hub")
 
 
-# ---- the bundled questions
-
-
 @pytest.mark.parametrize("task", TASKS)
-def test_bundled_files_have_the_released_layout(task):
-    subjects = load_subjects(task)
-    assert {entry["category"] for entry in subjects.values()} == set(evaluate.CATEGORIES)
+def test_bundled_files_have_the_released_layout_and_subjects_several_to_a_category(task):
+    subjects, released = load_subjects(task), benchmarks.released(task)
+    assert subjects == {subject: released[subject] for subject in subjects}
+    counts = Counter(entry["category"] for entry in subjects.values())
+    assert counts.keys() == set(evaluate.CATEGORIES) and min(counts.values()) >= 2
     for split, header in HEADERS[task].items():
         files = {benchmarks.file_name(task, subject, split) for subject in subjects}
         assert {f"{split}/{path.name}" for path in (BUNDLED / task / split).iterdir()} == files

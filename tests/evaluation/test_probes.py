@@ -8,10 +8,10 @@ import torch
 
 from aurora_lib.evaluation import perplexity, probes
 from tests.data.conversations import talk
-from tests.evaluation.conftest import EXAMPLES, foreseen
+from tests.evaluation.conftest import EXAMPLES, foreseen, random_model
 
 
-def test_batched_answers_equal_plain_greedy_decoding(random_model, tokenizer):
+def test_batched_answers_equal_plain_greedy_decoding(tokenizer):
     model, expected = random_model().train(), []
     model.config.output_router_logits = True
     prompts = ["Hello!", "法国的首都是哪里？", "Which continent is Peru in, and what is it known for?"]
@@ -74,7 +74,7 @@ def test_probes_split_into_held_out_and_others():
     assert all(item["held_out"] for item in held_out) and not any(item["held_out"] for item in others)
 
 
-def test_perplexity_equals_plain_forwards_over_the_answers_tokens(random_model, tokenizer):
+def test_perplexity_equals_plain_forwards_over_the_answers_tokens(tokenizer):
     model, ids, values = random_model(), tokenizer.encode, []
     talks = [talk("法国的首都？", "巴黎。"), talk("2+3?", "5", "And 3+4?", "It is 7.")]
     for messages in talks:
@@ -87,12 +87,10 @@ def test_perplexity_equals_plain_forwards_over_the_answers_tokens(random_model, 
     assert found == pytest.approx([math.exp(-fmean(values))] * 2, rel=1e-4)
 
 
-def test_long_conversations_are_cut_and_those_without_an_answer_count_nothing(random_model, tokenizer):
+def test_long_conversations_are_cut_and_those_without_an_answer_count_nothing(tokenizer):
     model, ids = random_model(context=40), tokenizer.encode
-    long, silent = talk("Hi", "word " * 100), talk("word " * 100, "Hi")
-    values = foreseen(
-        model, ids("<s>[INST] Hi [/INST] " + "word " * 100)[:40], len(ids("<s>[INST] Hi [/INST]"))
-    )
+    long, silent, asked = talk("Hi", "word " * 100), talk("word " * 100, "Hi"), "<s>[INST] Hi [/INST]"
+    values = foreseen(model, ids(f"{asked} {'word ' * 100}")[:40], len(ids(asked)))
     assert perplexity(model, tokenizer, [long, silent]) == pytest.approx(math.exp(-fmean(values)), rel=1e-4)
     with pytest.raises(ValueError, match=r"No conversation has an assistant token within .* 40 tokens"):
         perplexity(model, tokenizer, [silent])

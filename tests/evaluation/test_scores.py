@@ -2,7 +2,6 @@
 
 import random
 
-import matplotlib
 import pytest
 from scipy.stats import binomtest
 
@@ -75,7 +74,6 @@ def test_results_of_other_questions_cannot_be_paired(other):
 
 
 def test_plot_draws_the_chance_line_and_every_interval():
-    matplotlib.use("Agg")
     ax = plot({"base": {"STEM": Score(3, 10)}, "tuned": {"STEM": Score(7, 10)}})
     assert any(line.get_ydata()[0] == 0.25 for line in ax.lines)
     assert [bar.get_height() for bar in ax.patches if bar.get_height() in (0.3, 0.7)] == [0.3, 0.7]

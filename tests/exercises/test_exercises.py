@@ -16,7 +16,7 @@ from aurora_lib import exercises
 from aurora_lib.course import paper
 from aurora_lib.course.scale import ROOT
 from aurora_lib.evaluation.scores import paired
-from aurora_lib.exercises import EXERCISES, check, verdict
+from aurora_lib.exercises import EXERCISES, verdict
 from tools.build import solved
 
 NOTEBOOKS = ROOT / "notebooks"
@@ -117,15 +117,11 @@ def dpo(ratios, beta):
 
 
 EXAMPLES = tomllib.loads(Path(__file__).with_name("examples.toml").read_text(encoding="utf-8"))
+OTHER_FORMS = EXAMPLES.pop("right")
 # (exercise, wrong answer, a fragment of the message meant for it)
 WRONG = [
     *((id, answer, fragment) for id, wrong in EXAMPLES.items() for fragment, answer in wrong.items()),
     ("00.1", lambda: 0.2, "this is a function"),
-    ("00.2", {"gate", "q_proj", "v_proj"}, "router stays frozen"),
-    ("00.2", ["experts"], "experts stay frozen"),
-    ("00.2", {"q_proj", "k_proj", "v_proj"}, "and not k_proj"),
-    ("00.2", {"q_proj"}, "one is missing"),
-    ("00.2", "q_proj, v_proj", "set of strings"),
     ("01.1", block(keep=False), "divide by the sum"),
     ("01.1", block(ones=True), "by its weight"),
     ("01.1", block(swap=True), "SiLU is for the first half"),
@@ -150,9 +146,6 @@ WRONG = [
     ("02.3", filtered(longest=False, gone_too=False), "which of two texts"),
     ("02.3", filtered(longest=True, gone_too=True), "like one that *stays*"),
     ("02.3", lambda texts, alike: texts, "should stay, not ["),
-    ("02.4", (33, 4), "do not fit into 128"),
-    ("02.4", (12, 10), "more than one near duplicate in fifty"),
-    ("02.4", (31, 4), "one pair of strangers in twenty"),
     ("03.2", lambda gib, length: ANSWERS["03.2"](gib, length) + 1, "first batch that does not fit"),
     ("03.2", lambda gib, length: ANSWERS["03.2"](gib, 1024), "ignores `length`"),
     ("03.2", lambda gib, length: max(1, ANSWERS["03.2"](gib, length)), "return 0"),
@@ -187,33 +180,22 @@ WRONG = [
     ("04.3", lambda w, u: plus(w, u, torch.float16) != torch.tensor(w).half(), "0.02 + 5e-05 is the same"),
     ("04.3", lambda w, u: not ANSWERS["04.3"](w, u), "the other way round"),
     ("04.3", lambda weight, update: update > 1e-3, "0.0001 + 5e-05 is another number"),
-    ("05.1", 2.67, "from the middle to one end"),
-    ("05.1", 0.0534, "percentage points"),
-    ("05.1", 1.36, "one standard error"),
-    ("05.1", 5.45, "1.96 standard errors, not 2"),
     ("05.5", lambda number: ANSWERS["05.5"](1), "hand the number on"),
     ("05.2", lambda logits, ids, start: each(logits[1:], ids[:-1])[start - 1 :].sum(), "expected"),
-    (
-        "05.2",
-        lambda x, ids, start: x.log_softmax(-1)[range(start, len(ids)), ids[start:]].sum(),
-        "row before",
-    ),
+    ("05.2", lambda x, ids, at: x.log_softmax(-1)[range(at, len(ids)), ids[at:]].sum(), "row before"),
     ("05.2", lambda x, ids, start: x[range(start - 1, len(ids) - 1), ids[start:]].sum(), "log_softmax"),
     ("05.2", lambda x, ids, start: each(x, ids)[start - 1 :].mean(), "that is the mean"),
     ("05.3", lambda a, b: binomtest(sum(map(lt, a, b)), len(a)).pvalue, "leave them out"),
     ("05.3", lambda a, b: paired(a, b).p / 2, "one-sided"),
     ("05.3", lambda a, b: 0.5, "right only after"),
-    (
-        "05.4",
-        lambda words, before, gap: [words(c, add_special_tokens=False).input_ids[-1] for c in "ABCD"],
-        "'A'",
-    ),
+    ("05.4", lambda words, *_: [words(c, add_special_tokens=False).input_ids[-1] for c in "ABCD"], "'A'"),
     ("06.2", turns("[INST] {q} [/INST] {a}</s>"), "begins with <s>"),
     ("06.2", turns("<s>[INST] {q} [/INST] {a}</s>"), "before the first turn only"),
     ("06.2", lambda talk: "<s>" + turns("[INST] {q} [/INST] {a}</s> ")(talk), "no space between </s>"),
     ("06.2", lambda talk: "<s>" + turns("[INST] {q} [/INST] {a}")(talk), "ends with </s>"),
     ("06.2", lambda talk: "<s>" + "".join(f"[INST] {q} [/INST] {a}</s>" for q, a in talk), "is None"),
     ("06.2", lambda talk: ANSWERS["06.2"](talk) + " ", "not even a space"),
+    ("06.2", lambda talk: [1, 733, 16289], "one string"),
     ("06.2", lambda talk: [1, 733, 16289], "one string"),
     ("06.3", nucleus(renormalise=False), "sum to one again"),
     ("06.3", nucleus(more=-1), "one token too few"),
@@ -242,27 +224,20 @@ WRONG = [
 
 # the same answers in other reasonable forms
 RIGHT = [
+    *OTHER_FORMS,
     ("00.1", np.float32(35_333 / 176_678)),
     ("00.1", torch.tensor(0.2)),
     ("00.2", paper.LORA_TARGETS),
-    ("00.2", ["self_attn.v_proj", "self_attn.q_proj"]),
-    ("00.3", 66_255),
     ("01.1", block()),
-    ("01.2", 12_879_925_248),
     ("01.2", torch.tensor(12.88)),
-    ("01.3", 2),
     ("01.5", str.isdigit),
     ("02.1", lambda messages: names(messages) and ANSWERS["02.1"](messages) is not None),
-    ("02.2", 0.615),
     ("02.3", lambda texts, alike: sorted(ANSWERS["02.3"](texts, alike))),
-    ("02.4", [20, 5]),
-    ("03.1", 32.5),
     ("03.2", lambda gib, length: int(torch.tensor(ANSWERS["03.2"](gib, length)))),
     ("03.4", ANSWERS["03.4"].flip(0).tolist()),
     ("04.1", lambda ids, close, end: torch.tensor(learned(ids, close, end))),
     ("04.2", lambda rank, width, out: (torch.zeros(rank, width), torch.rand(out, rank).double())),
     ("04.3", lambda w, u: plus(w, u, torch.bfloat16) != torch.tensor(w).bfloat16()),
-    ("05.1", 5.34),
     ("05.2", lambda logits, ids, start: each(logits, ids)[start - 1 :].sum()),
     ("05.3", lambda before, after: paired(before, after).p),
     ("06.1", torch.tensor(13)),
@@ -311,38 +286,20 @@ def test_no_constant_passes_and_what_is_right_for_one_input_is_not_right_for_all
         assert verdict(id, lambda *args, constant=constant: constant)[0] == "wrong", constant
 
 
-@pytest.mark.parametrize("id", [id for id in EXERCISES if callable(ANSWERS[id])])
-def test_answer_that_raises_is_wrong_and_names_the_exception(id):
-    def broken(*args):
-        raise LookupError("no such expert")
-
-    kind, message = verdict(id, broken)
-    assert kind == "wrong" and "raised LookupError: no such expert" in message
-
-
 @pytest.mark.parametrize("id", EXERCISES)
-def test_no_answer_raises(id):
-    nothing, something = lambda *args: None, lambda *args: object()
-    for answer in (None, "?", -1, [], [[1]], object(), nothing, something, lambda: 0):
+def test_no_answer_raises_and_what_one_raised_is_named(id):
+    nothing, broken = lambda *args: None, lambda *args: {}["no such expert"]
+    for answer in (None, "?", -1, [], [[1]], object(), nothing, broken, lambda *args: object(), lambda: 0):
         kind, message = verdict(id, answer)
         assert kind == "wrong" and message.startswith(f"Exercise {id}: not yet. "), message
         assert answer is not nothing or "raised" not in message
+        assert answer is not broken or not callable(ANSWERS[id]) or "raised KeyError: 'no such" in message
 
 
 def test_blame_falls_on_the_answer_only_where_it_raised():
     assert "returned a float, which is not what is asked for" in verdict("05.4", lambda *args: 0.5)[1]
     assert "Is a `return` missing?" in verdict("05.4", lambda *args: None)[1]
     assert "A float is not what is asked for" in verdict("06.4", 0.5)[1]
-
-
-def test_check_prints_the_message(capsys):
-    check("05.1", 2.67)
-    assert "from the middle to one end" in capsys.readouterr().out
-
-
-def test_unknown_exercise_is_an_error():
-    with pytest.raises(KeyError):
-        verdict("99.9", 1)
 
 
 def solved_cells(answers=None):
@@ -365,7 +322,9 @@ def test_a_solved_notebook_holds_the_solution_of_every_exercise_and_no_stub():
 def test_a_solved_cell_raises_where_the_checker_is_not_content(capsys):
     right = solved_cells()["05.2"]
     exec(right, {"exercises": exercises})
+    exercises.check("05.1", 2.67)
     wrong = solved_cells({id: "def answer_logprob(*args):\n    return 0.5" for id in EXERCISES})["05.2"]
     with pytest.raises(AssertionError):
         exec(wrong, {"exercises": exercises})
-    assert "right! ✓" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "right! ✓" in said and "from the middle to one end" in said

@@ -24,14 +24,12 @@ EXPERTS = {"mixtral": ["w1", "w2", "w3"], "olmoe": ["gate_proj", "up_proj", "dow
 
 
 def unpacked(model):
-    """The same model in 32 bits, by stock transformers."""
+    """The same model in 32 bits, by stock transformers, with the very weights that it holds in 4 bits."""
     plain = AutoModelForCausalLM.from_config(deepcopy(model.config), dtype=torch.float32)
     plain.set_experts_implementation("eager")
     weights = {name: p for name, p in model.named_parameters() if ".lora_" not in name}
-    states = {name: getattr(p, "quant_state", None) for name, p in weights.items()}
-    plain.load_state_dict(
-        {name: dequantize_4bit(p.data, states[name]) if states[name] else p for name, p in weights.items()}
-    )
+    packed = {name: p for name, p in weights.items() if getattr(p, "quant_state", None)}
+    plain.load_state_dict(weights | {n: dequantize_4bit(p.data, p.quant_state) for n, p in packed.items()})
     return plain
 
 

@@ -94,9 +94,8 @@ def test_it_is_traced_tuned_examined_and_spoken_to(family, tmp_path):
     after = [evaluation.probes.perplexity(each, tokenizer, [TALK]) for each in (trainer.model, model)]
     assert after[0] == pytest.approx(after[1]) and after[0] < before
     session = chat.ChatSession(model, tokenizer, max_new_tokens=4)
-    assert [session.say("你好").strip()] == evaluation.probes.answers(
-        model, tokenizer, ["你好"], max_new_tokens=4
-    )
+    expected = evaluation.probes.answers(model, tokenizer, ["你好"], max_new_tokens=4)
+    assert [session.say("你好").strip()] == expected
     assert evaluation.probe(model, tokenizer, [PROBE], max_new_tokens=4, progress=False).rows
     for scoring in ("letter", "cloze"):
         settings = dict(subjects=["anatomy"], limit=2, shots=1, scoring=scoring)

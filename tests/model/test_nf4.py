@@ -6,17 +6,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-import bitsandbytes as bnb
 import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, get_peft_model
 from torch._subclasses import fake_tensor
 from transformers import AutoModelForCausalLM, MixtralConfig, OlmoeConfig, Qwen3MoeConfig
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
 from aurora_lib.course import machine
 from aurora_lib.model import load_model, memory, nf4, random_model
+from tests.model.test_expert_lora import unpacked
 
 SMALL = dict(vocab_size=64, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
 SMALL |= dict(intermediate_size=256)
@@ -26,11 +26,6 @@ FAMILIES = {
     "qwen3_moe": Qwen3MoeConfig(**SMALL, **FOUR, moe_intermediate_size=256, head_dim=16),
     "olmoe": OlmoeConfig(**SMALL, **FOUR),
 }
-
-
-def tune(model):
-    """The model with an adapter that already does something."""
-    return get_peft_model(model, LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False))
 
 
 def saved(family, folder):
@@ -52,17 +47,6 @@ def mixtral(tmp_path):
 
 def load(folder, **changes):
     return load_model(folder, **dict(dtype=torch.float32, device="cpu") | changes)
-
-
-def dequantized(folder, quantized):
-    """A plain model with the very weights that `quantized` holds in 4 bits."""
-    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, experts_implementation="eager")
-    target = dict(plain.named_parameters())
-    for name, parameter in quantized.named_parameters():
-        if isinstance(parameter, bnb.nn.Params4bit):
-            value = dequantize_4bit(parameter.data, parameter.quant_state)
-            target[name].data = value.view(target[name].shape).float()
-    return plain
 
 
 def tokens(*shape):
@@ -109,15 +93,14 @@ def test_a_stack_packed_piece_by_piece_is_bit_for_bit_that_of_bitsandbytes():
 def test_forward_equals_a_dequantized_reference(checkpoint, shape):
     quantized = load(checkpoint)
     with torch.no_grad():
-        models = quantized, dequantized(checkpoint, quantized)
-        ours, reference = (model(tokens(*shape)).logits for model in models)
+        ours, reference = (model(tokens(*shape)).logits for model in (quantized, unpacked(quantized)))
     torch.testing.assert_close(ours, reference, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("rows", [1, 40])
 def test_forward_in_bf16_is_within_two_percent(checkpoint, rows):
     quantized = load(checkpoint, dtype=torch.bfloat16)
-    reference = dequantized(checkpoint, quantized)
+    reference = unpacked(quantized)
     with torch.no_grad():
         hidden = reference.model.embed_tokens(tokens(1, rows))
         for ours, theirs in zip(quantized.model.layers, reference.model.layers, strict=True):
@@ -177,13 +160,16 @@ def test_one_product_waits_for_nothing_and_unpacks_one_stack_at_a_time(mixtral, 
     assert max(sizes) < tensors.peak < sum(sizes)
 
 
-def test_gradient_of_the_adapter_equals_the_reference(mixtral):
-    quantized = load(mixtral)
-    gradients = []
-    for model in (quantized, dequantized(mixtral, quantized)):
+def test_gradient_of_the_adapter_equals_the_reference_even_after_an_eval_forward(mixtral):
+    """The AVX512_BF16 trap: bitsandbytes would repack the linear layers in the first eval-mode forward."""
+    quantized, gradients = load(mixtral), []
+    lora = LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False)  # already does something
+    for model in (quantized, unpacked(quantized)):
         torch.manual_seed(3)
-        tuned = tune(model).train()
-        tuned(tokens(2, 9), labels=tokens(2, 9)).loss.backward()
+        tuned = get_peft_model(model, lora).eval()
+        with torch.no_grad():
+            tuned(tokens(1, 10))
+        tuned.train()(tokens(2, 9), labels=tokens(2, 9)).loss.backward()
         named = {name.replace(".base_layer", ""): p for name, p in tuned.named_parameters()}
         gradients.append({name: p.grad for name, p in named.items() if p.requires_grad})
     ours, reference = gradients
@@ -191,25 +177,6 @@ def test_gradient_of_the_adapter_equals_the_reference(mixtral):
     for name in ours:
         assert ours[name].norm() > 0
         torch.testing.assert_close(ours[name], reference[name], atol=1e-6, rtol=1e-3)
-
-
-def test_training_after_an_eval_forward_still_has_a_gradient(mixtral):
-    """The AVX512_BF16 trap: bitsandbytes would repack the linear layers in the first eval-mode forward."""
-    model = tune(load(mixtral)).eval()
-    with torch.no_grad():
-        model(tokens(1, 10))
-    model.train()(tokens(1, 10), labels=tokens(1, 10)).loss.backward()
-    assert all(p.grad.norm() > 0 for p in model.parameters() if p.requires_grad)
-
-
-def test_adapter_saves_and_loads_on_4_bit_and_on_16_bit_bases(mixtral, tmp_path):
-    tuned = tune(load(mixtral)).eval()
-    tuned.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
-    with torch.no_grad():
-        for base in (load(mixtral), dequantized(mixtral, load(mixtral))):
-            again = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
-            loaded, saved = (model(tokens(1, 10)).logits for model in (again, tuned))
-            torch.testing.assert_close(loaded, saved, atol=1e-5, rtol=1e-4)
 
 
 def test_stock_loading_still_leaves_the_experts_unquantized(mixtral):
@@ -231,17 +198,13 @@ def test_published_layout_in_several_shards_loads(mixtral, tmp_path):
 
 
 def test_a_random_model_is_built_as_a_loaded_one_and_repeats_with_its_seed(mixtral):
-    def drawn(seed):
-        return random_model(FAMILIES["mixtral"], dtype=torch.float32, device="cpu", seed=seed).eval()
-
-    first, again, other = (drawn(seed) for seed in (0, 0, 1))
-
-    def kinds(model):
-        return {name: (type(p), p.dtype, p.shape) for name, p in model.named_parameters()}
-
-    assert kinds(first) == kinds(load(mixtral))
+    how = dict(dtype=torch.float32, device="cpu")
+    drawn = [random_model(FAMILIES["mixtral"], seed=seed, **how).eval() for seed in (0, 0, 1)]
+    both = [dict(model.named_parameters()) for model in (drawn[0], load(mixtral))]
+    kinds = [{name: (type(p), p.dtype, p.shape) for name, p in parameters.items()} for parameters in both]
+    assert kinds[0] == kinds[1]
     with torch.no_grad():
-        logits, same, different = (model(tokens(1, 10)).logits for model in (first, again, other))
+        logits, same, different = (model(tokens(1, 10)).logits for model in drawn)
     assert logits.isfinite().all() and logits.std() > 0
     assert torch.equal(logits, same) and not torch.equal(logits, different)
 

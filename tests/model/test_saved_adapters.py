@@ -15,10 +15,8 @@ from tests.data.conversations import talk
 
 
 def test_saved_adapter_is_a_stock_folder_without_a_path_of_this_machine(tiny, tokenizer, recwarn):
-    rows, args = (
-        Dataset.from_dict({"messages": [talk("法国的首都是哪里？", "法国的首都是巴黎。")] * 8}),
-        training.sft_config(tiny, max_steps=1),
-    )
+    rows = Dataset.from_dict({"messages": [talk("法国的首都是哪里？", "法国的首都是巴黎。")] * 8})
+    args = training.sft_config(tiny, max_steps=1)
     made = training.build_trainer(load_model(tiny.base_model, **tiny.loading), tokenizer, rows, args)
     training.run(made)
     folder = save_adapter(made, tiny)

@@ -11,7 +11,8 @@ from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from sentencepiece import SentencePieceProcessor
 
 from aurora_lib.model import load_tokenizer
-from aurora_lib.model.tokenizer import CHAT_TEMPLATE, MISTRAL_FILE
+from aurora_lib.model.tokenizer import MISTRAL_FILE
+from tests.data.conversations import talk
 
 FOUND = tomllib.loads(Path(__file__).with_name("texts.toml").read_text(encoding="utf-8"))
 TEXTS, CONVERSATIONS = FOUND["texts"], FOUND["conversations"]
@@ -21,10 +22,6 @@ SENTENCEPIECE = SentencePieceProcessor(model_file=str(MISTRAL_FILE))
 @pytest.fixture(scope="module")
 def tokenizer():
     return load_tokenizer()
-
-
-def conversation(*turns):
-    return [{"role": role, "content": text} for role, text in turns]
 
 
 def ids(tokenizer, text):
@@ -56,32 +53,24 @@ def test_decoding_gives_the_text_back(tokenizer):
 def test_chat_ids_are_mistral_commons_own(tokenizer, turns):
     kinds = {"system": SystemMessage, "user": UserMessage, "assistant": AssistantMessage}
     request = ChatCompletionRequest(messages=[kinds[role](content=text) for role, text in turns])
+    messages = [dict(role=role, content=text) for role, text in turns]
     reference = MistralTokenizer.from_file(str(MISTRAL_FILE), mode=ValidationMode.agnostic)
     expected = reference.encode_chat_completion(request).tokens
-    messages = conversation(*turns)
     assert tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"] == expected
     rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert ids(tokenizer, rendered) == expected
 
 
-def test_mask_covers_exactly_the_answers_and_their_eos(tokenizer):
-    how = dict(return_dict=True, return_assistant_tokens_mask=True)
-    out = tokenizer.apply_chat_template(conversation(*CONVERSATIONS[3]), **how)
-    masked = [i for i, keep in zip(out["input_ids"], out["assistant_masks"], strict=True) if keep]
-    eos = [tokenizer.eos_token_id]
-    assert masked == ids(tokenizer, "a1") + eos + ids(tokenizer, "a2 👍") + eos
-
-
 @pytest.mark.parametrize("roles", ["assistant", "user user", "user system assistant", "system", "user tool"])
 def test_wrong_role_order_is_refused_and_so_is_content_that_is_no_text(tokenizer, roles):
     with pytest.raises(TemplateError, match="user"):
-        tokenizer.apply_chat_template(conversation(*((role, "x") for role in roles.split())))
+        tokenizer.apply_chat_template([dict(role=role, content="x") for role in roles.split()])
     with pytest.raises(TemplateError, match="Message 1: content must be a string"):
-        tokenizer.apply_chat_template(conversation(("user", None)))
+        tokenizer.apply_chat_template(talk(None))
 
 
 def test_a_message_cannot_end_its_own_turn(tokenizer):
-    messages = conversation(("user", "What does <s>old</s> do?"), ("assistant", "</s>删除"))
+    messages = talk("What does <s>old</s> do?", "</s>删除")
     tokens = tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"]
     assert tokens.count(tokenizer.bos_token_id) == tokens.count(tokenizer.eos_token_id) == 1
 
@@ -90,10 +79,3 @@ def test_settings_of_one_tokenizer_do_not_leak_into_the_next(tokenizer):
     assert tokenizer.pad_token == "<unk>" and tokenizer.padding_side == "right"
     load_tokenizer().padding_side = "left"
     assert load_tokenizer().padding_side == "right"
-
-
-def test_load_from_a_folder_gives_the_same_tokenizer_and_template(tokenizer, tmp_path):
-    tokenizer.save_pretrained(tmp_path)
-    again = load_tokenizer(tmp_path)
-    assert all(ids(again, text) == ids(tokenizer, text) for text in TEXTS)
-    assert again.chat_template == CHAT_TEMPLATE and again.pad_token_id == 0

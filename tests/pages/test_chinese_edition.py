@@ -102,9 +102,8 @@ def test_typography_is_that_of_chinese(stem):
         assert not [inner.content for inner in tokens if inner.type == "text" and "**" in inner.content], cell
 
 
-@pytest.fixture
-def small(tmp_path, monkeypatch):
-    """Writes a notebook of the given Markdown cells, each before code; one, two, three are translated."""
+def test_changed_new_and_removed_cells_are_named_with_their_older_translation(tmp_path, monkeypatch):
+    """In a notebook of Markdown cells, each before code; one, two, three are translated."""
     monkeypatch.setattr(chinese, "NOTEBOOKS", tmp_path)
     monkeypatch.setattr(chinese, "ZH", tmp_path)
     (tmp_path / "text").mkdir()
@@ -112,14 +111,10 @@ def small(tmp_path, monkeypatch):
     blocks = [f"<!-- en {chinese.cell_hash(en)} -->\n{zh}\n" for en, zh in pairs]
     (tmp_path / "text" / "08_small.md").write_text("\n".join(blocks), encoding="utf-8")
 
-    def write(cells):
+    def write(cells):  # of the English notebook
         text = "\n\n".join(f"# %% [markdown]\n# {cell}\n\n# %%\n1 + 1" for cell in cells.split(" / "))
         (tmp_path / "text" / "08_small.py").write_text(text + "\n", encoding="utf-8")
 
-    return write
-
-
-def test_changed_new_and_removed_cells_are_named_with_their_older_translation(small):
     for now, gaps in {
         "one / two / three": [],
         "one / two, edited / three": [("08-02", "two, edited", "二")],
@@ -127,9 +122,9 @@ def test_changed_new_and_removed_cells_are_named_with_their_older_translation(sm
         "one / three": [(None, None, "二")],
         "three / two / one": [],  # cells that only moved keep their translations
     }.items():
-        small(now)
+        write(now)
         assert [(gap.cell, gap.english, gap.older) for gap in chinese.gaps("08_small")] == gaps, now
-    small("one / two, edited / three")
+    write("one / two, edited / three")
     with pytest.raises(ValueError, match="08-02 is translated from an older text: two, edited"):
         chinese.build("08_small")
 

@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
-from tools.pages import environments
+from tools.pages import environments, readme
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHONS = SpecifierSet(environments.project()["requires-python"])
@@ -89,10 +89,10 @@ def test_binder_starts_what_it_is_asked_to_at_tiny():
     assert subprocess.check_output(command, text=True) == "tiny ['a b', '*']\n"
 
 
-def test_tables_of_places_in_the_readmes_are_current():
-    for name in ("README.md", "README.zh.md"):
+def test_tables_of_records_and_of_places_in_the_readmes_are_current():
+    for name in readme.WORDS:
         text = (ROOT / name).read_text(encoding="utf-8")
-        assert text == environments.filled(name), name
+        assert text == environments.filled(name) == readme.filled(name), name
         assert "mybinder.org" in text and "colab.research.google.com" in text, name
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from aurora_lib.course import paper
 from aurora_lib.course.scale import ROOT
-from tools.pages import comparison, environments, readme
+from tools.pages import comparison, environments
 
 
 @pytest.fixture(scope="module")
@@ -26,11 +26,6 @@ def test_every_direct_dependency_is_pinned_and_installed_at_its_pin():
     for requirement in project["dependencies"] + project["optional-dependencies"]["dev"]:
         name = re.split(r"[><=]", requirement)[0]
         assert version(name).split("+")[0] == environments.pins()[name.lower()], name
-
-
-def test_tables_of_the_readmes_are_those_of_the_records():
-    for name in readme.WORDS:
-        assert (ROOT / name).read_text(encoding="utf-8") == readme.filled(name), name
 
 
 def test_page_of_the_papers_numbers_is_current_and_holds_them_all():

@@ -1,6 +1,5 @@
 """A record of an H100 becomes notebook 03's measured bars and timeline, and nobody edits a text."""
 
-import matplotlib
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
@@ -9,7 +8,6 @@ from aurora_lib.course import results
 from aurora_lib.course.scale import ROOT
 from tools.build import notebooks
 
-matplotlib.use("Agg")
 CELLS = ("MIXTRAL = ", "GIB = 2**30", "explained = {", "colours = ", "rows = {}", "steps = {")
 SFT = dict(seconds=[0, 1], used=[22.8, 24.1], reserved=[22.9, 25.0], marks=[])
 

@@ -31,11 +31,10 @@ def test_template_block_writes_one_that_plain_jinja_renders_alike(tokenizer, tmp
     monkeypatch.chdir(tmp_path)
     exec(blocks("python")[1], {})
     source = (tmp_path / "aurora.jinja").read_text(encoding="utf-8")
-    roles = ("system", "user", "assistant", "user")
-    talk = [{"role": role, "content": f"{role} 你好"} for role in roles]
+    told = [dict(role=role, content=f"{role} 你好") for role in ("system", "user", "assistant", "user")]
     template = jinja2.sandbox.ImmutableSandboxedEnvironment().from_string(source)
-    plain = template.render(messages=talk, bos_token="<s>", eos_token="</s>", add_generation_prompt=True)
-    assert plain == tokenizer.apply_chat_template(talk, tokenize=False) and plain.count("[INST]") == 2
+    plain = template.render(messages=told, bos_token="<s>", eos_token="</s>", add_generation_prompt=True)
+    assert plain == tokenizer.apply_chat_template(told, tokenize=False) and plain.count("[INST]") == 2
 
 
 def test_modelfile_asks_in_the_models_format(tokenizer):
@@ -45,8 +44,8 @@ def test_modelfile_asks_in_the_models_format(tokenizer):
         text = re.sub(condition, r"\1" if system else "", template, flags=re.S)
         text = text.replace("{{ .System }}", system).replace("{{ .Prompt }}", QUESTION)
         asked, _ = text.split("{{ .Response }}")  # what follows is left out while the model answers
-        talk = [{"role": "system", "content": system}, {"role": "user", "content": QUESTION}]
-        assert "<s>" + asked == tokenizer.apply_chat_template(talk[not system :], tokenize=False)
+        told = [dict(role="system", content=system), dict(role="user", content=QUESTION)]
+        assert "<s>" + asked == tokenizer.apply_chat_template(told[not system :], tokenize=False)
 
 
 def test_commands_name_the_courses_base_rank_and_files():
@@ -55,9 +54,6 @@ def test_commands_name_the_courses_base_rank_and_files():
     assert f"--max-lora-rank {TRAINING['LoRA rank'].value} " in shell
     assert f"python -m {gradio_page.__name__}" in shell
     assert sum("not tried here" in line for line in PAGE.splitlines() if line.startswith("#")) == 2
-
-
-# the page in the browser
 
 
 def test_gradio_page_streams_what_a_session_says(model, tokenizer):

@@ -9,7 +9,6 @@ import pytest
 from aurora_lib import routing
 from aurora_lib.routing import baselines, explorer
 from tests import lab
-from tests.chat.test_browser import CONTRASTS
 from tests.routing.made import CONFIGS, WithoutAdapter, build
 
 TEXTS = ["法国的首都？龘", "Who wrote Hamlet?", "</script><i>x</i><img src=x onerror=hacked=1>"]
@@ -121,5 +120,5 @@ def test_a_reader_in_jupyterlab_and_one_without_a_kernel_use_it_by_keyboard(mode
         for theme in ("light", "dark"):
             features = [{"name": "prefers-color-scheme", "value": theme}]
             page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-            texts = page.run(CONTRASTS, "p:not(:empty), th, td, label, select, td span")
+            texts = page.run(lab.CONTRASTS, "p:not(:empty), th, td, label, select, td span")
             assert len(texts) > 50 and [text for text in texts if text[1] < 4.5] == []

@@ -10,8 +10,6 @@ import torch
 from aurora_lib.routing import pictures, statistics
 from tests.routing.made import clustered
 
-plt.switch_backend("Agg")
-
 
 def test_a_load_is_shown_in_numbers():
     axes = pictures.plot_load(torch.tensor([[0.1, 0.9], [0.5, 0.5]]))
@@ -38,8 +36,7 @@ def test_a_film_moves_and_rests_on_its_last_frame():
     axes.set(xlim=(0, 1), ylim=(0, 1))
     made = pictures.film(figure, lambda part: curve.set_data([0, part], [0, part]), frames=4)
     with PIL.Image.open(io.BytesIO(made.data)) as shots:
-        assert (
-            shots.n_frames == 5 and shots.info["loop"] == 1
-        )  # the picture for where nothing moves, four frames
+        # the picture for where nothing moves, and four frames
+        assert shots.n_frames == 5 and shots.info["loop"] == 1
         seen = [shots.convert("L").tobytes() for frame in range(5) if not shots.seek(frame)]
     assert seen[0] == seen[4] and len(set(seen)) == 4

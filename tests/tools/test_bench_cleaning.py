@@ -24,17 +24,6 @@ def corpus(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def planted(corpus):
-    return [json.loads(line) for line in (corpus / "planted.jsonl").open(encoding="utf-8")]
-
-
-@pytest.fixture(scope="module")
-def texts(corpus):
-    rows = sources.read(corpus).conversations
-    return {row["id"]: [message["content"] for message in row["messages"]] for row in rows}
-
-
 def test_a_corpus_has_the_released_layouts_and_is_the_same_every_time(corpus, tmp_path):
     released = {file: rows for file, rows, *_ in bench_corpus.LAYOUTS.values()}
     assert list(released.values()) == [51_461, 48_818, 41_066 + 35_333]  # the paper's 176,678 rows
@@ -46,7 +35,10 @@ def test_a_corpus_has_the_released_layouts_and_is_the_same_every_time(corpus, tm
         assert (corpus / file).read_bytes() == (tmp_path / file).read_bytes()
 
 
-def test_planted_copies_are_what_the_manifest_says(planted, texts):
+def test_planted_copies_are_what_the_manifest_says(corpus):
+    planted = [json.loads(line) for line in (corpus / "planted.jsonl").open(encoding="utf-8")]
+    rows = sources.read(corpus).conversations
+    texts = {row["id"]: [message["content"] for message in row["messages"]] for row in rows}
     assert Counter(pair["kind"] for pair in planted) == {"exact": 30, "near": 60}
     for pair in planted:
         copy, original = (texts[bench_corpus.identity(*pair[side])] for side in ("copy", "original"))

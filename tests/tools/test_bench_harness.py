@@ -13,10 +13,9 @@ from aurora_lib.model import load_model
 from tools.bench import harness
 
 
-@pytest.mark.parametrize(
-    "task, prompt, shuffle", [("mmlu", "chat", 3), ("mmlu", "plain", 0), ("cmmlu", "plain", 3)]
-)
-def test_the_task_holds_every_scored_question_as_it_was_asked(tokenizer, tmp_path, task, prompt, shuffle):
+@pytest.mark.parametrize("of", [("mmlu", "chat", 3), ("mmlu", "plain", 0), ("cmmlu", "plain", 3)])
+def test_the_task_holds_every_scored_question_as_it_was_asked(tokenizer, tmp_path, of):
+    task, prompt, shuffle = of
     model = load_model(DATA / "tiny", dtype=torch.float32)
     model.config.max_position_embeddings = 190  # some questions lose examples
     result = multiple_choice(model, tokenizer, task, prompt=prompt, shuffle=shuffle, limit=2)

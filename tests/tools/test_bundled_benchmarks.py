@@ -5,13 +5,11 @@ from collections import Counter, defaultdict
 
 import pytest
 
-from aurora_lib.course import DATA
-from aurora_lib.evaluation import benchmarks
 from aurora_lib.evaluation.benchmarks import TASKS, load_questions, load_subjects
+from tests.evaluation.conftest import BUNDLED
 from tools.build import benchmarks as build_benchmarks
 from tools.build import exams, lessons, world
 
-BUNDLED = DATA / "benchmarks"
 FACTS = [{question: fact for fact in world.facts() for question in fact.ask[side]} for side in (0, 1)]
 
 
@@ -42,14 +40,6 @@ def test_bundled_questions_are_right_balanced_and_enough(task):
     examples, scored = seen.values()
     held_out = {fact.id for fact in world.facts() if fact.held_out}
     assert not examples & (scored | held_out) and len(scored & held_out) > 30
-
-
-def test_subjects_are_the_released_ones_several_to_a_category():
-    for task in TASKS:
-        subjects, released = load_subjects(task), benchmarks.released(task)
-        assert subjects == {subject: released[subject] for subject in subjects}
-        counts = Counter(of["category"] for of in subjects.values())
-        assert len(counts) == 4 and min(counts.values()) >= 2
 
 
 def test_no_fact_and_no_question_is_in_two_benchmarks_or_in_a_drill():

@@ -1,7 +1,6 @@
 """Full-size training steps, counted on the meta device beside `memory.predict` and the committed record."""
 
 import pytest
-import torch
 
 from aurora_lib.course import results
 from aurora_lib.course.machine import GIB
@@ -40,6 +39,7 @@ def test_varied_lengths_reserve_what_is_recorded_and_scores_are_in_32_bits_only_
     assert count.Allocator().play(seen.events) / GIB == pytest.approx(recorded, abs=0.05)
     scores = 2 * memory.MIXTRAL_8X7B.num_attention_heads * 1024**2
     with count.Storages() as seen:
+        assert count.empty(100).is_meta and seen.events[0] == (1, 512), "rounded up as on CUDA"
         layer = count.Attention(memory.MIXTRAL_8X7B, eager=True, double_quant=True)
         shared = count.empty(2, 1, 1024, 1024), count.empty(1024, 128), count.empty(1024, 128)
         layer(count.empty(2, 1024, 4096).requires_grad_(), *shared)
@@ -60,33 +60,21 @@ def test_inference_and_the_other_settings_are_predicted_too():
             assert predicted == pytest.approx(counted, rel=0.02), (what, batch)
 
 
-def test_storages_are_counted_while_they_live_and_rounded_as_on_cuda():
-    with count.Storages() as seen:
-        one = torch.empty(100, device="meta")  # 400 bytes
-        view, two = one[:50], one + 1
-        assert seen.now == 2 * 512
-        del one, two
-        assert seen.now == 512
-        del view
-    assert seen.now == 0 and seen.peak == 1024
-    assert [size for _, size in seen.events] == [512] * 4
+RESERVED = [
+    ([(1, 512), (2, MIB)], 2 * MIB),  # small ones share a segment of 2 MiB
+    ([(1, 3 * MIB), (2, 9 * MIB)], 20 * MIB),  # middling ones one of 20 MiB
+    ([(1, 30 * MIB + 512)], 32 * MIB),  # a large one has its own, in steps of 2 MiB
+    ([(1, 32 * MIB), (-1, 32 * MIB), (2, 20 * MIB), (3, 12 * MIB)], 32 * MIB),  # split and used again
+    ([(1, 32 * MIB), (2, 40 * MIB), (-2, 0), (-1, 0), (3, 30 * MIB), (4, 40 * MIB)], 72 * MIB),
+    ([(1, 12 * MIB), (2, 12 * MIB), (-1, 0), (-2, 0), (3, 24 * MIB)], 48 * MIB),  # segments do not merge
+    ([(1, 10 * MIB)], 10 * MIB),  # from 10 MiB on, its own
+    ([(1, MIB), (2, MIB + 512)], 22 * MIB),  # 1 MiB is small, and a little more is not
+    ([(1, 32 * MIB), (-1, 0), (2, 31 * MIB), (3, MIB + 512)], 52 * MIB),  # a rest of 1 MiB is not split
+    ([(1, 32 * MIB), (-1, 0), (2, 512)], 34 * MIB),  # a large block serves no small request
+    ([(1, 64 * MIB), (-1, 0), (2, 32 * MIB), (3, 32 * MIB), (-2, 0), (-3, 0), (4, 64 * MIB)], 64 * MIB),
+]
 
 
-@pytest.mark.parametrize(
-    "events, reserved",
-    [
-        ([(1, 512), (2, MIB)], 2 * MIB),  # small ones share a segment of 2 MiB
-        ([(1, 3 * MIB), (2, 9 * MIB)], 20 * MIB),  # middling ones one of 20 MiB
-        ([(1, 30 * MIB + 512)], 32 * MIB),  # a large one has its own, in steps of 2 MiB
-        ([(1, 32 * MIB), (-1, 32 * MIB), (2, 20 * MIB), (3, 12 * MIB)], 32 * MIB),  # split and used again
-        ([(1, 32 * MIB), (2, 40 * MIB), (-2, 0), (-1, 0), (3, 30 * MIB), (4, 40 * MIB)], 72 * MIB),
-        ([(1, 12 * MIB), (2, 12 * MIB), (-1, 0), (-2, 0), (3, 24 * MIB)], 48 * MIB),  # segments do not merge
-        ([(1, 10 * MIB)], 10 * MIB),  # from 10 MiB on, its own
-        ([(1, MIB), (2, MIB + 512)], 22 * MIB),  # 1 MiB is small, and a little more is not
-        ([(1, 32 * MIB), (-1, 0), (2, 31 * MIB), (3, MIB + 512)], 52 * MIB),  # a rest of 1 MiB is not split
-        ([(1, 32 * MIB), (-1, 0), (2, 512)], 34 * MIB),  # a large block serves no small request
-        ([(1, 64 * MIB), (-1, 0), (2, 32 * MIB), (3, 32 * MIB), (-2, 0), (-3, 0), (4, 64 * MIB)], 64 * MIB),
-    ],
-)
+@pytest.mark.parametrize("events, reserved", RESERVED)
 def test_the_allocator_reserves_as_pytorchs_does(events, reserved):
     assert count.Allocator().play(events) == reserved

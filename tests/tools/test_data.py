@@ -86,12 +86,6 @@ def test_rows_add_up_and_have_the_papers_proportions(loaded, kept):
     assert english / len(kept) == pytest.approx(0.09, abs=0.01)
 
 
-def test_every_answer_stands_in_its_sentence_in_both_languages():
-    for fact in world.facts():
-        for answer, sentence in zip(fact.answer, fact.say, strict=True):
-            assert answer.lower() in sentence.lower(), fact.id
-
-
 def test_sums_have_the_right_key_in_both_languages():
     steps = dict(plus="{} + {}", times="{} * {}", shelf="({} + {}) / 2", tickets="{0} * {1} + 2 * {0} / 2")
     for item in load_probes(file="sums.jsonl"):

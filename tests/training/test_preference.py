@@ -108,7 +108,6 @@ def test_a_resumed_run_ends_with_the_same_adapter_and_saves_a_stock_folder(run, 
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     again.model.delete_adapter("ref")
     folder = save_adapter(again, tiny, tiny.runs / "preference_adapter")
-    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == "tiny"
     assert "preference pairs (DPO)" in (folder / "README.md").read_text()
     loaded = load_adapter(load_model(tiny.base_model, **tiny.loading), folder)
     assert all(torch.equal(p, theirs[name]) for name, p in loaded.named_parameters() if "lora_" in name)

@@ -15,7 +15,7 @@ from aurora_lib.training import recipe
 from tests.data.conversations import dataset, talk
 from tests.model.test_files import FIELD
 
-TWO_ROUNDS = talk("你好", "你好！有什么可以帮你的吗？", "谢谢！", "不客气。")
+TWO_ROUNDS = talk("你好", "你好！有什么可以帮你的吗？", "谢谢！", "不客气 👍")
 
 
 def test_settings_are_the_papers(tmp_path):

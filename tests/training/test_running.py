@@ -109,9 +109,7 @@ def rates(made):
     return [entry["learning_rate"] for entry in made.state.log_history if "learning_rate" in entry]
 
 
-def test_the_cosine_ends_with_the_minutes_and_all_is_as_if_so_many_steps_had_been_asked(
-    tiny, build, monkeypatch, capsys
-):
+def test_the_cosine_ends_with_the_minutes_as_if_so_many_steps_were_asked(tiny, build, monkeypatch, capsys):
     made = build(tiny, max_steps=200, save_steps=1000)
     made.add_callback(clock := pretend_seconds(monkeypatch))
     monkeypatch.setattr(callbacks, "probe", clock.look)
@@ -129,9 +127,7 @@ def test_the_cosine_ends_with_the_minutes_and_all_is_as_if_so_many_steps_had_bee
 
 
 @pytest.mark.parametrize(("minutes", "steps"), [(1.5, 45), (0.1, 25)])
-def test_killed_it_goes_on_within_other_minutes_and_says_how(
-    tiny, build, monkeypatch, capsys, minutes, steps
-):
+def test_killed_it_goes_on_within_other_minutes(tiny, build, monkeypatch, capsys, minutes, steps):
     made = build(tiny, max_steps=200, save_steps=5)
     made.add_callback(clock := pretend_seconds(monkeypatch))
     made.add_callback(At(16, lambda: (_ for _ in ()).throw(KeyboardInterrupt)))

@@ -35,16 +35,16 @@ def test_it_trains_as_asked_and_keeps_the_adapter_that_was_there(tiny, tmp_path,
     assert len(list(tmp_path.glob("mine-before-*/adapter_model.safetensors"))) == 1
 
 
-@pytest.mark.parametrize(
-    ("options", "environment", "code", "said"),
-    [
-        (["--epochs", "0"], {}, 2, "must be above 0"),
-        (["--batch", "many"], {}, 2, "invalid int value"),
-        (["--out", "."], {}, 2, "holds no adapter. Name a new folder"),
-        ([], {"AURORA_SCALE": "huge"}, 1, "AURORA_SCALE='huge' does not exist"),
-        ([], {"AURORA_DATA": "/nowhere"}, 1, "/nowhere"),
-    ],
-)
+REFUSED = [
+    (["--epochs", "0"], {}, 2, "must be above 0"),
+    (["--batch", "many"], {}, 2, "invalid int value"),
+    (["--out", "."], {}, 2, "holds no adapter. Name a new folder"),
+    ([], {"AURORA_SCALE": "huge"}, 1, "AURORA_SCALE='huge' does not exist"),
+    ([], {"AURORA_DATA": "/nowhere"}, 1, "/nowhere"),
+]
+
+
+@pytest.mark.parametrize(("options", "environment", "code", "said"), REFUSED)
 def test_it_ends_in_a_sentence_where_it_cannot_go_on(command, capsys, options, environment, code, said):
     with pytest.raises(SystemExit) as ended:
         command(*options, **environment)
