@@ -37,8 +37,7 @@ async function copy(text, pressed, say) {
 function turn(say, { role, said }, state = "whole") {
   const bubbles = said.map(([speaker, content]) => {
     const text = element("div", { class: "aurora-chat-text", dir: "auto" }, content || "…");
-    const press = (pressed) => copy(text, pressed, say);
-    const copying = button("copy", say("Copy"), press, `${say("Copy")}: ${speaker}`);
+    const copying = button("copy", say("Copy"), (it) => copy(text, it, say), `${say("Copy")}: ${speaker}`);
     const head = element("div", { class: "aurora-chat-head" }, element("b", {}, speaker), copying);
     return element("div", { class: `aurora-chat-bubble aurora-chat-${role}` }, head, text);
   });
@@ -48,9 +47,9 @@ function turn(say, { role, said }, state = "whole") {
 function render({ model, el }) {
   const send = (action, rest = {}) => model.send({ action, ...rest });
   const say = (text) => model.get("words")?.[text] ?? text;
-  const named = (name, rest) => ({ class: `aurora-chat-${name}`, dir: "auto", ...rest });
-  const log = element("div", named("log", { role: "log", "aria-label": say("Chat"), tabindex: 0 }));
-  const entry = element("textarea", named("entry", { rows: 2, "aria-label": say("Message") }));
+  const log = element("div", { class: "aurora-chat-log", role: "log", "aria-label": say("Chat"), tabindex: 0 });
+  const entry = element("textarea", { class: "aurora-chat-entry", rows: 2, dir: "auto" });
+  entry.ariaLabel = say("Message");
   entry.placeholder = say("你好 / Hello   (Enter sends, Shift+Enter breaks the line)");
   const buttons = { ask: "Send", stop: "Stop", regenerate: "Regenerate", reset: "New conversation" };
   const press = (action, rest) => () => {

@@ -80,17 +80,14 @@ class Comparison(list):
 def _lines(row: dict) -> list[list[tuple[str, str]]]:
     """Prompt, answers side by side, and what is to be said of them, as `table` takes them."""
     lines = [[(row["kind"], row["source"])]] if "kind" in row else []
-    if "system" in row:
-        lines.append([("System", row["system"])])
+    lines += [[("System", row["system"])]] if "system" in row else []
     for text, *pair in zip_longest(row["prompts"], *(row[name]["answers"] for name in MODELS), fillvalue=""):
         lines += [[("You", text)], list(zip(MODELS, pair, strict=True))]
     judged = {None: "", True: " · names the reference", False: " · does not name the reference"}
     lines.append([("measured", row[name]["language"] + judged[row[name]["right"]]) for name in MODELS])
     if "reference" in row:
         lines.append([("A right answer names", "; ".join(row["reference"]).replace("|", " or "))])
-    if "paper" in row:
-        lines.append([("In the paper", row["paper"])])
-    return lines
+    return lines + ([[("In the paper", row["paper"])]] if "paper" in row else [])
 
 
 def table(lines: list[list[tuple[str, str]]]) -> str:

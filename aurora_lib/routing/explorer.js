@@ -54,11 +54,10 @@ function explore(el, texts, data, ask, typed) {
     if (focused) [nearest(place).tabIndex, cell.tabIndex, place] = [-1, 0, [row, column]];
     const character = data.runs.flatMap(([shown, size]) => Array(size).fill(shown))[column];
     const token = data.tokens[column] + (character && say(" (a byte of $1)", character));
-    const [layer, of] = [data.layers[row], data.tokens.length];
-    const said = [say("Layer $1, token $2 of $3: ", layer, column + 1, of) + token];
+    const said = [say("Layer $1, token $2 of $3: ", data.layers[row], column + 1, data.tokens.length) + token];
     for (const { name, cells } of viewed()) {
-      const experts = cells[row][column].map(([e, weight]) => say("expert $1 $2%", e, weight.toFixed(1)));
-      said.push(`${name}: ${experts.join(", ")}`);
+      const expert = ([e, weight]) => say("expert $1 $2%", e, weight.toFixed(1));
+      said.push(`${name}: ${cells[row][column].map(expert).join(", ")}`);
     }
     if (viewed()[1]) said.push(say(cell.className ? "≠ moved" : "= the same experts"));
     details.textContent = said.join(" · ");
@@ -84,8 +83,8 @@ function explore(el, texts, data, ask, typed) {
     const head = data.runs.some(([shown]) => shown) ? [bytes, tokens] : [tokens];
     const body = data.layers.map((layer, i) => tr(th("row", say("layer $1", layer)), ...cells[i]));
     table.replaceChildren(element("thead", {}, ...head), element("tbody", {}, ...body));
-    const chosen = ["$1: the strongest of $2 experts, and weights. ▁ is a space.", own.name, data.styles.length];
-    summary.textContent = other ? say("$1 −: lost, +: gained.", other.moved) : say(...chosen);
+    const of = ["$1: the strongest of $2 experts, and weights. ▁ is a space.", own.name, data.styles.length];
+    summary.textContent = other ? say("$1 −: lost, +: gained.", other.moved) : say(...of);
     summary.append(say(" Point at a cell, or move with the arrow keys, for all its numbers."));
     point(nearest(place), true);
   }

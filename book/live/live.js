@@ -9,7 +9,7 @@
       question: "Ask a question of your own",
       size: (megabytes) => `loads the model, ${megabytes} MB, which then runs in this browser`,
       loading: (percent) => `Loading: ${percent} %`,
-      about: "A very small model. It knows the little world of this course; ask about things like those in the examples.",
+      about: "A very small model, which knows the little world of this course: ask as the examples do.",
       failed: "The model cannot run here.",
       file:
         "A browser lets no page that was opened as a file read the files beside it. In the book's folder, " +

@@ -83,7 +83,7 @@ function add(x, y) {
   for (let i = 0; i < x.length; i++) x[i] += y[i];
 }
 
-/** Keys and values of the tokens read so far, of each layer one array that is twice as long when it is full. */
+/** Keys and values of the tokens read so far, an array a layer; a full one gives way to a longer one. */
 export class Cache {
   constructor(layers) {
     this.length = 0;

@@ -16,8 +16,10 @@ export function visible(text) {
 export function grid(model, tokenizer, text) {
   if (!text.trim()) throw fault("There is nothing to route: the text is empty.");
   const ids = tokenizer.encode(text);
-  const long = "The text has $1 tokens, and the grid has room for $2: cut it into pieces.";
-  if (ids.length > ROOM) throw fault(long, ids.length, ROOM);
+  const size = ids.length;
+  if (size > ROOM) {
+    throw fault("The text has $1 tokens, and the grid has room for $2: cut it into pieces.", size, ROOM);
+  }
   const routed = [false, true].map((tuned) => {
     const cells = model.layers.map(() => []);
     model.forward(ids, new Cache(cells.length), tuned, (layer, experts, weights) =>
@@ -80,6 +82,7 @@ function styles({ config: { num_local_experts: experts } }) {
         [86, 20],
         [74, 29],
       ][expert % 2];
-    return `color:light-dark(#000,#fff);background:light-dark(hsl(${hue} 75% ${light}%),hsl(${hue} 60% ${dark}%))`;
+    const papers = `hsl(${hue} 75% ${light}%),hsl(${hue} 60% ${dark}%)`;
+    return `color:light-dark(#000,#fff);background:light-dark(${papers})`;
   });
 }

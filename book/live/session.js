@@ -19,10 +19,8 @@ export function checked(name, value) {
   const [whole, least, most] = SETTINGS[name],
     made = Number(value);
   if (`${value}`.trim() && least <= made && made <= most && (!whole || Number.isInteger(made))) return made;
-  const wanted = whole
-    ? "$1 cannot be '$2': give a whole number from $3 to $4."
-    : "$1 cannot be '$2': give a number from $3 to $4.";
-  throw fault(wanted, name, value, least, most);
+  if (whole) throw fault("$1 cannot be '$2': give a whole number from $3 to $4.", name, value, least, most);
+  throw fault("$1 cannot be '$2': give a number from $3 to $4.", name, value, least, most);
 }
 
 /** Random numbers from 0 to 1, the same ones for the same seed. (Mulberry32; PyTorch's are others.) */
@@ -86,8 +84,12 @@ export class Session {
       limit = Math.floor((this.room * 3) / 4); // a quarter of the room at once: the rest is read anew
     }
     if (ids.length > this.room) {
-      const text = "The message takes $1 tokens, and $2 fit beside an answer of $3. Shorten it.";
-      throw fault(text, ids.length, this.room, this.max_new_tokens);
+      throw fault(
+        "The message takes $1 tokens, and $2 fit beside an answer of $3. Shorten it.",
+        ids.length,
+        this.room,
+        this.max_new_tokens,
+      );
     }
     this.forgotten = (this.messages.length - turns.length) / 2;
     return ids;

@@ -113,7 +113,8 @@ export class TextStream {
     const piece = this.tokenizer.pieces[id];
     if (this.tokenizer.special.has(piece)) return "";
     let data = rawBytes(piece);
-    if (!this.begun && data[0] === 0x20) data = data.slice(1); // the tokenizer puts a space before the first word
+    // the tokenizer puts a space before the first word
+    if (!this.begun && data[0] === 0x20) data = data.slice(1);
     this.begun = true;
     return this.decoder.decode(data, { stream: true });
   }

@@ -50,7 +50,10 @@ export class Box {
     if (this.busy) return;
     try {
       const made = name === "system" ? value : checked(name, value);
-      this.each((session) => (session[name] = made));
+      this.each((session) => {
+        session[name] = made;
+        if (!session.messages.length) session.reset(); // a new seed holds from here on
+      });
       this.show();
     } catch (error) {
       this.show({ trouble: error.message });
@@ -107,16 +110,15 @@ export class Box {
 
   /** A message: each model says its text, anybody else the first. */
   turn(role, ...texts) {
-    const names = role === "assistant" ? NAMES : [say(role === "user" ? "You" : "System")];
+    const names = role === "assistant" ? NAMES : [role === "user" ? say("You") : say("System")];
     return { role, said: names.map((name, i) => [name, visible(texts[i])]) };
   }
 
   figures() {
     const lines = this.sessions.map(({ stats, room, forgotten }, i) => {
       const speed = stats.later ? (stats.tokens - 1) / stats.later : 0;
-      const text = "$1: prompt $2 of $3 tokens · answer $4 tokens · $5 tokens/s · first after $6 s";
       const line = say(
-        text,
+        "$1: prompt $2 of $3 tokens · answer $4 tokens · $5 tokens/s · first after $6 s",
         NAMES[i],
         stats.prompt,
         room,

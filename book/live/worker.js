@@ -1,7 +1,7 @@
 // Runs beside the page, so that the page stays usable: fetches the model, and is the kernel of its widget.
 //
-// The page sends {open, base, ...} once, then what a widget's front sends to a kernel. It gets {loaded: bytes},
-// {ready} or {failed: why}, and from then on {change: {name: value}} and {message}.
+// The page sends {open, base, ...} once, then what a widget's front sends to a kernel. It gets
+// {loaded: bytes}, {ready} or {failed: why}, and from then on {change: {name: value}} and {message}.
 
 import { Cache, Mixtral, readSafetensors } from "./mixtral.js";
 import { Tokenizer } from "./tokenizer.js";
@@ -32,7 +32,8 @@ async function open(base) {
   const [tensors, pairs] = files.slice(3).map((bytes, i) => readSafetensors(bytes, weights[i]));
   const model = new Mixtral(config, tensors, { config: lora, tensors: pairs });
   // a browser compiles what runs often: let it do so before somebody waits for an answer
-  for (const tuned of [false, true]) model.forward([...Array(24).keys()], new Cache(model.layers.length), tuned);
+  const ids = [...Array(24).keys()];
+  for (const tuned of [false, true]) model.forward(ids, new Cache(model.layers.length), tuned);
   return [model, new Tokenizer(tokenizer)];
 }
 
