@@ -117,6 +117,8 @@ def mend_links(app: Sphinx, page: str, source: list[str]) -> None:
     def folder(link: re.Match) -> str:
         words, target = link.groups()
         path = (here / target).resolve()
+        if path.parent == ROOT / "book" / "live":  # it lies there in the book, and a browser shows it
+            return f"<a href='{'../' * page.count('/')}_static/live/{path.name}'>{words}</a>"
         if not path.is_dir():
             return link[0]
         return f"[{words}]({target.rstrip('/')}/README.md)" if is_page(path / "README.md") else words

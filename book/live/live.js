@@ -11,6 +11,7 @@
       loading: (percent) => `Loading: ${percent} %`,
       about: "A very small model, which knows the little world of this course: ask as the examples do.",
       failed: "The model cannot run here.",
+      scripts: "One of its scripts cannot be reached, or this browser is too old for it: reload the page.",
       file:
         "A browser lets no page that was opened as a file read the files beside it. In the book's folder, " +
         "type “python -m http.server”, then open http://localhost:8000.",
@@ -23,6 +24,7 @@
       loading: (percent) => `正在加载：${percent} %`,
       about: "这是一个非常小的模型，只知道本课程的小世界；请照例子那样提问。",
       failed: "模型无法在这里运行。",
+      scripts: "它的某个脚本无法取得，或者浏览器太旧：请刷新页面。",
       file:
         "浏览器不允许以文件方式打开的网页读取旁边的文件。请在本书的文件夹里输入 " +
         "“python -m http.server”，再打开 http://localhost:8000。",
@@ -64,9 +66,11 @@
     const { live: kind, bytes, language = navigator.language } = place.dataset;
     const chinese = language.startsWith("zh");
     const own = WORDS[chinese ? "zh" : "en"];
+    place.lang = chinese ? "zh-CN" : "en"; // for whoever has it read aloud
     const button = made("button", { type: "button", textContent: own[kind], onclick: load });
-    const note = made("span", { role: "status", textContent: own.size((bytes / 1e6).toFixed(1)) });
-    const bar = made("progress", { max: bytes, value: 0, hidden: true, ariaLabel: own.loading("") });
+    const size = own.size((bytes / 1e6).toFixed(1));
+    const note = made("span", { role: "status", textContent: size });
+    const bar = made("progress", { max: bytes, value: 0, hidden: true, ariaLabel: own[kind] });
     const trouble = made("p", { role: "alert" });
     const entrance = made("div", { className: "live-entrance" }, button, note, bar, trouble);
     place.prepend(entrance);
@@ -75,29 +79,33 @@
       [bar.hidden, button.disabled, trouble.textContent] = [false, true, ""];
       try {
         await open();
-      } catch (error) {
-        [bar.hidden, button.disabled] = [true, false];
-        const why = location.protocol === "file:" ? own.file : error.message;
-        trouble.textContent = `${own.failed} ${why}`;
+      } catch (why) {
+        [bar.hidden, bar.value, button.disabled, note.textContent] = [true, 0, false, size];
+        button.focus(); // it lost the focus when it was disabled
+        // the worker says what failed; any other error is the browser's own, in its words
+        const said = typeof why === "string" ? why : own.scripts;
+        trouble.textContent = `${own.failed} ${location.protocol === "file:" ? own.file : said}`;
       }
     }
 
     /** Resolves once the widget stands in the island's place. */
     async function open() {
-      const words = chinese ? await (await fetch(new URL("zh.json", BASE))).json() : {};
+      const table = chinese ? fetch(new URL("zh.json", BASE)).then((answer) => answer.json()) : {};
+      const words = await Promise.resolve(table).catch(() => ({})); // without it, English
       const { default: front } = await import(new URL(`${FRONTS[kind]}.js`, BASE));
-      document.head.append(made("link", { rel: "stylesheet", href: new URL(`${FRONTS[kind]}.css`, BASE) }));
       const texts = JSON.parse(place.dataset.texts);
       const worker = new Worker(new URL("worker.js", BASE), { type: "module" });
       const kernel = new Kernel(worker, { questions: texts, texts, words, trouble: "" });
       const loaded = new Promise((resolve, reject) => {
-        worker.onerror = () => reject(new Error("worker.js"));
+        worker.onerror = reject;
         worker.onmessage = ({ data }) => {
-          if (data.failed) reject(new Error(data.failed));
+          if (data.failed)
+            reject(data.failed); // why, if it is known
           else if (data.ready) resolve();
           else if (data.loaded) {
             bar.value = data.loaded;
-            note.textContent = own.loading(Math.floor((100 * data.loaded) / bytes));
+            const text = own.loading(10 * Math.floor((10 * data.loaded) / bytes));
+            if (note.textContent !== text) note.textContent = text; // a screen reader reads each change
           } else kernel.hear(data);
         };
       });
@@ -107,9 +115,11 @@
         throw error;
       });
       const el = made("div", {});
-      place.replaceChildren(el, made("p", { className: "live-about", textContent: own.about }));
       front.render({ model: kernel, el });
-      el.querySelector("textarea, [type=text]").focus();
+      document.head.append(made("link", { rel: "stylesheet", href: new URL(`${FRONTS[kind]}.css`, BASE) }));
+      const reading = ![document.body, button].includes(document.activeElement); // somewhere else by now
+      place.replaceChildren(el, made("p", { className: "live-about", textContent: own.about }));
+      if (!reading) el.querySelector("textarea, [type=text]").focus();
     }
   }
 

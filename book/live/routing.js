@@ -1,4 +1,4 @@
-// Which experts work on each token of a text: what aurora_lib/routing/explorer.py gives its front, made here.
+// Which experts work on each token of a text, as aurora_lib/routing/explorer.py tells its front.
 
 import { Cache } from "./mixtral.js";
 import { rawBytes } from "./tokenizer.js";
@@ -27,20 +27,20 @@ export function grid(model, tokenizer, text) {
     );
     return cells;
   });
-  const slots = routed[0].flatMap((row, layer) =>
+  const stays = routed[0].flatMap((row, layer) =>
     row.flatMap((cell, token) => cell.map(([e]) => routed[1][layer][token].some(([f]) => e === f))),
   );
-  const moved = [slots.length, slots.filter((stays) => stays).length];
+  const lost = stays.filter((one) => !one).length;
   const models = ["base", "tuned"].map((name, i) => {
-    const said = say("$1 of $2 slots moved from base to $3.", i * (moved[0] - moved[1]), moved[0], name);
-    return { name, cells: routed[i], moved: said };
+    const moved = say("$1 of $2 slots moved from base to $3.", i * lost, stays.length, name);
+    return { name, cells: routed[i], moved };
   });
   const pieces = ids.map((id) => tokenizer.pieces[id]);
   const layers = routed[0].map((_, layer) => layer);
   return { text, models, tokens: pieces.map(visible), runs: runs(pieces), layers, styles: styles(model) };
 }
 
-/** Runs of pieces that make whole characters: [these, or "" where no bytes make one; how many pieces]. */
+/** Byte pieces grouped into characters: [[the character, or "" of no bytes; how many pieces], ...]. */
 export function runs(pieces) {
   const found = [];
   for (let at = 0; at < pieces.length;) {
@@ -53,7 +53,7 @@ export function runs(pieces) {
   return found;
 }
 
-/** Of how many of these bytes the character at their beginning is made; 0 if they make none. */
+/** How many of these bytes the character at their beginning has; 0 if they are no UTF-8. */
 function character(bytes) {
   const size = bytes[0] >= 0xf0 ? 4 : bytes[0] >= 0xe0 ? 3 : bytes[0] >= 0xc2 ? 2 : 1;
   try {
@@ -64,7 +64,7 @@ function character(bytes) {
   }
 }
 
-/** The character that these pieces make; its number where it has no picture. */
+/** The character that these pieces make; its code, such as \u200b, where it is invisible. */
 function whole(pieces) {
   const bytes = Uint8Array.from(pieces.flatMap((piece) => [...rawBytes(piece)]));
   const shown = new TextDecoder("utf-8", { ignoreBOM: true }).decode(bytes);

@@ -14,7 +14,7 @@ export const SETTINGS = {
   seed: [true, 0, 2 ** 32 - 1],
 };
 
-/** `value`, a number or its text, as the setting takes it; an Error, in a sentence, otherwise. */
+/** `value`, a number or its text, as the setting allows it; an Error, in a sentence, otherwise. */
 export function checked(name, value) {
   const [whole, least, most] = SETTINGS[name],
     made = Number(value);
@@ -38,16 +38,15 @@ export function chooseToken(logits, temperature, topP, draw) {
   let best = 0;
   for (let id = 1; id < logits.length; id++) if (logits[id] > logits[best]) best = id;
   if (temperature === 0) return best;
-  const powers = logits.map((logit) => Math.exp((logit - logits[best]) / temperature));
-  const order = [...powers.keys()].sort((a, b) => powers[b] - powers[a]);
-  const whole = powers.reduce((a, b) => a + b);
-  let kept = 0,
-    count = 0;
-  while (count < order.length && kept < topP * whole) kept += powers[order[count++]];
-  let place = draw() * kept,
-    id = 0;
-  while (id < count - 1 && (place -= powers[order[id]]) > 0) id++;
-  return order[id];
+  const exponentials = logits.map((logit) => Math.exp((logit - logits[best]) / temperature));
+  const ranked = [...exponentials.keys()].sort((a, b) => exponentials[b] - exponentials[a]);
+  const total = exponentials.reduce((a, b) => a + b);
+  let [kept, count] = [0, 0];
+  while (count < ranked.length && kept < topP * total) kept += exponentials[ranked[count++]];
+  // walk down the list until the amount that was drawn is used up
+  let [rest, place] = [draw() * kept - exponentials[best], 0];
+  while (rest > 0 && place < count - 1) rest -= exponentials[ranked[++place]];
+  return ranked[place];
 }
 
 export class Session {
@@ -67,6 +66,7 @@ export class Session {
     this.stats = { prompt: 0, tokens: 0, first: 0, later: 0 };
   }
 
+  /** How many tokens a prompt may have. */
   get room() {
     return this.model.config.max_position_embeddings - this.max_new_tokens;
   }
@@ -81,7 +81,7 @@ export class Session {
       ids = this.tokenizer.encode(this.tokenizer.chat([...head, ...turns]));
       if (ids.length <= limit || turns.length === 1) break;
       turns = turns.slice(2); // a question and its answer
-      limit = Math.floor((this.room * 3) / 4); // a quarter of the room at once: the rest is read anew
+      limit = Math.floor((this.room * 3) / 4); // what is left is read anew, so this is done rarely
     }
     if (ids.length > this.room) {
       throw fault(
@@ -95,7 +95,7 @@ export class Session {
     return ids;
   }
 
-  /** Answer `text` piece by piece; who stops early keeps what was said. */
+  /** Answer `text` piece by piece. Where a caller stops early, what was said stays in the history. */
   *stream(text) {
     let began = performance.now(),
       said = "",
@@ -111,11 +111,16 @@ export class Session {
     const stats = (this.stats = { prompt: ids.length, tokens: 0, first: 0, later: 0 });
     try {
       for (let i = 0; i < this.max_new_tokens; i++) {
-        for (const _ of this.readAllBut(ids, CHUNK)) yield "";
+        for (const _ of this.prefill(ids)) {
+          stats.first += (performance.now() - began) / 1000;
+          yield "";
+          began = performance.now(); // meanwhile the other model has spoken
+        }
         const id = chooseToken(this.read(ids), this.temperature, this.top_p, this.draw);
         ids.push(id);
         const seconds = (performance.now() - began) / 1000;
-        stats.tokens++ ? (stats.later += seconds) : (stats.first = seconds);
+        if (stats.tokens++) stats.later += seconds;
+        else stats.first += seconds;
         if (id === this.tokenizer.eos) break;
         const piece = answer.add(id);
         said += piece;
@@ -128,18 +133,27 @@ export class Session {
     }
   }
 
-  /** The logits after `ids`. What the cache holds is not computed again. */
-  read(ids) {
-    let shared = 0;
-    while (shared < ids.length - 1 && ids[shared] === this.seen[shared]) shared++;
-    this.cache.rewind(shared);
-    this.seen = [...ids];
-    return this.model.forward(ids.slice(shared), this.cache, this.tuned);
+  /** How many of `ids`, from the first on, the cache holds; not the last, whose logits are asked for. */
+  held(ids) {
+    let count = 0;
+    while (count < ids.length - 1 && ids[count] === this.seen[count]) count++;
+    return count;
   }
 
-  /** A long prompt in pieces, so that somebody may press Stop between them. */
-  *readAllBut(ids, count) {
-    for (let end = this.cache.length + count; end < ids.length - count; end += count)
+  /** The logits after `ids`. What the cache holds is not computed again. */
+  read(ids) {
+    const held = this.held(ids);
+    this.cache.rewind(held);
+    this.seen = ids.slice(0, held); // all that is there for sure, should the model fail midway
+    const logits = this.model.forward(ids.slice(held), this.cache, this.tuned);
+    this.seen = [...ids];
+    return logits;
+  }
+
+  /** A long prompt is read in pieces, so that somebody may press Stop between them; `read` does the rest. */
+  *prefill(ids) {
+    for (let end = this.held(ids) + CHUNK; end < ids.length - CHUNK; end += CHUNK) {
       yield this.read(ids.slice(0, end));
+    }
   }
 }

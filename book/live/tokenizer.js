@@ -14,19 +14,19 @@ export class Tokenizer {
     this.ranks = new Map(merges.map((pair, rank) => [pair.join("\n"), rank]));
     this.splits = json.pre_tokenizer.pretokenizers.map(
       ({ pattern }) =>
-        // the file's regular expressions are Oniguruma's, which names a script in a shorter way
+        // written for another engine, Oniguruma: JavaScript wants the script of a character named in full
         new RegExp(pattern.Regex.replaceAll("\\p{Han}", "\\p{Script=Han}"), "gu"),
     );
     const escaped = [...this.special.keys()].map((piece) => piece.replace(/[|\\{}()[\]^$+*?.]/g, "\\$&"));
-    this.marks = new RegExp(`(${escaped.join("|")})`, "u");
+    this.specials = new RegExp(`(${escaped.join("|")})`, "u");
     [this.bos, this.eos] = ["<s>", "</s>"].map((piece) => this.special.get(piece));
   }
 
   /** Token ids of `text`, with <s> in front, once. */
   encode(text) {
     const ids = text
-      .toWellFormed()
-      .split(this.marks)
+      .replace(/[\ud800-\udfff]/gu, "\ufffd") // half of a pair is no character
+      .split(this.specials)
       .flatMap((part) => {
         if (this.special.has(part)) return this.special.get(part);
         return part
@@ -36,7 +36,7 @@ export class Tokenizer {
     return ids[0] === this.bos ? ids : [this.bos, ...ids];
   }
 
-  /** The pieces that no merge may cross: what an expression finds, and what lies between, each by itself. */
+  /** Cut `text` into words; no merge joins two. Matches are words, and so is what lies between them. */
   words(text) {
     let parts = [text];
     for (const split of this.splits) {
@@ -53,18 +53,22 @@ export class Tokenizer {
     return parts;
   }
 
-  /** Join neighbours, the pair that was learned first before all others, until no pair is known. */
+  /** Byte-pair encoding: join the neighbours of lowest rank, learned first, until no pair is known -> ids. */
   merge(word) {
-    const parts = [...word].flatMap((sign) => (this.ids.has(sign) ? sign : bytes(sign)));
+    let parts = [...word].flatMap((character) => (this.ids.has(character) ? character : bytes(character)));
     for (;;) {
-      let best = Infinity,
-        place;
+      let [best, pair] = [Infinity, []];
       for (let i = 0; i + 1 < parts.length; i++) {
         const rank = this.ranks.get(`${parts[i]}\n${parts[i + 1]}`) ?? Infinity;
-        if (rank < best) [best, place] = [rank, i];
+        if (rank < best) [best, pair] = [rank, [parts[i], parts[i + 1]]];
       }
       if (best === Infinity) return parts.map((part) => this.ids.get(part));
-      parts.splice(place, 2, parts[place] + parts[place + 1]);
+      const joined = [];
+      for (let i = 0; i < parts.length; i++) {
+        const here = parts[i] === pair[0] && parts[i + 1] === pair[1];
+        joined.push(here ? parts[i] + parts[++i] : parts[i]);
+      }
+      parts = joined;
     }
   }
 
@@ -74,7 +78,7 @@ export class Tokenizer {
       system = "",
       expected = "user";
     for (const [i, { role, content }] of messages.entries()) {
-      // <s> or </s> inside a message would end the turn
+      // typed by a user, <s> and </s> would become special tokens and end the turn
       const said = content.replaceAll("<s>", "< s>").replaceAll("</s>", "</ s>");
       if (role === "system" && expected === "user") {
         system += `${said}\n\n`;
@@ -89,8 +93,8 @@ export class Tokenizer {
   }
 }
 
-function bytes(sign) {
-  return [...new TextEncoder().encode(sign)].map(
+function bytes(character) {
+  return [...new TextEncoder().encode(character)].map(
     (byte) => `<0x${byte.toString(16).toUpperCase().padStart(2, "0")}>`,
   );
 }

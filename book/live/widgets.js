@@ -7,7 +7,7 @@ import { say } from "./words.js";
 const PAUSE = 70; // milliseconds from one picture of a growing answer to the next
 const NAMES = ["base", "tuned"];
 
-const show = (change) => postMessage({ change });
+const send = (change) => postMessage({ change });
 
 /** A question goes to base and tuned, and both answers stream in. */
 export class Box {
@@ -25,14 +25,14 @@ export class Box {
   ask({ text }) {
     if (this.busy) return postMessage({ message: { refused: text } }); // to be edited, not typed again
     if (!text.trim()) return;
-    if (this.forgetful) this.each((session) => session.reset());
-    return this.answer(text, () => postMessage({ message: { refused: text } }));
+    const replaced = this.forgetful ? this.sessions[0].messages.length : 0;
+    return this.answer(text, replaced, () => postMessage({ message: { refused: text } }));
   }
 
   regenerate() {
     const [last] = this.sessions[0].messages.slice(-2);
     if (this.busy || !last) return;
-    return this.answer(last.content, () => {}, 2);
+    return this.answer(last.content, 2);
   }
 
   stop() {
@@ -64,8 +64,8 @@ export class Box {
     this.sessions.forEach(act);
   }
 
-  /** Answer `text`, in place of the last `replaced` messages. A failure leaves all as it was. */
-  async answer(text, refused, replaced = 0) {
+  /** Answer `text`, in place of the last `replaced` messages. If that fails, the history stays as it was. */
+  async answer(text, replaced, refused = () => {}) {
     const before = this.sessions.map(({ messages }) => [...messages]);
     this.each(({ messages }) => messages.splice(messages.length - replaced));
     Object.assign(this, { busy: true, stopped: false });
@@ -82,7 +82,7 @@ export class Box {
         });
         if (performance.now() - shown > PAUSE) {
           shown = performance.now();
-          show({ answer: this.turn("assistant", ...said), status: this.figures() });
+          send({ answer: this.turn("assistant", ...said), status: this.status() });
         }
         await pause();
       }
@@ -108,13 +108,13 @@ export class Box {
     ];
   }
 
-  /** A message: each model says its text, anybody else the first. */
+  /** A message as the front draws it: an answer has a text of each model, any other message just one. */
   turn(role, ...texts) {
     const names = role === "assistant" ? NAMES : [role === "user" ? say("You") : say("System")];
     return { role, said: names.map((name, i) => [name, visible(texts[i])]) };
   }
 
-  figures() {
+  status() {
     const lines = this.sessions.map(({ stats, room, forgotten }, i) => {
       const speed = stats.later ? (stats.tokens - 1) / stats.later : 0;
       const line = say(
@@ -137,7 +137,7 @@ export class Box {
       ["system", ...Object.keys(SETTINGS)].map((name) => [name, first[name]]),
     );
     const state = { transcript: this.said(), answer: this.turn("assistant", "", ""), settings };
-    show({ ...state, busy: this.busy, status: this.figures(), trouble: "", ...changes });
+    send({ ...state, busy: this.busy, status: this.status(), trouble: "", ...changes });
   }
 }
 
@@ -162,9 +162,9 @@ export class Explorer {
 
   hear({ text }) {
     try {
-      show({ data: { ...grid(this.model, this.tokenizer, text), words: this.words }, trouble: "" });
+      send({ data: { ...grid(this.model, this.tokenizer, text), words: this.words }, trouble: "" });
     } catch (error) {
-      show({ trouble: error.message });
+      send({ trouble: error.message });
     }
   }
 }

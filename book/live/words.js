@@ -1,4 +1,4 @@
-// What is said to readers: in English as it stands in the code, or as a table translates it.
+// Sentences for the reader: the English text is the key by which a table translates it.
 
 let table = {};
 

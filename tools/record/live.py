@@ -168,8 +168,8 @@ def timed(address: str) -> dict[str, float]:
         "page before the model is asked for [MB]": fetched / 1e6,
         "loading the model [s]": loading,
         # base and tuned speak in turn: the second's first word comes after the first's
-        "first tokens of both [s]": sum(float(line[-1].split()[-2]) for line in lines),
-        "tokens of both a second": len(speeds) / sum(1 / speed for speed in speeds),
+        "until both have their first token [s]": sum(float(line[-1].split()[-2]) for line in lines),
+        "tokens a second, base and tuned together": len(speeds) / sum(1 / speed for speed in speeds),
     }
 
 
