@@ -202,6 +202,9 @@ def finish(app: Sphinx, error: Exception | None) -> None:
             r"<meta charset=\"utf-8\"\s*/?>(<meta http-equiv=\"Content-Security[^>]*>)?", meta, text, count=1
         )
         page.write_text(text, encoding="utf-8")
+    print(
+        f"{sum(path.stat().st_size for path in out.rglob('*') if path.is_file()) / 1e6:.1f} MB, weights included"
+    )
 
 
 def visit_math(self, node: nodes.math) -> None:

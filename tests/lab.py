@@ -47,7 +47,7 @@ function luminance(colors) {
 }
 const parts = document.querySelectorAll(arguments[0]);
 const inks = [...parts].filter((part) => part.offsetParent).flatMap((part) =>
-  (part.placeholder ? [null, "::placeholder"] : [null]).map((of) => [part, getComputedStyle(part, of).color]));
+  (part.placeholder ? ["", "::placeholder"] : [""]).map((of) => [part, getComputedStyle(part, of).color]));
 return inks.map(([part, color]) => {
   const below = [];
   for (let one = part; one; one = one.parentElement) below.unshift(getComputedStyle(one).backgroundColor);

@@ -1,4 +1,4 @@
-"""The book's scripts, under Node.js, compute what PyTorch and the tokenizer compute; test_book.py has the pages."""
+"""The book's scripts compute, under Node.js, what PyTorch and the tokenizer do. Their pages: test_islands."""
 
 import json
 import random
@@ -17,19 +17,14 @@ from aurora_lib.routing import explorer
 from tools.record import live
 
 pytestmark = pytest.mark.skipif(shutil.which("node") is None, reason="Node.js is not installed")
+QUESTIONS = live.held_out()
 SCRIPTS = sorted((ROOT / "book" / "live").glob("*.js"))
 RARE = "a b  c\n\n\t<s></s>[INST] ▁▁x 你好，龘龖 café é \u200b\ufeff\u3000\x00\x1b 👩‍👩‍👧 𠮷 ﬁ Ａ １２ ½ <0xE9> ½\r\n"
 
 
 @pytest.fixture(scope="module")
 def reference():
-    torch.manual_seed(0)
     return live.reference()
-
-
-@pytest.fixture(scope="module")
-def questions():
-    return live.held_out()
 
 
 def test_tokens_are_the_tokenizer_s_on_any_text(tokenizer):
@@ -62,19 +57,19 @@ def test_conversations_are_written_as_the_chat_template_writes_them(tokenizer):
     assert live.node("prompt", talks) == expected
 
 
-def test_logits_are_pytorch_s_and_the_adapter_matters(reference, questions):
+def test_logits_are_pytorch_s_and_the_adapter_matters(reference):
     model, tokenizer = reference
-    prompts = [[dict(role="user", content=text)] for text in questions[:: len(questions) // 50]]
+    prompts = [[dict(role="user", content=text)] for text in QUESTIONS[:: len(QUESTIONS) // 50]]
     ids = [batching.encode(tokenizer, batching.chat_prompt(tokenizer, prompt)) for prompt in prompts]
-    ids.append([1] + [5 + i % 900 for i in range(600)])  # far positions
+    ids.append([1] + [5 + i % 900 for i in range(300)])  # far positions
     for ours, theirs in zip([live.logits(model, one) for one in ids], live.node("logits", ids), strict=True):
         gaps = [(a - torch.tensor(b)).abs().max() for a, b in zip(ours, theirs, strict=True)]
         assert max(gaps) < 1e-3 and (ours[0] - ours[1]).abs().max() > 1e-2
 
 
-def test_greedy_answers_are_pytorch_s_in_a_conversation_too(reference, questions):
+def test_greedy_answers_are_pytorch_s_in_a_conversation_too(reference):
     model, tokenizer = reference
-    some = questions[::20]
+    some = QUESTIONS[::20]
     said = live.node("talk", [[text] for text in some])
     assert [[text.strip() for [text] in both] for both in said] == live.answers(model, tokenizer, some)
     [(_, tuned)] = live.node("talk", [some[:3]])
@@ -87,10 +82,10 @@ def test_greedy_answers_are_pytorch_s_in_a_conversation_too(reference, questions
         talk.append(dict(role="assistant", content=answer.strip()))
 
 
-def test_routers_choose_the_same_experts_and_the_explorer_shows_the_same(reference, questions):
+def test_routers_choose_the_same_experts_and_the_explorer_shows_the_same(reference):
     tuned, tokenizer = reference
     base = AutoModelForCausalLM.from_pretrained(DATA / "tiny", dtype=torch.float32)
-    texts = [*questions[::13], RARE.replace("<s>", ""), "12 + 30 = 42"]
+    texts = [*QUESTIONS[::13], RARE.replace("<s>", ""), "12 + 30 = 42"]
     for text, shown in zip(texts, live.node("grid", texts), strict=True):
         expected = json.loads(json.dumps(explorer.grid({"base": base, "tuned": tuned}, tokenizer, text)))
         pairs = zip(shown.pop("models"), expected.pop("models"), strict=True)
