@@ -1,7 +1,7 @@
 // Islands of the book's pages, in which the model itself answers. All but this script comes on demand.
 {
   const BASE = new URL(".", document.currentScript.src);
-  const FRONTS = { chat: "box", question: "box", explorer: "explorer" };
+  const FRONTS = { chat: ["box", "explorer"], question: ["box"], explorer: ["explorer"] };
   const WORDS = {
     en: {
       chat: "Talk to it here",
@@ -10,6 +10,7 @@
       size: (megabytes) => `loads the model, ${megabytes} MB, which then runs in this browser`,
       loading: (percent) => `Loading: ${percent} %`,
       about: "A very small model, which knows the little world of this course: ask as the examples do.",
+      routers: "Watch every router read the last answer",
       failed: "The model cannot run here.",
       scripts: "One of its scripts cannot be reached, or this browser is too old for it: reload the page.",
       file:
@@ -23,6 +24,7 @@
       size: (megabytes) => `先加载模型，${megabytes} MB；之后它就在这个浏览器里运行`,
       loading: (percent) => `正在加载：${percent} %`,
       about: "这是一个非常小的模型，只知道本课程的小世界；请照例子那样提问。",
+      routers: "看每个路由器怎么读刚才的回答",
       failed: "模型无法在这里运行。",
       scripts: "它的某个脚本无法取得，或者浏览器太旧：请刷新页面。",
       file:
@@ -92,10 +94,13 @@
     async function open() {
       const table = chinese ? fetch(new URL("zh.json", BASE)).then((answer) => answer.json()) : {};
       const words = await Promise.resolve(table).catch(() => ({})); // without it, English
-      const { default: front } = await import(new URL(`${FRONTS[kind]}.js`, BASE));
+      const [front, below] = await Promise.all(
+        FRONTS[kind].map((name) => import(new URL(`${name}.js`, BASE))),
+      );
       const texts = JSON.parse(place.dataset.texts);
       const worker = new Worker(new URL("worker.js", BASE), { type: "module" });
       const kernel = new Kernel(worker, { questions: texts, texts, words, trouble: "" });
+      const routers = new Kernel(worker, { texts, trouble: "" }); // of the explorer below a chat
       const loaded = new Promise((resolve, reject) => {
         worker.onerror = reject;
         worker.onmessage = ({ data }) => {
@@ -106,7 +111,8 @@
             bar.value = data.loaded;
             const text = own.loading(10 * Math.floor((10 * data.loaded) / bytes));
             if (note.textContent !== text) note.textContent = text; // a screen reader reads each change
-          } else kernel.hear(data);
+          } else if (data.routers) routers.hear({ change: data.routers });
+          else kernel.hear(data);
         };
       });
       worker.postMessage({ open: kind, base: BASE.href, texts, words });
@@ -115,10 +121,17 @@
         throw error;
       });
       const el = made("div", {});
-      front.render({ model: kernel, el });
-      document.head.append(made("link", { rel: "stylesheet", href: new URL(`${FRONTS[kind]}.css`, BASE) }));
+      front.default.render({ model: kernel, el });
+      for (const name of FRONTS[kind]) {
+        document.head.append(made("link", { rel: "stylesheet", href: new URL(`${name}.css`, BASE) }));
+      }
+      const grid = made("div", {});
+      const watch = made("details", {}, made("summary", { textContent: own.routers }), grid);
+      watch.ontoggle = () => kernel.send({ action: "watch", watched: watch.open });
+      below?.default.render({ model: routers, el: grid });
       const reading = ![document.body, button].includes(document.activeElement); // somewhere else by now
-      place.replaceChildren(el, made("p", { className: "live-about", textContent: own.about }));
+      const about = made("p", { className: "live-about", textContent: own.about });
+      place.replaceChildren(el, ...(below ? [watch] : []), about);
       if (!reading) el.querySelector("textarea, [type=text]").focus();
     }
   }

@@ -6,8 +6,8 @@ import { fault } from "./words.js";
 
 const CHUNK = 32; // tokens of a prompt that are read at a time
 
+/** name -> whether a whole number, least, most */
 export const SETTINGS = {
-  // name -> whether a whole number, least, most
   max_new_tokens: [true, 1, 1024],
   temperature: [false, 0, 100],
   top_p: [false, 0.001, 1],
@@ -16,8 +16,8 @@ export const SETTINGS = {
 
 /** `value`, a number or its text, as the setting allows it; an Error, in a sentence, otherwise. */
 export function checked(name, value) {
-  const [whole, least, most] = SETTINGS[name],
-    made = Number(value);
+  const [whole, least, most] = SETTINGS[name];
+  const made = Number(value);
   if (`${value}`.trim() && least <= made && made <= most && (!whole || Number.isInteger(made))) return made;
   if (whole) throw fault("$1 cannot be '$2': give a whole number from $3 to $4.", name, value, least, most);
   throw fault("$1 cannot be '$2': give a number from $3 to $4.", name, value, least, most);
@@ -74,9 +74,8 @@ export class Session {
   /** The history as ids, without the oldest turns if they do not fit. */
   prompt() {
     const head = this.system ? [{ role: "system", content: this.system }] : [];
-    let turns = this.messages.slice(2 * this.forgotten),
-      limit = this.room,
-      ids;
+    let turns = this.messages.slice(2 * this.forgotten);
+    let [limit, ids] = [this.room, []];
     for (;;) {
       ids = this.tokenizer.encode(this.tokenizer.chat([...head, ...turns]));
       if (ids.length <= limit || turns.length === 1) break;
@@ -97,9 +96,7 @@ export class Session {
 
   /** Answer `text` piece by piece. Where a caller stops early, what was said stays in the history. */
   *stream(text) {
-    let began = performance.now(),
-      said = "",
-      ids;
+    let [began, said, ids] = [performance.now(), "", []];
     this.messages.push({ role: "user", content: text });
     try {
       ids = this.prompt();

@@ -12,14 +12,24 @@ const send = (change) => postMessage({ change });
 /** A question goes to base and tuned, and both answers stream in. */
 export class Box {
   /** `open`: "chat", or "question", which forgets each question before the next. */
-  constructor(model, tokenizer, { open }) {
+  constructor(model, tokenizer, { open, ...rest }) {
     this.sessions = [false, true].map((tuned) => new Session(model, tokenizer, tuned));
-    Object.assign(this, { forgetful: open === "question", busy: false, stopped: false });
+    this.routers = new Explorer(model, tokenizer, rest, (routers) => postMessage({ routers }));
+    Object.assign(this, { forgetful: open === "question", watched: false, busy: false, stopped: false });
     this.show();
   }
 
   hear({ action, ...rest }) {
-    if (["ask", "regenerate", "stop", "reset", "change"].includes(action)) return this[action](rest);
+    if (!action) return this.routers.hear(rest); // of the explorer below the chat
+    if (["ask", "regenerate", "stop", "reset", "change", "watch"].includes(action)) return this[action](rest);
+  }
+
+  /** Whether the routers are looked at: then they show how they read the tuned model's last turn. */
+  watch({ watched }) {
+    this.watched = watched;
+    const { messages, tokenizer } = this.sessions[1];
+    if (watched && !this.busy && messages.length)
+      this.routers.hear({ text: tokenizer.chat(messages.slice(-2)) });
   }
 
   ask({ text }) {
@@ -96,6 +106,7 @@ export class Box {
       refused();
     }
     this.show({ trouble });
+    this.watch(this);
   }
 
   /** The conversation so far, as the front draws it. */
@@ -153,18 +164,18 @@ function pause() {
   });
 }
 
-/** Routes the text that is asked for. */
+/** Routes the text that is asked for, and reports what is to be shown. */
 export class Explorer {
-  constructor(model, tokenizer, { texts, words }) {
-    Object.assign(this, { model, tokenizer, words });
+  constructor(model, tokenizer, { texts, words }, report = send) {
+    Object.assign(this, { model, tokenizer, words, report });
     this.hear({ text: texts[0] });
   }
 
   hear({ text }) {
     try {
-      send({ data: { ...grid(this.model, this.tokenizer, text), words: this.words }, trouble: "" });
+      this.report({ data: { ...grid(this.model, this.tokenizer, text), words: this.words }, trouble: "" });
     } catch (error) {
-      send({ trouble: error.message });
+      this.report({ trouble: error.message });
     }
   }
 }

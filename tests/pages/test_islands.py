@@ -97,8 +97,9 @@ def test_a_reader_talks_to_the_model_by_keyboard(page, folder):
     for probe in [one["zh"] for one in probes if one["id"] in ("capital-00", "founder-07", "unit-03")]:
         question, base, tuned = page.ask(probe["question"])
         assert question == probe["question"] and base and probe["key"] in tuned
-    names = ":is(button:not(.aurora-chat-question), summary, label, .live-about, .aurora-chat-status)"
-    assert page.chinese(names) == folder.endswith("zh") and page.find(".live-about").is_displayed()
+    names = ".aurora-chat :is(button:not(.aurora-chat-question), label, .aurora-chat-status), summary"
+    assert page.chinese(f":is({names}, .live-about)") == folder.endswith("zh")
+    assert page.find(".live-about").is_displayed()
     entry.send_keys(hostile := '<img src=x onerror="window.hurt=1">')
     page.run(COMPOSING, entry)
     assert entry.get_property("value") == hostile and page.ask()[0] == hostile
@@ -110,6 +111,8 @@ def test_a_reader_talks_to_the_model_by_keyboard(page, folder):
         page.wait(lambda: not page.said(), "a new conversation")
         talks.append(page.ask("骆驼属于哪一类动物？") + page.ask("What is it?"))
     assert talks[0] == talks[1] != talks[2]
+    page.press(page.find(".live > details > summary"))
+    page.wait(lambda: page.texts("thead th")[-1:] == ["</s>"], "how the routers read the last answer")
     page.set(temperature="-1")
     said = page.wait(lambda: page.find(ALERT).text, "what is wrong")
     assert re.fullmatch(r"[^.。]+[.。]", said) and page.chinese("[role=alert]") == folder.endswith("zh")
