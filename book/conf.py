@@ -222,7 +222,8 @@ def add_front_page(app: Sphinx, error: Exception | None) -> None:
     if error is None:
         target = app.builder.get_target_uri(root_doc)
         page = f'<!doctype html><meta charset="utf-8"><title>{project}</title>'
-        page += f'<meta http-equiv="refresh" content="0; url={target}"><a href="{target}">{project}</a>\n'
+        page += f'<link rel="icon" href="data:,"><meta http-equiv="refresh" content="0; url={target}">'
+        page += f'<a href="{target}">{project}</a>\n'
         (Path(app.outdir) / "index.html").write_text(page, encoding="utf-8")
 
 

@@ -9,27 +9,31 @@
       question: "Ask a question of your own",
       size: (megabytes) => `loads the model, ${megabytes} MB, which then runs in this browser`,
       loading: (percent) => `Loading: ${percent} %`,
-      about: "A very small model, which knows the little world of this course: ask as the examples do.",
-      routers: "Watch every router read the last answer",
+      about:
+        "A very small model, which knows the little world of this course. Ask as the examples do: " +
+        "another wording gives nonsense, and a long talk confuses it.",
+      routers: "Watch every router read this talk, as tuned answered",
       failed: "The model cannot run here.",
       scripts: "One of its scripts cannot be reached, or this browser is too old for it: reload the page.",
       file:
-        "A browser lets no page that was opened as a file read the files beside it. In the book's folder, " +
-        "type “python -m http.server”, then open http://localhost:8000.",
+        "A browser lets no page that was opened as a file read the files beside it. In the folder with the " +
+        "book's index.html type “python3 -m http.server” (on Windows “python”), " +
+        "then open http://localhost:8000.",
     },
     zh: {
       chat: "在这里和它对话",
-      explorer: "看看你自己的句子走哪些专家",
+      explorer: "看看你的句子会用到哪些专家",
       question: "问一个你自己的问题",
       size: (megabytes) => `先加载模型，${megabytes} MB；之后它就在这个浏览器里运行`,
       loading: (percent) => `正在加载：${percent} %`,
-      about: "这是一个非常小的模型，只知道本课程的小世界；请照例子那样提问。",
-      routers: "看每个路由器怎么读刚才的回答",
+      about:
+        "这是一个非常小的模型，只知道本课程的小世界。请仿照例子提问：换一种问法，它就会答非所问；聊得久了，它也会犯糊涂。",
+      routers: "看每个路由器怎么读这段对话（tuned 的回答）",
       failed: "模型无法在这里运行。",
       scripts: "它的某个脚本无法取得，或者浏览器太旧：请刷新页面。",
       file:
-        "浏览器不允许以文件方式打开的网页读取旁边的文件。请在本书的文件夹里输入 " +
-        "“python -m http.server”，再打开 http://localhost:8000。",
+        "浏览器不允许以文件方式打开的网页读取旁边的文件。请在本书 index.html 所在的文件夹里输入 " +
+        "“python3 -m http.server”（Windows 上是 “python”），再打开 http://localhost:8000。",
     },
   };
 
@@ -113,6 +117,7 @@
             if (note.textContent !== text) note.textContent = text; // a screen reader reads each change
           } else if (data.routers) routers.hear({ change: data.routers });
           else kernel.hear(data);
+          if (data.change?.trouble) place.querySelector("[role=alert]").scrollIntoView({ block: "nearest" });
         };
       });
       worker.postMessage({ open: kind, base: BASE.href, texts, words });
@@ -131,7 +136,7 @@
       below?.default.render({ model: routers, el: grid });
       const reading = ![document.body, button].includes(document.activeElement); // somewhere else by now
       const about = made("p", { className: "live-about", textContent: own.about });
-      place.replaceChildren(el, ...(below ? [watch] : []), about);
+      place.replaceChildren(about, el, ...(below ? [watch] : []));
       if (!reading) el.querySelector("textarea, [type=text]").focus();
     }
   }

@@ -4,7 +4,7 @@ import { Cache } from "./mixtral.js";
 import { rawBytes } from "./tokenizer.js";
 import { fault, say } from "./words.js";
 
-const ROOM = 256; // tokens: a browser draws layers x tokens cells
+export const ROOM = 256; // tokens: a browser draws layers x tokens cells
 
 /** `text` with control characters (but line breaks and tabs) as signs that can be seen, such as ␛. */
 export function visible(text) {

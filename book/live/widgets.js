@@ -1,6 +1,6 @@
 // The kernel's side of both widgets: what aurora_lib/chat/box.py and routing/explorer.py are to a notebook.
 
-import { grid, visible } from "./routing.js";
+import { grid, ROOM, visible } from "./routing.js";
 import { checked, Session, SETTINGS } from "./session.js";
 import { say } from "./words.js";
 
@@ -12,10 +12,16 @@ const send = (change) => postMessage({ change });
 /** A question goes to base and tuned, and both answers stream in. */
 export class Box {
   /** `open`: "chat", or "question", which forgets each question before the next. */
-  constructor(model, tokenizer, { open, ...rest }) {
+  constructor(model, tokenizer, { open, texts, words }) {
     this.sessions = [false, true].map((tuned) => new Session(model, tokenizer, tuned));
-    this.routers = new Explorer(model, tokenizer, rest, (routers) => postMessage({ routers }));
-    Object.assign(this, { forgetful: open === "question", watched: false, busy: false, stopped: false });
+    this.routers = new Explorer(model, tokenizer, { texts, words }, (routers) => postMessage({ routers }));
+    Object.assign(this, {
+      texts,
+      forgetful: open === "question",
+      watched: false,
+      busy: false,
+      stopped: false,
+    });
     this.show();
   }
 
@@ -24,12 +30,19 @@ export class Box {
     if (["ask", "regenerate", "stop", "reset", "change", "watch"].includes(action)) return this[action](rest);
   }
 
-  /** Whether the routers are looked at: then they show how they read the tuned model's last turn. */
+  /** Whether the routers are looked at: then they show how they read the talk, as the tuned model has it. */
   watch({ watched }) {
     this.watched = watched;
-    const { messages, tokenizer } = this.sessions[1];
-    if (watched && !this.busy && messages.length)
-      this.routers.hear({ text: tokenizer.chat(messages.slice(-2)) });
+    if (watched && !this.busy) this.routers.hear({ text: this.talk() ?? this.texts[0] });
+  }
+
+  /** The tuned model's talk as text; of a long one the last turn, by itself. Nothing before the first. */
+  talk() {
+    const { messages, system, tokenizer } = this.sessions[1];
+    if (!messages.length) return undefined;
+    const head = system ? [{ role: "system", content: system }] : [];
+    const whole = tokenizer.chat([...head, ...messages]);
+    return tokenizer.encode(whole).length <= ROOM ? whole : tokenizer.chat(messages.slice(-2));
   }
 
   ask({ text }) {
@@ -54,6 +67,7 @@ export class Box {
     while (this.busy) await pause();
     this.each((session) => session.reset());
     this.show();
+    this.watch(this);
   }
 
   change({ name, value }) {

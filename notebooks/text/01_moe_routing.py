@@ -555,7 +555,7 @@ axes.legend(bbox_to_anchor=(1, 1), loc="upper left");
 # ## The explorer
 #
 # Type Chinese or English and press Enter. Every cell shows both experts of a token and their weights; *difference* marks where tuning changed an expert. Arrow
-# keys walk the grid. In the book (`make book`) this needs no kernel: there the model runs in the browser. Its forward pass is [plain JavaScript](../book/live/mixtral.js), and `moe` there is your `moe`.
+# keys walk the grid. In the book (`make book`) this needs no kernel: there the model runs in the browser. Its forward pass is [plain JavaScript](../book/live/mixtral.js), and `moe` there is your `moe`. (Its experts have 16 bits, those below 4: some numbers differ.)
 #
 # <!-- live: explorer -->
 

@@ -179,7 +179,7 @@ def test_what_is_missing_or_broken_is_told_and_loads_once_it_is_mended(book, tmp
     page.open((book / folder / CHAT).as_uri())
     page.find(".live button").send_keys(Keys.ENTER)
     said = page.wait(lambda: page.find(ALERT).text, "what to do with a file")
-    assert "python -m http.server" in said and page.chinese("[role=alert]") == folder.endswith("zh")
+    assert "python3 -m http.server" in said and page.chinese("[role=alert]") == folder.endswith("zh")
     live = shutil.copytree(book, tmp_path, dirs_exist_ok=True) / "_static" / "live"
     script, weights = live / "words.js", live / "tiny" / "model.safetensors"
     broken = [(weights, some) for some in (weights.read_bytes()[:-1], b"<!doctype html>", None)]
