@@ -15,7 +15,7 @@ def served(tmp_path_factory):
         yield hub.url, folder
 
 
-@pytest.mark.parametrize(("scale", "number"), [("mid", "00"), ("full", "00"), ("full", "02")])
+@pytest.mark.parametrize(("scale", "number"), [("mid", "00"), ("full", "02")])
 def test_a_notebook_runs_against_the_standins_without_warning(served, scale, number):
     url, folder = served
     (path,) = (ROOT / "notebooks").glob(f"{number}_*.ipynb")
