@@ -111,16 +111,8 @@ def test_a_token_is_drawn_from_the_likeliest_that_make_up_top_p():
 def test_a_broken_weight_file_is_one_sentence():
     head = json.dumps({"a": dict(dtype="BF16", shape=[2], data_offsets=[0, 4])}).encode()
     whole = struct.pack("<Q", len(head)) + head + bytes(4)
-    broken = [
-        b"",
-        whole[:5],
-        whole[:30],
-        whole[:-1],
-        b"<!doctype html>",
-        whole.replace(b"BF16", b"F16 "),
-        whole,
-    ]
-    said = live.node("damaged", [list(one) for one in broken])
+    cut, other = [whole[:size] for size in (0, 5, 30, -1)], whole.replace(b"BF16", b"F16 ")
+    said = live.node("damaged", [list(one) for one in (*cut, b"<!doctype html>", other, whole)])
     assert all(re.fullmatch(r"[^\n]{20,140}\.", text) for text in said), said
     assert all("is damaged or incomplete" in text for text in said[:-1]) and "another model" in said[-1]
 
