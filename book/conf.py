@@ -179,11 +179,10 @@ def finish(app: Sphinx, error: Exception | None) -> None:
     if error is not None or app.builder.name != "html":
         return
     out = Path(app.outdir)
-    for picture in (out / "_images").glob("*.png"):
-        with Image.open(picture) as image:  # plots need no more than 256 colours: a quarter of the bytes
-            image.convert("RGBA").quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(
-                picture
-            )
+    how = dict(colors=256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    for picture in (out / "_images").glob("*.png"):  # plots need no more colours: a quarter of the bytes
+        with Image.open(picture) as image:
+            image.convert("RGBA").quantize(**how).save(picture)
     live = out / "_static" / "live"
     shutil.copytree(ROOT / "book" / "live", live, dirs_exist_ok=True)
     for folder, names in FILES.items():
@@ -198,13 +197,12 @@ def finish(app: Sphinx, error: Exception | None) -> None:
         digests = {base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in inline}
         policy = POLICY.format(scripts=" ".join(f"'sha256-{digest}'" for digest in sorted(digests)))
         meta = f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">'
-        text = re.sub(
-            r"<meta charset=\"utf-8\"\s*/?>(<meta http-equiv=\"Content-Security[^>]*>)?", meta, text, count=1
+        before = (
+            r'<meta charset="utf-8"\s*/?>(<meta http-equiv="Content-Security[^>]*>)?'  # of an earlier build
         )
-        page.write_text(text, encoding="utf-8")
-    print(
-        f"{sum(path.stat().st_size for path in out.rglob('*') if path.is_file()) / 1e6:.1f} MB, weights included"
-    )
+        page.write_text(re.sub(before, meta, text, count=1), encoding="utf-8")
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    print(f"{size / 1e6:.1f} MB, weights included")
 
 
 def visit_math(self, node: nodes.math) -> None:

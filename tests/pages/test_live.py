@@ -98,9 +98,8 @@ def test_routers_choose_the_same_experts_and_the_explorer_shows_the_same(referen
 
 def test_a_token_is_drawn_from_the_likeliest_that_make_up_top_p():
     logits = torch.randn(50, generator=torch.Generator().manual_seed(0)) * 2
-    cases = (0, 1), (1, 1), (0.7, 0.8), (2, 0.3), (1, 0.001)
     draws = [(i + 0.5) / 20_000 for i in range(20_000)]
-    for temperature, top_p in cases:
+    for temperature, top_p in ((0, 1), (1, 1), (0.7, 0.8), (2, 0.3), (1, 0.001)):
         how = dict(logits=logits.tolist(), temperature=temperature, topP=top_p, draws=draws)
         shares = torch.bincount(torch.tensor(live.node("drawn", [how])[0]), minlength=50) / len(draws)
         expected, order = (logits.double() / (temperature or 1e-9)).softmax(-1).sort(descending=True)
@@ -117,7 +116,8 @@ def test_a_broken_weight_file_is_one_sentence():
     assert all("is damaged or incomplete" in text for text in said[:-1]) and "another model" in said[-1]
 
 
-def test_the_model_is_one_short_file_and_every_sentence_has_its_chinese():
+def test_the_model_is_one_short_file_every_sentence_has_its_chinese_and_the_page_is_the_record_s():
+    assert live.filled(page := live.PAGE.read_text(encoding="utf-8")) == page, "python -m tools.record.live"
     lengths = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in SCRIPTS}
     assert lengths["mixtral.js"] <= 300 and sum(lengths.values()) <= 1100, lengths
     fronts = [ROOT / "aurora_lib" / name for name in ("chat/box.js", "routing/explorer.js")]
